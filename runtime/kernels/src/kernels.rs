@@ -1,0 +1,207 @@
+//! The operations, dispatched to the level in use.
+
+use crate::attention::{
+    AttentionScratch, AttentionShape, CONTEXT_PARTS_MAX, KeyBlocks, KeysValues,
+};
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
+use crate::rotary::RotaryTable;
+use crate::{KernelError, Level, QuantisedMatrix, QuantisedRows, portable};
+
+/// A level that this processor is known to have: the proof that the fast kernels need.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernels {
+    level: Level,
+}
+
+impl Kernels {
+    /// The kernels of that level.
+    ///
+    /// # Errors
+    /// [`KernelError::LevelUnavailable`].
+    pub fn new(level: Level) -> Result<Self, KernelError> {
+        Ok(Self {
+            level: level.available()?,
+        })
+    }
+
+    /// The level.
+    #[must_use]
+    pub fn level(self) -> Level {
+        self.level
+    }
+
+    /// RMSNorm of each row: `input * weight / sqrt(mean(input^2) + epsilon)`; `input` and `output` `[rows, columns]`,
+    /// `weight` `[columns]`.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn rms_norm(self, input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) {
+        let columns = check_rows(input.len(), weight.len());
+        assert_eq!(input.len(), output.len(), "size of the output");
+        for (input, output) in input
+            .chunks_exact(columns)
+            .zip(output.chunks_exact_mut(columns))
+        {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Vnni => avx512::rms_norm(self, input, weight, epsilon, output),
+                _ => {
+                    let normed = portable::rms_norm(input, weight, epsilon);
+                    output
+                        .iter_mut()
+                        .zip(normed)
+                        .for_each(|(output, value)| *output = value);
+                }
+            }
+        }
+    }
+
+    /// RMSNorm of each row as [`Kernels::rms_norm`], quantised into `output`.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn rms_norm_quantise(
+        self,
+        input: &[f32],
+        weight: &[f32],
+        epsilon: f32,
+        output: &mut QuantisedRows,
+    ) {
+        let columns = check_rows(input.len(), weight.len());
+        output.reset(input.len() / columns, columns);
+        for (input, (values, scale, sum)) in input.chunks_exact(columns).zip(output.rows_mut()) {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Vnni => {
+                    avx512::rms_norm_quantise(self, input, weight, epsilon, values, scale, sum)
+                }
+                _ => {
+                    let normed = portable::rms_norm(input, weight, epsilon);
+                    portable::quantise(normed, values, scale, sum);
+                }
+            }
+        }
+    }
+
+    /// Quantises the first `columns` values of each row of `input` `[rows, stride]`: scale = largest magnitude / 127. A
+    /// row that holds NaN or infinity gets the scale NaN, and every product with it is NaN.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn quantise(
+        self,
+        input: &[f32],
+        stride: usize,
+        columns: usize,
+        output: &mut QuantisedRows,
+    ) {
+        check_rows(input.len(), stride);
+        assert!((1..=stride).contains(&columns), "columns of a row");
+        output.reset(input.len() / stride, columns);
+        for (input, (values, scale, sum)) in input.chunks_exact(stride).zip(output.rows_mut()) {
+            let input = &input[..columns];
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512Vnni => avx512::quantise(self, input, values, scale, sum),
+                _ => portable::quantise(input.iter().copied(), values, scale, sum),
+            }
+        }
+    }
+
+    /// Writes row `row` of a matrix to `output` `[columns]`, as [`QuantisedMatrix::dequantise_row`]. Every level gives the
+    /// same bits.
+    ///
+    /// # Panics
+    /// If `row` or the length of `output` is wrong.
+    pub fn dequantise_row(self, matrix: &QuantisedMatrix, row: usize, output: &mut [f32]) {
+        assert_eq!(output.len(), matrix.columns, "size of the output");
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => {
+                let values = &matrix.values[row * matrix.columns..][..matrix.columns];
+                avx512::dequantise(self, values, matrix.scales[row], output);
+            }
+            _ => matrix.dequantise_row(row, output),
+        }
+    }
+
+    /// Rotates the heads in `row` in place, as those of position `position`. Every level gives the same bits.
+    ///
+    /// # Panics
+    /// If `row` does not hold whole heads, or the table lacks the position.
+    pub fn rotate(self, row: &mut [f32], table: &RotaryTable, position: usize) {
+        assert!(row.len().is_multiple_of(table.head_dim), "whole heads");
+        assert!(position < table.positions, "position in the table");
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => avx512::rotate(self, row, table, position),
+            _ => portable::rotate(row, table, position),
+        }
+    }
+
+    /// Attention of `rows` `[tokens, query | key | value]` f32, whose queries are replaced by the results. Row `t` sees
+    /// all of `context` and the keys and values of rows `0..=t`; `own` holds the keys of `rows`. A row's result depends on
+    /// nothing but what it sees.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn attend(
+        self,
+        shape: AttentionShape,
+        context: &[KeysValues<'_>],
+        own: &KeyBlocks,
+        rows: &mut [f32],
+        scratch: &mut AttentionScratch,
+    ) {
+        if rows.is_empty() {
+            return;
+        }
+        check_shape(shape);
+        let tokens = rows.len() / check_rows(rows.len(), shape.row_size());
+        check_keys(shape, own);
+        assert_eq!(own.keys, tokens, "keys of the rows");
+        assert!(context.len() <= CONTEXT_PARTS_MAX, "parts of the context");
+        for part in context {
+            check_keys(shape, part.keys);
+            let values = part
+                .keys
+                .keys
+                .checked_sub(1)
+                .map_or(0, |last| last * part.stride + shape.key_size());
+            assert!(
+                part.values.len() >= values && part.stride >= shape.key_size(),
+                "values of the context"
+            );
+        }
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => avx512::attend(self, shape, context, own, rows, scratch),
+            _ => portable::attend(shape, context, own, rows, &mut scratch.scores),
+        }
+    }
+}
+
+/// The size of a row, if `length` is a whole number of rows.
+fn check_rows(length: usize, row: usize) -> usize {
+    assert!(row > 0 && length.is_multiple_of(row), "whole rows");
+    row
+}
+
+fn check_shape(shape: AttentionShape) {
+    assert!(
+        shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+        "heads of attention"
+    );
+    assert!(
+        shape.head_dim > 0 && shape.head_dim.is_multiple_of(16),
+        "size of a head"
+    );
+}
+
+fn check_keys(shape: AttentionShape, keys: &KeyBlocks) {
+    assert!(
+        keys.keys == 0 || (keys.kv_heads, keys.head_dim) == (shape.kv_heads, shape.head_dim),
+        "shape of the keys"
+    );
+}

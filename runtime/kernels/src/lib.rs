@@ -1,0 +1,39 @@
+//! Quantised CPU kernels, chosen at run time.
+//!
+//! Weights are signed bytes with one scale per output channel, activations signed bytes with one scale per row, so that a
+//! product accumulates exactly in 32 bits over all input channels. [`Level`] says which kernels run; [`Kernels`] and
+//! [`PackedMatrix`] are the operations; `portable` holds the reference that every level is tested against:
+//!
+//! - products ([`PackedMatrix::multiply`], [`PackedMatrix::multiply_add`]) and rotary are the same bits on all levels;
+//! - RMSNorm, SiLU and attention sum and take exponentials in their own order, and agree within 1e-5 relative to the
+//!   largest magnitude of the row.
+//!
+//! On one level every row's result is the same bits whatever it is batched with: sums run in an order that depends on the
+//! row alone.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub mod error;
+pub mod half;
+mod kernels;
+pub mod level;
+pub mod limits;
+pub mod matrix;
+mod packed;
+mod portable;
+mod rotary;
+mod rows;
+#[cfg(test)]
+mod tests;
+#[cfg(feature = "training")]
+pub mod training;
+
+pub use attention::{AttentionScratch, AttentionShape, KeyBlocks, KeysValues};
+pub use error::KernelError;
+pub use kernels::Kernels;
+pub use level::Level;
+pub use matrix::QuantisedMatrix;
+pub use packed::PackedMatrix;
+pub use rotary::RotaryTable;
+pub use rows::QuantisedRows;

@@ -1,0 +1,33 @@
+//! Model bundles, weights, the quantised transformer, adapters and label decoding.
+//!
+//! A [`Bundle`] is verified bytes; a [`Model`] is a bundle made ready to answer. This crate sees
+//! token ids, never packets; it starts no thread and prints nothing. Every byte of a bundle is
+//! hostile until checked: counts, lengths and shapes are held against the file and against
+//! [`limits`] before they reach an allocation.
+//!
+//! Where to start: [`Model::load`] and [`Model::classify`]; the format of a bundle is in
+//! [`Manifest`] and [`Bundle`].
+
+#![forbid(unsafe_code)]
+
+mod adapter;
+mod bundle;
+mod bytes;
+pub mod calibration;
+mod error;
+pub mod gguf;
+mod labels;
+pub mod limits;
+mod model;
+pub mod transformer;
+
+pub use adapter::{Adapter, AdapterShape};
+pub use bundle::{
+    Bundle, FileEntry, FileReference, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind,
+    TaskManifest,
+};
+pub use error::ModelError;
+pub use labels::{Child, LabelTrie, Step};
+pub use model::{Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict};
+pub use trafficllm_kernels::Level;
+pub use transformer::TransformerConfig;

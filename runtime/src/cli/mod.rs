@@ -1,0 +1,207 @@
+//! The command line: options, exit status, and nothing that the library should do.
+
+mod console;
+mod detect;
+mod inspect;
+mod output;
+mod progress;
+mod summary;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+use trafficllm::limits::WORKERS_MAX;
+use trafficllm::{Bundle, Error, Model};
+
+/// A label, a score or an honest "don't know" for every network flow.
+#[derive(Debug, Parser)]
+#[command(name = "trafficllm", version, about, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Judge the flows of captures
+    ///
+    /// Exit status: 0 done; 1 an input could not be read to its end, or the output not be written (what was read is reported);
+    /// 2 usage; 3 the model cannot be used.
+    Detect(DetectArgs),
+    /// Look at model bundles
+    #[command(subcommand)]
+    Model(ModelCommand),
+}
+
+/// What `detect` is told.
+#[derive(Debug, Args)]
+struct DetectArgs {
+    /// Bundle to use, a directory or a packed file, instead of the one that is compiled in
+    #[arg(long, value_name = "BUNDLE")]
+    model: Option<PathBuf>,
+    /// Task to ask; can be given several times (default: all tasks of the model)
+    #[arg(long = "task", value_name = "NAME")]
+    tasks: Vec<String>,
+    /// How verdicts are written to standard output
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
+    threads: Option<u16>,
+    /// Most flows open at once; beyond it the least recently active flow is judged early (default: 65536)
+    #[arg(long, value_name = "N")]
+    max_flows: Option<usize>,
+    /// pcap or pcapng, plain or gzip; `-` reads standard input; FILE.jsonl holds one HTTP request per line in the key "request"
+    #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Table,
+    /// One object per flow and line
+    Json,
+    /// One row per flow and task
+    Csv,
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Say what a bundle holds
+    Info {
+        /// Bundle to look at, instead of the one that is compiled in
+        bundle: Option<PathBuf>,
+        /// Write one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check hashes, weights and self-test of a bundle
+    Verify {
+        /// Bundle to check, instead of the one that is compiled in
+        bundle: Option<PathBuf>,
+    },
+}
+
+/// How the command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    Done = 0,
+    /// Some input was not read to its end, or the output not written.
+    Incomplete = 1,
+    Usage = 2,
+    Model = 3,
+}
+
+/// Why a command could not do its work: goes to standard error.
+#[derive(Debug)]
+struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let exit = match error {
+            Error::UnknownTask { .. }
+            | Error::Level(_)
+            | Error::Setting { .. }
+            | Error::FlowConfig(_) => Exit::Usage,
+            _ => Exit::Model,
+        };
+        Self {
+            exit,
+            message: error.to_string(),
+        }
+    }
+}
+
+/// Runs the command and gives its exit status.
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    // Silent unless RUST_LOG asks.
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let result = match cli.command {
+        Command::Detect(args) => detect::run(&args),
+        Command::Model(ModelCommand::Info { bundle, json }) => {
+            inspect::info(bundle.as_deref(), json)
+        }
+        Command::Model(ModelCommand::Verify { bundle }) => inspect::verify(bundle.as_deref()),
+    };
+    let exit = result.unwrap_or_else(|failure| {
+        console::error(&failure.message);
+        failure.exit
+    });
+    ExitCode::from(exit as u8)
+}
+
+/// Opens the named bundle or the one that is compiled in. The path goes before the error: a bundle's own messages name files inside it.
+fn open_bundle(path: Option<&Path>) -> Result<Bundle, Failure> {
+    match path {
+        Some(path) => Bundle::open(path).map_err(|error| model_failure(Some(path), &error.into())),
+        None => default_bundle(),
+    }
+}
+
+fn open_model(path: Option<&Path>) -> Result<Model, Failure> {
+    let level = Model::level_from_environment()?;
+    Model::load(&open_bundle(path)?, level).map_err(|error| model_failure(path, &error))
+}
+
+fn model_failure(path: Option<&Path>, error: &Error) -> Failure {
+    let place = path.map_or_else(
+        || "the default bundle".to_owned(),
+        |path| path.display().to_string(),
+    );
+    Failure {
+        exit: Exit::Model,
+        message: format!("{place}: {error}"),
+    }
+}
+
+#[cfg(feature = "default-bundle")]
+fn default_bundle() -> Result<Bundle, Failure> {
+    Model::default_bundle().map_err(|error| model_failure(None, &error))
+}
+
+#[cfg(not(feature = "default-bundle"))]
+fn default_bundle() -> Result<Bundle, Failure> {
+    let message = "this build has no default bundle: name one".to_owned();
+    Err(Failure {
+        exit: Exit::Usage,
+        message,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn threads_are_taken_at_the_limits_and_refused_past_them() {
+        let parse = |threads: &str| {
+            Cli::try_parse_from(["trafficllm", "detect", "--threads", threads, "a.pcap"])
+        };
+        for good in ["1", &WORKERS_MAX.to_string()] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["0", &(WORKERS_MAX + 1).to_string(), "-1", "x"] {
+            assert_eq!(
+                parse(bad).unwrap_err().exit_code(),
+                Exit::Usage as i32,
+                "{bad}"
+            );
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! How outcomes are written: table, JSON Lines or CSV.
+
+use std::fmt;
+use std::io::{self, Write};
+
+use trafficllm::{FlowInfo, Outcome, Subject, Verdict};
+
+use super::Format;
+use super::console::printable;
+
+/// Columns of the CSV output. Of a flow's row `request` is empty, of a request's row everything that only flows have.
+const CSV_COLUMNS: [&str; 17] = [
+    "capture",
+    "flow",
+    "request",
+    "proto",
+    "src",
+    "sport",
+    "dst",
+    "dport",
+    "start",
+    "packets",
+    "bytes",
+    "profile",
+    "model",
+    "task",
+    "label",
+    "score",
+    "abstained",
+];
+
+/// Writes outcomes in one format.
+pub(super) struct Writer {
+    format: Format,
+    model: String,
+    profile: String,
+    /// The source that the last row was of; the table begins a new one with its name.
+    table_source: Option<usize>,
+    begun: bool,
+}
+
+impl Writer {
+    pub(super) fn new(format: Format, model: &str, profile: &str) -> Self {
+        Self {
+            format,
+            model: model.to_owned(),
+            profile: profile.to_owned(),
+            table_source: None,
+            begun: false,
+        }
+    }
+
+    /// Appends an outcome of the input `name`.
+    pub(super) fn write(
+        &mut self,
+        name: &str,
+        outcome: &Outcome<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        match self.format {
+            Format::Table => self.write_table(name, outcome, out),
+            Format::Json => self.write_json(name, outcome, out),
+            Format::Csv => self.write_csv(name, outcome, out),
+        }
+    }
+
+    /// What a format needs even if there was no outcome.
+    pub(super) fn finish(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        if self.format == Format::Csv {
+            self.begin_csv(out)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_json(&self, name: &str, outcome: &Outcome<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+        write!(out, "{{\"capture\":{},", Json(name))?;
+        match &outcome.subject {
+            Subject::Flow(flow) => {
+                let ends = flow.endpoints;
+                write!(
+                    out,
+                    "\"flow\":{},\"proto\":\"{}\",",
+                    flow.index,
+                    Protocol(ends.protocol)
+                )?;
+                write!(
+                    out,
+                    "\"src\":\"{}\",\"sport\":{},",
+                    ends.initiator, ends.initiator_port
+                )?;
+                write!(
+                    out,
+                    "\"dst\":\"{}\",\"dport\":{},",
+                    ends.responder, ends.responder_port
+                )?;
+                write!(out, "\"start\":{},", Start(flow))?;
+                write!(
+                    out,
+                    "\"packets\":{},\"bytes\":{},",
+                    flow.packets, flow.bytes
+                )?;
+            }
+            Subject::Request(line) => write!(out, "\"request\":{line},")?,
+        }
+        write!(
+            out,
+            "\"profile\":{},\"model\":{},\"verdicts\":[",
+            Json(&self.profile),
+            Json(&self.model)
+        )?;
+        for (index, verdict) in outcome.verdicts.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let Verdict {
+                task,
+                label,
+                abstained,
+                ..
+            } = verdict;
+            write!(
+                out,
+                "{comma}{{\"task\":{},\"label\":{},",
+                Json(task),
+                Json(label)
+            )?;
+            write!(
+                out,
+                "\"score\":{},\"abstained\":{abstained}}}",
+                Score(verdict.score)
+            )?;
+        }
+        out.write_all(b"]}\n")
+    }
+
+    fn begin_csv(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        if self.begun {
+            return Ok(());
+        }
+        self.begun = true;
+        let mut rows = csv::Writer::from_writer(out);
+        rows.write_record(CSV_COLUMNS)?;
+        rows.flush()
+    }
+
+    fn write_csv(
+        &mut self,
+        name: &str,
+        outcome: &Outcome<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        self.begin_csv(out)?;
+        let mut rows = csv::Writer::from_writer(out);
+        let subject: [String; 10] = match &outcome.subject {
+            Subject::Flow(flow) => {
+                let ends = flow.endpoints;
+                [
+                    flow.index.to_string(),
+                    String::new(),
+                    Protocol(ends.protocol).to_string(),
+                    ends.initiator.to_string(),
+                    ends.initiator_port.to_string(),
+                    ends.responder.to_string(),
+                    ends.responder_port.to_string(),
+                    Start(flow).to_string(),
+                    flow.packets.to_string(),
+                    flow.bytes.to_string(),
+                ]
+            }
+            Subject::Request(line) => {
+                let mut subject: [String; 10] = Default::default();
+                subject[1] = line.to_string();
+                subject
+            }
+        };
+        for verdict in outcome.verdicts {
+            rows.write_field(name)?;
+            for field in &subject {
+                rows.write_field(field)?;
+            }
+            let score = Score(verdict.score).to_string();
+            let abstained = if verdict.abstained { "true" } else { "false" };
+            rows.write_record([
+                &self.profile,
+                &self.model,
+                verdict.task,
+                verdict.label,
+                &score,
+                abstained,
+            ])?;
+        }
+        rows.flush()
+    }
+
+    fn write_table(
+        &mut self,
+        name: &str,
+        outcome: &Outcome<'_>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        if self.table_source != Some(outcome.source) {
+            let gap = if self.begun { "\n" } else { "" };
+            writeln!(out, "{gap}{}", printable(name))?;
+            writeln!(
+                out,
+                "{:>8}  {:<7}{:<24}  {:<24}{:>9}{:>12}  {:<28}{:<20}{:>7}",
+                "flow",
+                "proto",
+                "source",
+                "destination",
+                "packets",
+                "bytes",
+                "task",
+                "label",
+                "score"
+            )?;
+            self.table_source = Some(outcome.source);
+            self.begun = true;
+        }
+        let head = match &outcome.subject {
+            Subject::Flow(flow) => {
+                let ends = flow.endpoints;
+                format!(
+                    "{:>8}  {:<7}{:<24}  {:<24}{:>9}{:>12}",
+                    flow.index,
+                    Protocol(ends.protocol).to_string(),
+                    End(ends.initiator, ends.initiator_port).to_string(),
+                    End(ends.responder, ends.responder_port).to_string(),
+                    flow.packets,
+                    flow.bytes
+                )
+            }
+            Subject::Request(line) => format!("{line:>8}  {:<7}{:<71}", "request", ""),
+        };
+        if outcome.verdicts.is_empty() {
+            return writeln!(out, "{head}  (no task applies)");
+        }
+        let mut shown = head.as_str();
+        for verdict in outcome.verdicts {
+            let label = printable(verdict.label);
+            let doubt = if verdict.abstained { "  abstained" } else { "" };
+            writeln!(
+                out,
+                "{shown:<86}  {:<28}{label:<20}{:>7}{doubt}",
+                verdict.task,
+                Score(verdict.score)
+            )?;
+            shown = "";
+        }
+        Ok(())
+    }
+}
+
+/// A JSON string.
+struct Json<'a>(&'a str);
+
+impl fmt::Display for Json<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// The name of an IP protocol, or its number where it has none here.
+struct Protocol(u8);
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            1 => formatter.write_str("icmp"),
+            6 => formatter.write_str("tcp"),
+            17 => formatter.write_str("udp"),
+            58 => formatter.write_str("icmpv6"),
+            number => write!(formatter, "{number}"),
+        }
+    }
+}
+
+/// A flow's start in seconds with six decimals, exactly as the capture has it.
+struct Start<'a>(&'a FlowInfo);
+
+impl fmt::Display for Start<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = self.0.start_ns / 1_000;
+        write!(
+            formatter,
+            "{}.{:06}",
+            micros / 1_000_000,
+            micros % 1_000_000
+        )
+    }
+}
+
+/// A score with four decimals: more would pretend to a precision that calibration does not have.
+struct Score(f32);
+
+impl fmt::Display for Score {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:.4}", self.0);
+        formatter.pad(&text)
+    }
+}
+
+/// An address with its port where it has one.
+struct End(std::net::IpAddr, u16);
+
+impl fmt::Display for End {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.0, self.1) {
+            (address, 0) => write!(formatter, "{address}"),
+            (address, port) => write!(formatter, "{}", std::net::SocketAddr::new(address, port)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,81 @@
+//! What can go wrong in the facade: each error says where, what was expected and what was found.
+
+use trafficllm_kernels::KernelError;
+use trafficllm_model::ModelError;
+use trafficllm_traffic::FlowConfigError;
+use trafficllm_traffic::token::TokenError;
+
+/// Every error of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bundle or the model in it.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The bundle's tokenizer or profile.
+    #[error("{file}: {source}")]
+    Token {
+        /// The file of the bundle.
+        file: String,
+        /// What is wrong with it.
+        source: TokenError,
+    },
+    /// The bundle's profile is not JSON of the expected shape.
+    #[error("bundle.json: profile: expected the fields of profile clean/1, found: {message}")]
+    ProfileShape {
+        /// What the JSON reader says.
+        message: String,
+    },
+    /// Two parts of a bundle do not fit together.
+    #[error("bundle.json: {what}: expected at most {limit}, as the base has, found {found}")]
+    DoesNotFit {
+        /// Which number.
+        what: &'static str,
+        /// What the base allows.
+        limit: usize,
+        /// What the other part asks for.
+        found: usize,
+    },
+    /// A CPU level that does not exist or that this processor lacks.
+    #[error(transparent)]
+    Level(#[from] KernelError),
+    /// A task that the model does not have.
+    #[error("unknown task {found:?}: the model has {}", known.join(", "))]
+    UnknownTask {
+        /// The name that was asked for.
+        found: String,
+        /// The names of the model's tasks.
+        known: Vec<String>,
+    },
+    /// A setting of the flow table.
+    #[error(transparent)]
+    FlowConfig(#[from] FlowConfigError),
+    /// A setting of the engine.
+    #[error("{setting}: expected {minimum} to {maximum}, found {found}")]
+    Setting {
+        /// Name of the setting.
+        setting: &'static str,
+        /// Smallest allowed value.
+        minimum: usize,
+        /// Largest allowed value.
+        maximum: usize,
+        /// The value given.
+        found: usize,
+    },
+    /// A worker thread could not be started.
+    #[error("worker {worker} could not be started: {source}")]
+    Spawn {
+        /// Number of the worker, from 0.
+        worker: usize,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A batch was lost to a defect in a worker; the engine takes no more work.
+    #[error("batch {batch}: a worker failed: {message}")]
+    Worker {
+        /// Number of the batch, from 0.
+        batch: u64,
+        /// What it said.
+        message: String,
+    },
+}

@@ -1,0 +1,50 @@
+//! A label, a calibrated score or an honest "don't know" for every network flow, from one model bundle.
+//!
+//! [`Model`] is an opened and verified bundle; it starts no thread and is shared by all. [`Engine`] runs it, on the caller's
+//! thread or on workers of its own that are gone when it is dropped. A [`Detection`] takes captures and request files and gives
+//! every flow's [`Outcome`] to a [`Sink`], in an order that depends on the input alone.
+//!
+//! ```no_run
+//! use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc};
+//! use trafficllm::{Engine, EngineOptions, Model, Outcome, Sink};
+//!
+//! struct Print;
+//! impl Sink for Print {
+//!     fn outcome(&mut self, outcome: &Outcome<'_>) -> ControlFlow<()> {
+//!         for verdict in outcome.verdicts {
+//!             println!("{:?}: {} {}", outcome.subject, verdict.task, verdict.label);
+//!         }
+//!         ControlFlow::Continue(())
+//!     }
+//! }
+//!
+//! let model = Arc::new(Model::open(Path::new("model.tllm"))?);
+//! let mut engine = Engine::start(model, EngineOptions::default())?;
+//! let mut detection = engine.detect(Print);
+//! let report = detection.capture(File::open("traffic.pcap")?)?;
+//! let (tally, _sink) = detection.finish()?;
+//! assert_eq!(report.flows.flows, tally.flows);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! This crate logs through `tracing` and never prints.
+
+#![forbid(unsafe_code)]
+
+mod engine;
+mod error;
+pub mod limits;
+mod model;
+mod outcome;
+
+pub use engine::{
+    CaptureReport, Detection, Engine, EngineOptions, LineError, Progress, RequestsReport, Sink,
+};
+pub use error::Error;
+pub use model::Model;
+pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
+pub use trafficllm_kernels::Level;
+pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
+pub use trafficllm_traffic::{
+    CaptureError, Endpoints, FlowConfig, FlowCounters, Skip, SkipCounters,
+};

@@ -1,0 +1,85 @@
+//! The runtime's quantised engine over many encoded items: what is calibrated and scored is what will be used.
+
+use trafficllm_model::{Item, Model, ModelError, Scratch, TaskLogits, TaskVerdict};
+
+use crate::error::Result;
+
+/// Items that the engine takes as one batch.
+const BATCH_ITEMS: usize = 32;
+
+/// The logits of one task for each item, in the order of the items.
+///
+/// # Errors
+/// Where the engine refuses an item.
+pub fn logits(
+    model: &Model,
+    task: usize,
+    items: &[Vec<u32>],
+    threads: usize,
+) -> Result<Vec<Vec<f32>>> {
+    over_batches(items, threads, |batch, scratch| {
+        let mut out: Vec<TaskLogits> = Vec::new();
+        model.classify_logits(&as_items(batch, &[task]), scratch, &mut out)?;
+        Ok(out.into_iter().map(|answer| answer.logits).collect())
+    })
+}
+
+/// The verdicts of one task for each item, in the order of the items.
+///
+/// # Errors
+/// Where the engine refuses an item.
+pub fn verdicts(
+    model: &Model,
+    task: usize,
+    items: &[Vec<u32>],
+    threads: usize,
+) -> Result<Vec<TaskVerdict>> {
+    over_batches(items, threads, |batch, scratch| {
+        let mut out = Vec::new();
+        model.classify(&as_items(batch, &[task]), scratch, &mut out)?;
+        Ok(out)
+    })
+}
+
+fn as_items<'a>(batch: &'a [Vec<u32>], tasks: &'a [usize]) -> Vec<Item<'a>> {
+    batch.iter().map(|tokens| Item { tokens, tasks }).collect()
+}
+
+/// Cuts the items into one run per thread and each run into batches. An item's answer does not depend on its batch, so the
+/// number of threads changes nothing but the time.
+fn over_batches<T: Send>(
+    items: &[Vec<u32>],
+    threads: usize,
+    answer: impl Fn(&[Vec<u32>], &mut Scratch) -> std::result::Result<Vec<T>, ModelError> + Sync,
+) -> Result<Vec<T>> {
+    let run_items = items.len().div_ceil(threads.max(1)).max(1);
+    let answer = &answer;
+    let run = move |items: &[Vec<u32>]| {
+        let mut scratch = Scratch::default();
+        let mut answers = Vec::with_capacity(items.len());
+        for batch in items.chunks(BATCH_ITEMS) {
+            answers.extend(answer(batch, &mut scratch)?);
+        }
+        Ok(answers)
+    };
+    let runs: Vec<std::result::Result<Vec<T>, ModelError>> = std::thread::scope(|scope| {
+        let handles: Vec<_> = items
+            .chunks(run_items)
+            .map(|chunk| scope.spawn(move || run(chunk)))
+            .collect();
+        // A thread that panicked has nothing to give: its panic goes on here.
+        handles
+            .into_iter()
+            .map(|handle| {
+                handle
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    let mut all = Vec::with_capacity(items.len());
+    for run in runs {
+        all.extend(run?);
+    }
+    Ok(all)
+}

@@ -1,0 +1,156 @@
+//! What can go wrong in the trainer, and where.
+
+use std::path::PathBuf;
+
+use trafficllm_model::ModelError;
+use trafficllm_traffic::token::TokenError;
+use trafficllm_traffic::{CaptureError, FlowConfigError};
+
+use crate::network::NetworkError;
+
+/// An error of the trainer: says where, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A file or folder could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A folder or file of the data layout is not there.
+    #[error("{path}: not found; expected {expected}", path = path.display())]
+    DataMissing {
+        /// What was looked for.
+        path: PathBuf,
+        /// What should stand there.
+        expected: &'static str,
+    },
+    /// A split, a label or a capture holds nothing to learn from.
+    #[error("{path}: empty; expected {expected}", path = path.display())]
+    DataEmpty {
+        /// The folder or file.
+        path: PathBuf,
+        /// What should stand there.
+        expected: &'static str,
+    },
+    /// A capture could not be read to its end.
+    #[error("{path}: {source}", path = path.display())]
+    Capture {
+        /// The capture.
+        path: PathBuf,
+        /// What the reader said.
+        source: CaptureError,
+    },
+    /// A line of a request file is not what it should be.
+    #[error("{path}, line {line}: {reason}; expected an object with the texts label, group and request", path = path.display())]
+    RequestLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A split holds a label that no training item has.
+    #[error(
+        "task {task}, split {split}: label {label} has no training data; expected one of the {known} labels of train"
+    )]
+    LabelUnknown {
+        /// The task.
+        task: String,
+        /// The split.
+        split: String,
+        /// The label.
+        label: String,
+        /// How many labels the training split has.
+        known: usize,
+    },
+    /// A leakage group stands in two splits: every number from such data would be wrong.
+    #[error(
+        "task {task}: group {group} stands in both train and {split}; a group belongs to exactly one split"
+    )]
+    GroupInTwoSplits {
+        /// The task.
+        task: String,
+        /// The group.
+        group: String,
+        /// The other split.
+        split: String,
+    },
+    /// A task was named that the data does not hold.
+    #[error("task {task}: not in {path}; found {found}", path = path.display())]
+    TaskUnknown {
+        /// The task.
+        task: String,
+        /// The data folder.
+        path: PathBuf,
+        /// The tasks that are there.
+        found: String,
+    },
+    /// The tokenizer could not be trained, read or used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The flow table's settings are not valid.
+    #[error("flow table: {0}")]
+    FlowTable(#[from] FlowConfigError),
+    /// The network could not be made, trained, read or written.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The quantised engine or the bundle refused something.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The loss is no number any more.
+    #[error("{phase}, step {step}: the loss is {loss}; expected a number. Lower the learning rate")]
+    Diverged {
+        /// The phase.
+        phase: &'static str,
+        /// The step, from 0.
+        step: u64,
+        /// The loss.
+        loss: f64,
+    },
+    /// A checkpoint lacks what is needed to go on.
+    #[error(
+        "checkpoint of {phase}: expected step, optimiser and sizes of this run, found others; delete it to start again"
+    )]
+    CheckpointIncomplete {
+        /// The phase.
+        phase: &'static str,
+    },
+    /// The phase was told to stop early.
+    #[error("{phase}: halted before step {step}")]
+    Halted {
+        /// The phase.
+        phase: &'static str,
+        /// The step, from 0.
+        step: u64,
+    },
+    /// The network lacks a tensor that the bundle needs.
+    #[error("tensor {name}: expected among the network's tensors, found none")]
+    TensorMissing {
+        /// The tensor.
+        name: String,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{path}: {source}", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the JSON reader says.
+        source: serde_json::Error,
+    },
+}
+
+impl TrainError {
+    /// For `map_err` on operations of the file system.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// What the trainer's functions return.
+pub type Result<T> = std::result::Result<T, TrainError>;

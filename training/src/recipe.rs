@@ -1,0 +1,208 @@
+//! Everything that decides what a bundle becomes, besides the data and the seed. The recipe is written into the bundle.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use trafficllm_traffic::token::Profile;
+
+use crate::batches::{AugmentRecipe, SamplingRecipe};
+use crate::optimiser::AdamWConfig;
+use crate::phase::PhaseRecipe;
+use crate::requests::RequestRecipe;
+
+/// The tasks of the default bundle.
+pub const DEFAULT_TASKS: [&str; 6] = [
+    "malware_traffic_detection",
+    "botnet_detection",
+    "encrypted_vpn_detection",
+    "malicious_doh_detection",
+    "iot_device_classification",
+    "web_attack_http",
+];
+
+/// Sizes of the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShapeRecipe {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of the gated MLP.
+    pub feed_forward: usize,
+    /// P-Tuning v2 positions of each task, per layer.
+    pub prefix_tokens: usize,
+    /// Rows that a task appends to a flow.
+    pub query_tokens: usize,
+}
+
+/// How scores are made honest.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CalibrationRecipe {
+    /// Verdicts abstain below the score at which this share of the remaining ones is right.
+    pub accuracy_min: f32,
+    /// The threshold where no score reaches that share.
+    pub fallback_threshold: f32,
+}
+
+/// A whole recipe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// What of the traffic the model sees.
+    pub profile: Profile,
+    /// Tokens of the vocabulary; merges fill up what the fixed tokens leave.
+    pub vocabulary: usize,
+    /// Sizes of the network.
+    pub shape: ShapeRecipe,
+    /// Reading traffic without labels, before any task.
+    pub pretrain: PhaseRecipe,
+    /// Base and adapters on labelled traffic, all tasks together.
+    pub tune: PhaseRecipe,
+    /// How labelled items are drawn.
+    pub sampling: SamplingRecipe,
+    /// How requests are varied.
+    pub requests: RequestRecipe,
+    /// Parts of a step that run side by side; the sums of a step depend on it, the number of threads does not.
+    pub shards: usize,
+    /// How often the network is scored on the data for choosing while it is tuned.
+    pub scorings: u64,
+    /// How scores are made honest.
+    pub calibration: CalibrationRecipe,
+}
+
+const NO_CHANGE: AugmentRecipe = AugmentRecipe {
+    token_dropout: 0.0,
+    size_jitter: 0.0,
+    gap_drop: 0.0,
+    payload_drop: 0.0,
+    crop: 0.0,
+};
+
+impl Default for Recipe {
+    fn default() -> Self {
+        let optimiser = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 0.05,
+            clip_norm: 1.0,
+            average_decay: None,
+        };
+        let tune = PhaseRecipe {
+            tokens: 20_000_000,
+            batch_tokens: 6144,
+            learning_rate: 2e-3,
+            warmup_share: 0.03,
+            final_share: 0.02,
+            next_token_weight: 0.3,
+            label_smoothing: 0.0,
+            augment: AugmentRecipe {
+                token_dropout: 0.15,
+                size_jitter: 0.07,
+                gap_drop: 0.15,
+                ..NO_CHANGE
+            },
+            optimiser: AdamWConfig {
+                average_decay: Some(0.99),
+                ..optimiser
+            },
+        };
+        Self {
+            profile: Profile {
+                payload_bytes_per_packet: 32,
+                ..Profile::default()
+            },
+            vocabulary: 2048,
+            shape: ShapeRecipe {
+                hidden: 192,
+                layers: 4,
+                heads: 6,
+                kv_heads: 2,
+                feed_forward: 512,
+                prefix_tokens: 4,
+                query_tokens: 1,
+            },
+            pretrain: PhaseRecipe {
+                tokens: 3_000_000,
+                next_token_weight: 1.0,
+                augment: AugmentRecipe {
+                    token_dropout: 0.05,
+                    ..NO_CHANGE
+                },
+                optimiser,
+                ..tune
+            },
+            tune,
+            sampling: SamplingRecipe {
+                task_exponent: 0.5,
+                label_exponent: 0.5,
+                group_exponent: 1.0,
+            },
+            requests: RequestRecipe {
+                variants: 8,
+                one_sided_groups_min: 10,
+                harmless_label: "normal".to_owned(),
+                subset: 0.5,
+                rename_page: 0.7,
+                rename_parameter: 0.7,
+            },
+            shards: 2,
+            scorings: 2,
+            calibration: CalibrationRecipe {
+                accuracy_min: 0.95,
+                fallback_threshold: 0.5,
+            },
+        }
+    }
+}
+
+impl Recipe {
+    /// A hash of the whole recipe: two runs with the same one do the same.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        // The fields are plain numbers, texts and lists: serialising them cannot fail.
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        hex(&Sha256::digest(json))
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_moves_the_hash_and_json_keeps_it() {
+        let recipe = Recipe::default();
+        let json = serde_json::to_string(&recipe).expect("json");
+        let again: Recipe = serde_json::from_str(&json).expect("recipe");
+        assert_eq!(again.hash(), recipe.hash());
+        let mut other = recipe.clone();
+        other.tune.learning_rate *= 1.0 + 1e-9;
+        assert_ne!(other.hash(), recipe.hash());
+        other = recipe.clone();
+        other.profile.ports = true;
+        assert_ne!(other.hash(), recipe.hash());
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let mut json = serde_json::to_value(Recipe::default()).expect("json");
+        json["tuen"] = 1.into();
+        assert!(serde_json::from_value::<Recipe>(json).is_err());
+    }
+
+    #[test]
+    fn the_default_profile_is_valid() {
+        Recipe::default().profile.validate().expect("valid");
+    }
+}

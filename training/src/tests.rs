@@ -1,0 +1,136 @@
+//! Whole runs on a small made-up data set.
+
+use std::path::Path;
+
+use trafficllm_model::{Bundle, Level, Model};
+
+use crate::bundle::{BundleOptions, make};
+use crate::data::Split;
+use crate::error::TrainError;
+use crate::evaluate::evaluate;
+use crate::phase::PhaseRecipe;
+use crate::recipe::{Recipe, ShapeRecipe};
+use crate::requests::RequestRecipe;
+use crate::synthetic;
+
+fn tiny_recipe() -> Recipe {
+    let default = Recipe::default();
+    let phase = |phase: PhaseRecipe, tokens| PhaseRecipe {
+        tokens,
+        batch_tokens: 512,
+        learning_rate: 5e-3,
+        ..phase
+    };
+    Recipe {
+        vocabulary: 512,
+        shape: ShapeRecipe {
+            hidden: 64,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            feed_forward: 128,
+            prefix_tokens: 2,
+            query_tokens: 1,
+        },
+        pretrain: phase(default.pretrain, 4 * 512),
+        tune: phase(default.tune, 40 * 512),
+        requests: RequestRecipe {
+            one_sided_groups_min: 0,
+            variants: 2,
+            ..default.requests
+        },
+        ..default
+    }
+}
+
+fn options(folder: &Path, out: &str, work: Option<&str>) -> BundleOptions {
+    BundleOptions {
+        data: folder.join("data"),
+        out: folder.join(out),
+        work: work.map(|work| folder.join(work)),
+        seed: 7,
+        tasks: vec!["colours".into(), "requests".into()],
+        recipe: tiny_recipe(),
+        threads: 2,
+        id: "test-1".into(),
+        checkpoint_steps: 8,
+        halt_before_step: None,
+    }
+}
+
+fn folder_with_data() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    synthetic::write(&folder.path().join("data"), 21);
+    folder
+}
+
+#[test]
+fn a_bundle_opens_tests_itself_and_beats_chance() {
+    let folder = folder_with_data();
+    let options = options(folder.path(), "one.tllm", None);
+    let scores = make(&options).expect("a bundle");
+    let bundle = Bundle::open(&options.out).expect("sound");
+    let model = Model::load(&bundle, Level::Portable).expect("loads with the reference kernels");
+    model.self_test().expect("answers as promised");
+    assert_eq!(bundle.manifest().self_test.len(), 2);
+    assert_eq!(
+        bundle.manifest().card["recipe"],
+        serde_json::json!(options.recipe)
+    );
+    for score in &scores {
+        let chance = 1.0 / score.all.labels_scored as f64;
+        assert!(
+            score.all.macro_f1 > chance + 0.3,
+            "{}: {} with {chance} by chance",
+            score.task,
+            score.all.macro_f1
+        );
+        assert!(score.all.items > 0 && score.repeated + score.unseen.items == score.all.items);
+    }
+    let again = evaluate(&options.out, &options.data, Split::Val, 1).expect("scores");
+    assert_eq!(
+        again, scores,
+        "what is in the manifest is what the bundle scores, on any number of threads"
+    );
+}
+
+#[test]
+fn a_resumed_run_makes_the_same_bytes_and_another_run_is_kept_apart() {
+    let folder = folder_with_data();
+    let whole = options(folder.path(), "whole.tllm", None);
+    make(&whole).expect("a bundle");
+
+    // Step 21 is no checkpoint: steps 16 to 20 are lost and run again; a score and a best network lie before and after.
+    let halted = BundleOptions {
+        halt_before_step: Some(21),
+        ..options(folder.path(), "parts.tllm", Some("work"))
+    };
+    assert!(matches!(
+        make(&halted),
+        Err(TrainError::Halted {
+            phase: "tune",
+            step: 21
+        })
+    ));
+    assert!(!halted.out.exists(), "nothing is written before the end");
+    let resumed = BundleOptions {
+        threads: 1,
+        ..options(folder.path(), "parts.tllm", Some("work"))
+    };
+    make(&resumed).expect("a bundle");
+    let bytes = |path: &Path| std::fs::read(path).expect("read");
+    assert!(
+        bytes(&whole.out) == bytes(&resumed.out),
+        "the resumed run differs from the uninterrupted one"
+    );
+
+    let mut other = options(folder.path(), "other.tllm", Some("work"));
+    other.seed += 1;
+    make(&other).expect("a bundle");
+    assert!(bytes(&whole.out) != bytes(&other.out));
+    let aside = folder.path().join("work/tune.other-1.safetensors");
+    assert!(
+        aside.is_file(),
+        "the other run's checkpoint is put aside, not overwritten"
+    );
+}
