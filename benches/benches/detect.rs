@@ -1,4 +1,5 @@
-//! Flows per second from the bytes of captures to verdicts, on one thread, for the portable kernels and the fastest ones:
+//! Flows per second from the bytes of captures to verdicts, on one thread: on the recorded captures the portable kernels and the
+//! fastest ones in turns, on the shared data, where it is there, the fastest ones alone (the portable ones would take minutes):
 //! `cargo bench -p trafficllm-benches --bench detect`.
 //!
 //! `TLLM_BENCH_MODEL` names another bundle than the default one.
@@ -19,7 +20,7 @@ use trafficllm_benches::{Contender, interleaved_medians};
 
 const ROUNDS: usize = 5;
 /// How often the recorded captures are read in one round.
-const REPEATS: usize = 20;
+const REPEATS: usize = 4;
 /// Bytes of the shared data that are read in one round: some thousand flows.
 const SHARED_BYTES: u64 = 4_000_000;
 
@@ -41,11 +42,7 @@ fn detect(engine: &mut Engine, captures: &[Vec<u8>], repeats: usize) -> Tally {
     detection.finish().unwrap().0
 }
 
-fn measure(name: &str, bundle: &Bundle, captures: &[Vec<u8>], repeats: usize) {
-    let mut levels = vec![Level::Portable];
-    if Level::detect() != Level::Portable {
-        levels.push(Level::detect());
-    }
+fn measure(name: &str, bundle: &Bundle, levels: &[Level], captures: &[Vec<u8>], repeats: usize) {
     let start = |level: &Level| {
         let model = Arc::new(Model::load(bundle, *level).unwrap());
         Engine::start(model, EngineOptions::default()).unwrap()
@@ -71,8 +68,9 @@ fn measure(name: &str, bundle: &Bundle, captures: &[Vec<u8>], repeats: usize) {
     for ((level, _), seconds) in contenders.iter().zip(&medians) {
         let rate = tally.flows as f64 / seconds;
         println!(
-            "  {level:<12}{rate:>10.0} flows/s  {:>6.2} x portable",
-            medians[0] / seconds
+            "  {level:<12}{rate:>10.0} flows/s  {:>6.2} x {}",
+            medians[0] / seconds,
+            levels[0].name()
         );
     }
 }
@@ -128,9 +126,21 @@ fn main() {
     );
     let bundle = Bundle::open(&path).unwrap();
     println!("model {} from {}", bundle.id(), path.display());
-    measure("recorded captures", &bundle, &recorded(repository), REPEATS);
+    let best = Level::detect();
+    let all = if best == Level::Portable {
+        vec![best]
+    } else {
+        vec![Level::Portable, best]
+    };
+    measure(
+        "recorded captures",
+        &bundle,
+        &all,
+        &recorded(repository),
+        REPEATS,
+    );
     match shared(repository) {
-        Some(captures) => measure("shared data, val", &bundle, &captures, 1),
+        Some(captures) => measure("shared data, val", &bundle, &[best], &captures, 1),
         None => println!("shared data, val: not there, not measured"),
     }
 }

@@ -300,12 +300,7 @@ fn a_cut_capture_is_reported_and_what_was_read_is_judged() {
     ]);
     assert_eq!(status, 1, "{error}");
     let flows = json_lines(&out);
-    let of = |name: &str| {
-        flows
-            .iter()
-            .filter(|flow| flow["capture"] == name)
-            .count()
-    };
+    let of = |name: &str| flows.iter().filter(|flow| flow["capture"] == name).count();
     assert!(of(cut) > 2 && of(cut) < 13, "{out}");
     assert_eq!((of(missing), of(&good)), (0, 2));
     assert!(

@@ -3,4 +3,6 @@
 //! The command's own tests are in `runtime/tests`; recorded captures are in `captures`, broken ones in `hostile`.
 
 #[cfg(test)]
+mod candle_agreement;
+#[cfg(test)]
 mod layout;

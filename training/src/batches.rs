@@ -132,22 +132,18 @@ pub struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// A sampler over labelled `sequences`; one pool per task. Sequences without a target are left out.
+    /// A sampler over labelled `sequences`; one pool per task, drawn by that task's entry of `samplings`. Sequences without a
+    /// target and tasks without an entry are left out.
     #[must_use]
     pub fn labelled(
         sequences: &'a [Sequence],
-        sampling: &SamplingRecipe,
+        samplings: &[SamplingRecipe],
         augment: AugmentRecipe,
         ranges: TokenRanges,
         seed: u64,
     ) -> Self {
-        let tasks = sequences
-            .iter()
-            .filter_map(|sequence| sequence.target)
-            .map(|target| target.task + 1)
-            .max();
         let mut pools = Vec::new();
-        for task in 0..tasks.unwrap_or(0) {
+        for (task, sampling) in samplings.iter().enumerate() {
             let of_task =
                 |sequence: &Sequence| sequence.target.is_some_and(|target| target.task == task);
             let members: Vec<usize> = (0..sequences.len())
@@ -401,7 +397,7 @@ mod tests {
         let sampler = |seed| {
             Sampler::labelled(
                 &all,
-                &EVEN,
+                &[EVEN; 2],
                 AugmentRecipe {
                     token_dropout: 0.2,
                     crop: 0.3,
@@ -425,7 +421,7 @@ mod tests {
     #[test]
     fn batches_keep_their_budget() {
         let all = sequences();
-        let sampler = Sampler::labelled(&all, &EVEN, PLAIN, RANGES, 1);
+        let sampler = Sampler::labelled(&all, &[EVEN; 2], PLAIN, RANGES, 1);
         for step in 0..50 {
             let tokens: usize = sampler
                 .batch(0, step, 300, 2)
@@ -444,8 +440,8 @@ mod tests {
     #[test]
     fn exponents_decide_who_is_drawn() {
         let all = sequences();
-        let count = |sampling: &SamplingRecipe| {
-            let sampler = Sampler::labelled(&all, sampling, PLAIN, RANGES, 1);
+        let count = |sampling: SamplingRecipe| {
+            let sampler = Sampler::labelled(&all, &[sampling; 2], PLAIN, RANGES, 1);
             let mut counts = [[0_u32; 2]; 2];
             for draw in sampler.batch(0, 0, 40_000, 0) {
                 let target = draw.target.expect("labelled");
@@ -453,7 +449,7 @@ mod tests {
             }
             counts
         };
-        let [[large, small], [other, _]] = count(&EVEN);
+        let [[large, small], [other, _]] = count(EVEN);
         let all_even = f64::from(large + small + other);
         assert!((f64::from(other) / all_even - 0.5).abs() < 0.03);
         assert!((f64::from(large) / all_even - 0.25).abs() < 0.03);
@@ -462,7 +458,7 @@ mod tests {
             label_exponent: 1.0,
             group_exponent: 1.0,
         };
-        let [[large, small], [other, _]] = count(&by_size);
+        let [[large, small], [other, _]] = count(by_size);
         assert!((f64::from(large) / f64::from(large + small + other) - 90.0 / 110.0).abs() < 0.03);
     }
 
@@ -476,7 +472,7 @@ mod tests {
             payload_drop: 1.0,
             crop: 0.0,
         };
-        let sampler = Sampler::labelled(&all, &EVEN, everything, RANGES, 1);
+        let sampler = Sampler::labelled(&all, &[EVEN; 2], everything, RANGES, 1);
         for draw in sampler.batch(0, 0, 1000, 0) {
             assert_eq!(draw.inputs, draw.originals);
             assert_eq!(draw.inputs[0], 3);
@@ -496,7 +492,13 @@ mod tests {
                 "{sizes:?}"
             );
         }
-        let crop = Sampler::labelled(&all, &EVEN, AugmentRecipe { crop: 1.0, ..PLAIN }, RANGES, 1);
+        let crop = Sampler::labelled(
+            &all,
+            &[EVEN; 2],
+            AugmentRecipe { crop: 1.0, ..PLAIN },
+            RANGES,
+            1,
+        );
         for draw in crop.batch(0, 0, 1000, 0) {
             let packets = draw
                 .inputs
@@ -586,7 +588,7 @@ mod tests {
     #[test]
     fn shards_share_the_work_and_lose_nothing() {
         let all = sequences();
-        let draws = Sampler::labelled(&all, &EVEN, PLAIN, RANGES, 1).batch(0, 0, 1000, 0);
+        let draws = Sampler::labelled(&all, &[EVEN; 2], PLAIN, RANGES, 1).batch(0, 0, 1000, 0);
         let total: usize = draws.iter().map(|draw| draw.inputs.len()).sum();
         let packed = shards(draws.clone(), 4);
         let sizes: Vec<usize> = packed

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use trafficllm_model::{Bundle, Level, Model, SelfTest};
 use trafficllm_traffic::token::{Encoder, Tokenizer};
 
-use crate::batches::{Sampler, Sequence, TokenRanges};
+use crate::batches::{Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::calibrate::calibrate;
 use crate::checkpoint::{CheckpointStore, RunIdentity};
 use crate::choose;
@@ -214,7 +214,7 @@ fn train(
     tuned.copy_base_from(&network)?;
     let sampler = Sampler::labelled(
         &prepared.labelled,
-        &recipe.sampling,
+        &samplings(recipe, &prepared.tasks),
         recipe.tune.augment,
         ranges(),
         options.seed,
@@ -240,6 +240,24 @@ fn train(
         .collect();
     let score = |network: &Network| choose::mean_macro_f1(network, &sets, options.threads);
     tune.run(tuned, Some(&score))
+}
+
+/// How each task is drawn from.
+fn samplings(recipe: &Recipe, tasks: &[PreparedTask]) -> Vec<SamplingRecipe> {
+    let of_requests = SamplingRecipe {
+        group_exponent: recipe.requests.group_exponent,
+        ..recipe.sampling
+    };
+    tasks
+        .iter()
+        .map(|task| {
+            if task.val.kind == TaskKind::Request {
+                of_requests
+            } else {
+                recipe.sampling
+            }
+        })
+        .collect()
 }
 
 fn phase<'a>(

@@ -103,6 +103,7 @@ struct BaselineArguments {
 }
 
 fn main() -> ExitCode {
+    trafficllm_kernels::training::keep_freed_memory();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -18,13 +18,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use crate::ops::Rotary;
+use crate::ops::{Precision, Rotary};
 use crate::random::Random;
 
+pub use checkpoint::Checkpoint;
 pub use config::{
     NamedValues, NetworkConfig, Objective, Sequence, ShardBatch, Statistics, StepReport, Trainable,
 };
-pub use checkpoint::Checkpoint;
 pub use forward::LossScales;
 
 /// Longest sequence, query rows included.
@@ -74,8 +74,16 @@ pub enum NetworkError {
 }
 
 impl NetworkError {
-    pub(crate) fn size(what: impl Into<String>, expected: impl ToString, found: impl ToString) -> Self {
-        Self::Size { what: what.into(), expected: expected.to_string(), found: found.to_string() }
+    pub(crate) fn size(
+        what: impl Into<String>,
+        expected: impl ToString,
+        found: impl ToString,
+    ) -> Self {
+        Self::Size {
+            what: what.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
     }
 }
 
@@ -136,6 +144,7 @@ pub struct Network {
     /// In a fixed order: token table, layers, output norm, then the tasks' parameters.
     parameters: Vec<Parameter>,
     trainable: Trainable,
+    precision: Precision,
     rotary: Arc<Rotary>,
 }
 
@@ -173,22 +182,58 @@ impl Order {
 
 fn forms(config: &NetworkConfig) -> Vec<Form> {
     let (hidden, feed_forward) = (config.hidden, config.feed_forward);
-    let base = |name: String, shape: Vec<usize>, decays: bool, start: Start| Form { name, shape, part: Part::Base, decays, start };
+    let base = |name: String, shape: Vec<usize>, decays: bool, start: Start| Form {
+        name,
+        shape,
+        part: Part::Base,
+        decays,
+        start,
+    };
     let matrix = |name: String, out: usize, inner: usize, damping: f64| {
-        base(name, vec![out, inner], true, Start::Normal(0.7 / (inner as f64).sqrt() / damping))
+        base(
+            name,
+            vec![out, inner],
+            true,
+            Start::Normal(0.7 / (inner as f64).sqrt() / damping),
+        )
     };
     let norm = |name: String| base(name, vec![hidden], false, Start::One);
     // Every layer adds two branches to the residual stream; this keeps its variance.
     let damping = (2.0 * config.layers as f64).sqrt();
-    let mut forms = vec![base("token_embd.weight".into(), vec![config.vocabulary, hidden], false, Start::Normal(0.02))];
+    let mut forms = vec![base(
+        "token_embd.weight".into(),
+        vec![config.vocabulary, hidden],
+        false,
+        Start::Normal(0.02),
+    )];
     for layer in 0..config.layers {
         forms.extend([
             norm(format!("blk.{layer}.attn_norm.weight")),
-            matrix(format!("blk.{layer}.attn_qkv.weight"), hidden + 2 * config.kv_width(), hidden, 1.0),
-            matrix(format!("blk.{layer}.attn_output.weight"), hidden, hidden, damping),
+            matrix(
+                format!("blk.{layer}.attn_qkv.weight"),
+                hidden + 2 * config.kv_width(),
+                hidden,
+                1.0,
+            ),
+            matrix(
+                format!("blk.{layer}.attn_output.weight"),
+                hidden,
+                hidden,
+                damping,
+            ),
             norm(format!("blk.{layer}.ffn_norm.weight")),
-            matrix(format!("blk.{layer}.ffn_gate_up.weight"), 2 * feed_forward, hidden, 1.0),
-            matrix(format!("blk.{layer}.ffn_down.weight"), hidden, feed_forward, damping),
+            matrix(
+                format!("blk.{layer}.ffn_gate_up.weight"),
+                2 * feed_forward,
+                hidden,
+                1.0,
+            ),
+            matrix(
+                format!("blk.{layer}.ffn_down.weight"),
+                hidden,
+                feed_forward,
+                damping,
+            ),
         ]);
     }
     forms.push(norm("output_norm.weight".into()));
@@ -201,11 +246,24 @@ fn forms(config: &NetworkConfig) -> Vec<Form> {
             decays: false,
             start,
         };
-        forms.push(rows("query.embedding".into(), [tasks * config.query_tokens, hidden], Start::Normal(0.02)));
-        forms.push(rows("label.weight".into(), [config.labels(), hidden], Start::Normal(0.02)));
+        forms.push(rows(
+            "query.embedding".into(),
+            [tasks * config.query_tokens, hidden],
+            Start::Normal(0.02),
+        ));
+        forms.push(rows(
+            "label.weight".into(),
+            [config.labels(), hidden],
+            Start::Normal(0.02),
+        ));
         if config.prefix_tokens > 0 {
-            let (shape, start) = ([tasks * config.prefix_tokens, 2 * config.kv_width()], Start::KeysAndValues(0.5, 0.1));
-            forms.extend((0..config.layers).map(|layer| rows(format!("blk.{layer}.prefix"), shape, start)));
+            let (shape, start) = (
+                [tasks * config.prefix_tokens, 2 * config.kv_width()],
+                Start::KeysAndValues(0.5, 0.1),
+            );
+            forms.extend(
+                (0..config.layers).map(|layer| rows(format!("blk.{layer}.prefix"), shape, start)),
+            );
         }
     }
     forms
@@ -224,33 +282,74 @@ impl Network {
     pub fn new(config: NetworkConfig, seed: u64) -> Result<Self> {
         Self::build(config, |form| {
             // The name makes the stream, so that adding a task or a layer leaves the others' values alone.
-            let stream = form.name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-            });
+            let stream = form
+                .name
+                .bytes()
+                .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+                    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+                });
             let mut random = Random::stream(seed, stream, 0);
             let count = form.shape.iter().product();
             Ok(match form.start {
                 Start::One => vec![1.0; count],
-                Start::Normal(deviation) => (0..count).map(|_| (normal(&mut random) * deviation) as f32).collect(),
+                Start::Normal(deviation) => (0..count)
+                    .map(|_| (normal(&mut random) * deviation) as f32)
+                    .collect(),
                 Start::KeysAndValues(keys, values) => {
                     let width = form.shape[1];
-                    let deviation = |index: usize| if index % width < width / 2 { keys } else { values };
-                    (0..count).map(|index| (normal(&mut random) * deviation(index)) as f32).collect()
+                    let deviation = |index: usize| {
+                        if index % width < width / 2 {
+                            keys
+                        } else {
+                            values
+                        }
+                    };
+                    (0..count)
+                        .map(|index| (normal(&mut random) * deviation(index)) as f32)
+                        .collect()
                 }
             })
         })
     }
 
-    fn build(config: NetworkConfig, mut values: impl FnMut(&Form) -> Result<Vec<f32>>) -> Result<Self> {
+    fn build(
+        config: NetworkConfig,
+        mut values: impl FnMut(&Form) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
         config.check()?;
         let mut parameters = Vec::new();
         for form in forms(&config) {
             let tensor = Tensor::from_vec(values(&form)?, form.shape.as_slice(), &Device::Cpu)?;
-            let Form { name, shape, part, decays, .. } = form;
-            parameters.push(Parameter { name, shape, part, decays, var: Var::from_tensor(&tensor)? });
+            let Form {
+                name,
+                shape,
+                part,
+                decays,
+                ..
+            } = form;
+            parameters.push(Parameter {
+                name,
+                shape,
+                part,
+                decays,
+                var: Var::from_tensor(&tensor)?,
+            });
         }
-        let rotary = Arc::new(Rotary::new(config.head_width(), config.rotary_base, POSITIONS_MAX));
-        Ok(Self { config, parameters, trainable: Trainable { base: true, adapters: true }, rotary })
+        let rotary = Arc::new(Rotary::new(
+            config.head_width(),
+            config.rotary_base,
+            POSITIONS_MAX,
+        ));
+        Ok(Self {
+            config,
+            parameters,
+            trainable: Trainable {
+                base: true,
+                adapters: true,
+            },
+            precision: Precision::Full,
+            rotary,
+        })
     }
 
     /// The sizes.
@@ -264,18 +363,30 @@ impl Network {
         self.trainable = trainable;
     }
 
+    /// Precision of the steps' large products; evaluation is always in full precision.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
     /// Number of values in the base and in the tasks' parameters.
     #[must_use]
     pub fn parameter_counts(&self) -> (usize, usize) {
         let count = |part| {
-            let of_part = self.parameters.iter().filter(|parameter| parameter.part == part);
-            of_part.map(|parameter| parameter.shape.iter().product::<usize>()).sum()
+            let of_part = self
+                .parameters
+                .iter()
+                .filter(|parameter| parameter.part == part);
+            of_part
+                .map(|parameter| parameter.shape.iter().product::<usize>())
+                .sum()
         };
         (count(Part::Base), count(Part::Adapters))
     }
 
     fn order(&self) -> Order {
-        Order { layers: self.config.layers }
+        Order {
+            layers: self.config.layers,
+        }
     }
 
     fn trains(&self, part: Part) -> bool {

@@ -28,7 +28,14 @@ pub struct AdamWConfig {
 
 impl Default for AdamWConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.98, epsilon: 1e-8, weight_decay: 0.05, clip_norm: 1.0, average_decay: Some(0.99) }
+        Self {
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-8,
+            weight_decay: 0.05,
+            clip_norm: 1.0,
+            average_decay: Some(0.99),
+        }
     }
 }
 
@@ -54,12 +61,20 @@ impl AdamW {
     /// An optimiser before its first step.
     #[must_use]
     pub fn new(config: AdamWConfig) -> Self {
-        Self { config, step: 0, moments: Vec::new() }
+        Self {
+            config,
+            step: 0,
+            moments: Vec::new(),
+        }
     }
 
     /// An optimiser as a checkpoint holds it.
     pub(crate) fn restored(config: AdamWConfig, step: u64, moments: Vec<Moments>) -> Self {
-        Self { config, step, moments }
+        Self {
+            config,
+            step,
+            moments,
+        }
     }
 
     /// Settings.
@@ -79,13 +94,25 @@ impl AdamW {
     }
 
     /// The moving average of a parameter, if one is kept.
-    pub(crate) fn average(&self, index: usize, parameter: &Parameter) -> Result<Option<Vec<f32>>, NetworkError> {
-        let Some(moments) = self.moments.get(index).filter(|moments| !moments.average.is_empty()) else {
+    pub(crate) fn average(
+        &self,
+        index: usize,
+        parameter: &Parameter,
+    ) -> Result<Option<Vec<f32>>, NetworkError> {
+        let Some(moments) = self
+            .moments
+            .get(index)
+            .filter(|moments| !moments.average.is_empty())
+        else {
             return Ok(None);
         };
         let expected = parameter.shape.iter().product::<usize>();
         if moments.average.len() != expected {
-            return Err(NetworkError::size(format!("average of {}", parameter.name), expected, moments.average.len()));
+            return Err(NetworkError::size(
+                format!("average of {}", parameter.name),
+                expected,
+                moments.average.len(),
+            ));
         }
         Ok(Some(moments.average.clone()))
     }
@@ -103,10 +130,22 @@ impl AdamW {
         let config = self.config;
         self.step += 1;
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let clip = if config.clip_norm > 0.0 && gradient_norm > config.clip_norm { config.clip_norm / gradient_norm } else { 1.0 };
+        let clip = if config.clip_norm > 0.0 && gradient_norm > config.clip_norm {
+            config.clip_norm / gradient_norm
+        } else {
+            1.0
+        };
         let warm_decay = self.step as f64 / (self.step as f64 + 9.0);
-        for (index, parameter) in parameters.iter().enumerate().filter(|(index, _)| trained[*index]) {
-            let decay = if parameter.decays { config.weight_decay } else { 0.0 };
+        for (index, parameter) in parameters
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| trained[*index])
+        {
+            let decay = if parameter.decays {
+                config.weight_decay
+            } else {
+                0.0
+            };
             let step = AdamWStep {
                 gradient_scale: clip as f32,
                 beta1: config.beta1 as f32,
@@ -116,8 +155,15 @@ impl AdamW {
                 epsilon: config.epsilon as f32,
                 shrink: (1.0 - learning_rate * decay) as f32,
             };
-            let average_decay = config.average_decay.map_or(0.0, |decay| decay.min(warm_decay)) as f32;
-            let update = Update { step, average_decay, gradient: &gradients[index], moments: Mutex::new(&mut self.moments[index]) };
+            let average_decay = config
+                .average_decay
+                .map_or(0.0, |decay| decay.min(warm_decay)) as f32;
+            let update = Update {
+                step,
+                average_decay,
+                gradient: &gradients[index],
+                moments: Mutex::new(&mut self.moments[index]),
+            };
             parameter.var.inplace_op1(&update)?;
         }
         Ok(())
@@ -129,13 +175,28 @@ impl AdamW {
             for parameter in parameters {
                 let values = parameter.values()?;
                 let zeros = vec![0.0; values.len()];
-                let average = if self.config.average_decay.is_some() { values } else { Vec::new() };
-                self.moments.push(Moments { first: zeros.clone(), second: zeros, average });
+                let average = if self.config.average_decay.is_some() {
+                    values
+                } else {
+                    Vec::new()
+                };
+                self.moments.push(Moments {
+                    first: zeros.clone(),
+                    second: zeros,
+                    average,
+                });
             }
         }
-        let fits = |(moments, parameter): (&Moments, &Parameter)| moments.first.len() == parameter.shape.iter().product::<usize>();
-        if self.moments.len() != parameters.len() || !self.moments.iter().zip(parameters).all(fits) {
-            return Err(NetworkError::size("optimiser state", "that of this network", "that of another"));
+        let fits = |(moments, parameter): (&Moments, &Parameter)| {
+            moments.first.len() == parameter.shape.iter().product::<usize>()
+        };
+        if self.moments.len() != parameters.len() || !self.moments.iter().zip(parameters).all(fits)
+        {
+            return Err(NetworkError::size(
+                "optimiser state",
+                "that of this network",
+                "that of another",
+            ));
         }
         Ok(())
     }
@@ -163,7 +224,11 @@ impl InplaceOp1 for Update<'_> {
         };
         let (cpu, values) = (Cpu::detect(), &mut values[start..end]);
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        let Moments { first, second, average } = &mut **moments;
+        let Moments {
+            first,
+            second,
+            average,
+        } = &mut **moments;
         cpu.adamw(&self.step, values, self.gradient, first, second);
         if !average.is_empty() {
             cpu.move_average(average, values, self.average_decay);

@@ -8,6 +8,7 @@ use crate::batches::{AugmentRecipe, Draw, Sampler, shards};
 use crate::checkpoint::CheckpointStore;
 use crate::error::{Result, TrainError};
 use crate::network::{Network, Objective, Sequence, ShardBatch};
+use crate::ops::Precision;
 use crate::optimiser::{AdamW, AdamWConfig};
 use crate::progress::Progress;
 
@@ -33,6 +34,8 @@ pub struct PhaseRecipe {
     pub augment: AugmentRecipe,
     /// The optimiser.
     pub optimiser: AdamWConfig,
+    /// How the factors of large products are rounded.
+    pub precision: Precision,
 }
 
 impl PhaseRecipe {
@@ -95,6 +98,7 @@ impl Phase<'_> {
     /// Where a step fails, the loss stops being a number, or a checkpoint cannot be read or written.
     pub fn run(&self, start: Network, score: Option<Score<'_>>) -> Result<Network> {
         let (mut network, mut optimiser, mut state) = self.resume(start)?;
+        network.set_precision(self.recipe.precision);
         let steps = self.recipe.steps();
         let mut best = match (score, state.best) {
             (Some(_), Some((value, step))) => self.load_best(value, step)?,

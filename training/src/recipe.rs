@@ -5,9 +5,10 @@ use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
 
 use crate::batches::{AugmentRecipe, SamplingRecipe};
+use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
 use crate::phase::PhaseRecipe;
-use crate::requests::RequestRecipe;
+use crate::requests::{RequestRecipe, default_group_exponent};
 
 /// The tasks of the default bundle.
 pub const DEFAULT_TASKS: [&str; 6] = [
@@ -111,6 +112,7 @@ impl Default for Recipe {
                 average_decay: Some(0.99),
                 ..optimiser
             },
+            precision: Precision::Mixed,
         };
         Self {
             profile: Profile {
@@ -147,6 +149,7 @@ impl Default for Recipe {
                 variants: 8,
                 one_sided_groups_min: 10,
                 harmless_label: "normal".to_owned(),
+                group_exponent: default_group_exponent(),
                 subset: 0.5,
                 rename_page: 0.7,
                 rename_parameter: 0.7,

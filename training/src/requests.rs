@@ -14,18 +14,27 @@ use crate::random::Random;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RequestRecipe {
-    /// Varied copies of each request with parameters, of which one is drawn at a time; 0 leaves requests as they are.
+    /// Varied copies of each request that can be varied, of which one is drawn at a time; 0 leaves requests as they are.
     pub variants: usize,
     /// Pages with at least this many groups, all of one label, are left out; 0 leaves none out.
     pub one_sided_groups_min: usize,
     /// The label whose requests may lose parameters and still keep it; others might lose what earned them their label.
     pub harmless_label: String,
+    /// As [`SamplingRecipe::group_exponent`](crate::batches::SamplingRecipe::group_exponent), for requests: one query that was
+    /// recorded hundreds of times says no more than one that was recorded once.
+    #[serde(default = "default_group_exponent")]
+    pub group_exponent: f64,
     /// Probability that such a request keeps only some of its parameters.
     pub subset: f64,
     /// Probability that the page's name is replaced.
     pub rename_page: f64,
     /// Probability that a parameter's name is replaced, for each parameter.
     pub rename_parameter: f64,
+}
+
+/// What recipes mean that do not name it.
+pub(crate) fn default_group_exponent() -> f64 {
+    0.75
 }
 
 /// A request of the training split.
@@ -89,10 +98,11 @@ pub fn vary(
     random: &mut Random,
 ) -> Vec<u8> {
     let mut varied = text.to_vec();
-    if !has_parameters(text) || words.is_empty() {
+    // Without parameters the page is all there is: a harmless page stays one under another name, a wrong one may not.
+    if !(has_parameters(text) || harmless) || words.is_empty() {
         return varied;
     }
-    if harmless && random.chance(recipe.subset) {
+    if harmless && has_parameters(text) && random.chance(recipe.subset) {
         varied = keep_some_parameters(&varied, random);
     }
     if random.chance(recipe.rename_page) {
@@ -286,11 +296,25 @@ mod tests {
             vary("POST /x.gif a=' OR '1'='1"),
             "POST /word.gif word=' OR '1'='1"
         );
-        assert_eq!(
-            vary("GET /shop/add.jsp"),
-            "GET /shop/add.jsp",
-            "no parameters, no change"
-        );
+    }
+
+    #[test]
+    fn without_parameters_only_harmless_pages_are_renamed() {
+        let always = RequestRecipe {
+            rename_page: 1.0,
+            ..recipe()
+        };
+        let vary = |harmless| {
+            vary(
+                b"GET /a/menu.jsp",
+                &one_word(),
+                harmless,
+                &always,
+                &mut Random::new(1),
+            )
+        };
+        assert_eq!(vary(true), b"GET /a/word.jsp");
+        assert_eq!(vary(false), b"GET /a/menu.jsp");
     }
 
     #[test]

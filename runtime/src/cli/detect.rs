@@ -33,7 +33,6 @@ pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
         }
         read_input(path, &mut detection, &mut totals)?;
     }
-    let stopped = detection.is_stopped();
     let (tally, mut sink) = detection.finish()?;
     sink.finish();
     console::note(&totals.describe(&tally, sink.is_closed(), sink.bar.elapsed()));
@@ -44,7 +43,7 @@ pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
             exit: Exit::Incomplete,
             message: format!("standard output: writing failed: {error}"),
         }),
-        None if totals.is_incomplete() || stopped => Ok(Exit::Incomplete),
+        None if totals.is_incomplete() => Ok(Exit::Incomplete),
         None => Ok(Exit::Done),
     }
 }
@@ -207,6 +206,8 @@ impl Sink for Output {
     fn progress(&mut self, progress: &Progress) {
         self.source_bytes = progress.source_bytes;
         self.bar.update(progress);
+        // Whoever reads from a live capture should not wait for a full buffer.
+        self.flush();
     }
 
     fn bad_line(&mut self, source: usize, error: &LineError) {

@@ -54,7 +54,7 @@ fn describe(bundle: &Bundle) -> String {
     let manifest = bundle.manifest();
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _infallible = writeln!(text, "{name:<12}{}", printable(value));
+        let _infallible = writeln!(text, "{name:<24} {}", printable(value));
     };
     line("model", bundle.id());
     line("id", &manifest.id);
@@ -103,12 +103,22 @@ fn describe_tasks(manifest: &Manifest, text: &mut String) {
     }
 }
 
+/// Longer JSON is left to `--json`.
+const JSON_CHARACTERS_SHOWN: usize = 400;
+
 /// Free fields on one line: text as it is, everything else as JSON.
 fn flat(value: &Value) -> String {
     match value {
         Value::Null => "not stated".to_owned(),
         Value::String(text) => text.clone(),
-        other => other.to_string(),
+        other => {
+            let json = other.to_string();
+            if json.chars().count() <= JSON_CHARACTERS_SHOWN {
+                json
+            } else {
+                "(long: see --json)".to_owned()
+            }
+        }
     }
 }
 

@@ -141,3 +141,45 @@ impl Classifier {
         Ok(Done { batch, verdicts })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_full_at_its_limits_and_not_before() {
+        let mut by_tokens = Batch::default();
+        assert!(by_tokens.is_empty());
+        by_tokens.push_subject(0, Subject::Request(0));
+        by_tokens.push_item(Kind::Request, &[1; 99]);
+        assert!(!by_tokens.is_full(100) && !by_tokens.is_empty());
+        by_tokens.push_item(Kind::Request, &[1]);
+        assert!(by_tokens.is_full(100));
+        let mut by_subjects = Batch::default();
+        for line in 1..=BATCH_SUBJECTS_MAX as u64 {
+            assert!(!by_subjects.is_full(100));
+            by_subjects.push_subject(0, Subject::Request(line));
+        }
+        assert!(
+            by_subjects.is_full(100),
+            "subjects without tokens come out too"
+        );
+    }
+
+    #[test]
+    fn an_item_belongs_to_the_subject_before_it() {
+        let mut batch = Batch::default();
+        for (line, items) in [(0, 2), (1, 0), (2, 1)] {
+            batch.push_subject(0, Subject::Request(line));
+            (0..items).for_each(|_| batch.push_item(Kind::Flow, &[1, 2]));
+        }
+        let subjects: Vec<usize> = batch.items.iter().map(|item| item.subject).collect();
+        assert_eq!(subjects, [0, 0, 2]);
+        let emptied = Done {
+            batch,
+            verdicts: Vec::new(),
+        }
+        .into_empty_batch();
+        assert!(emptied.is_empty() && emptied.items.is_empty() && emptied.tokens.is_empty());
+    }
+}

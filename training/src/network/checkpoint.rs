@@ -43,14 +43,34 @@ impl Network {
     ///
     /// # Errors
     /// [`NetworkError::Checkpoint`] if the file cannot be written.
-    pub fn save(&self, path: &Path, optimiser: Option<&AdamW>, metadata: &BTreeMap<String, String>) -> Result<()> {
+    pub fn save(
+        &self,
+        path: &Path,
+        optimiser: Option<&AdamW>,
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
         let mut tensors = Vec::new();
         for (index, parameter) in self.parameters.iter().enumerate() {
-            tensors.push((parameter.name.clone(), parameter.shape.clone(), bytes(&parameter.values()?)));
-            let Some(moments) = optimiser.and_then(|optimiser| optimiser.moments().get(index)) else { continue };
-            for (prefix, values) in [(FIRST, &moments.first), (SECOND, &moments.second), (AVERAGE, &moments.average)] {
+            tensors.push((
+                parameter.name.clone(),
+                parameter.shape.clone(),
+                bytes(&parameter.values()?),
+            ));
+            let Some(moments) = optimiser.and_then(|optimiser| optimiser.moments().get(index))
+            else {
+                continue;
+            };
+            for (prefix, values) in [
+                (FIRST, &moments.first),
+                (SECOND, &moments.second),
+                (AVERAGE, &moments.average),
+            ] {
                 if !values.is_empty() {
-                    tensors.push((format!("{prefix}{}", parameter.name), vec![values.len()], bytes(values)));
+                    tensors.push((
+                        format!("{prefix}{}", parameter.name),
+                        vec![values.len()],
+                        bytes(values),
+                    ));
                 }
             }
         }
@@ -63,11 +83,17 @@ impl Network {
         let header = serde_json::to_string(&header).map_err(|error| broken(path, error))?;
         let views = tensors
             .iter()
-            .map(|(name, shape, bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .map(|(name, shape, bytes)| {
+                Ok((
+                    name.as_str(),
+                    TensorView::new(Dtype::F32, shape.clone(), bytes)?,
+                ))
+            })
             .collect::<std::result::Result<Vec<_>, safetensors::SafeTensorError>>()
             .map_err(|error| broken(path, error))?;
         let metadata = HashMap::from([(METADATA_KEY.to_owned(), header)]);
-        let contents = safetensors::serialize(views, Some(metadata)).map_err(|error| broken(path, error))?;
+        let contents =
+            safetensors::serialize(views, Some(metadata)).map_err(|error| broken(path, error))?;
         write_atomically(path, &contents).map_err(|error| broken(path, error))
     }
 
@@ -77,28 +103,57 @@ impl Network {
     /// [`NetworkError::Checkpoint`] if the file cannot be read or does not hold what its header says.
     pub fn load(path: &Path) -> Result<Checkpoint> {
         let contents = std::fs::read(path).map_err(|error| broken(path, error))?;
-        let (_, metadata) = SafeTensors::read_metadata(&contents).map_err(|error| broken(path, error))?;
-        let header = metadata.metadata().as_ref().and_then(|metadata| metadata.get(METADATA_KEY));
-        let header = header.ok_or_else(|| broken(path, format!("expected the metadata key {METADATA_KEY}, found none")))?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(&contents).map_err(|error| broken(path, error))?;
+        let header = metadata
+            .metadata()
+            .as_ref()
+            .and_then(|metadata| metadata.get(METADATA_KEY));
+        let header = header.ok_or_else(|| {
+            broken(
+                path,
+                format!("expected the metadata key {METADATA_KEY}, found none"),
+            )
+        })?;
         let header: Header = serde_json::from_str(header).map_err(|error| broken(path, error))?;
         if header.schema != SCHEMA {
-            return Err(broken(path, format!("schema: expected {SCHEMA}, found {}", header.schema)));
+            return Err(broken(
+                path,
+                format!("schema: expected {SCHEMA}, found {}", header.schema),
+            ));
         }
         let tensors = SafeTensors::deserialize(&contents).map_err(|error| broken(path, error))?;
-        let network = Self::build(header.network, |form| read_tensor(path, &tensors, &form.name, &form.shape))?;
+        let network = Self::build(header.network, |form| {
+            read_tensor(path, &tensors, &form.name, &form.shape)
+        })?;
         let optimiser = match header.optimiser {
             Some((config, step)) => {
-                let moments = if step > 0 { read_moments(path, &tensors, &network, &config)? } else { Vec::new() };
+                let moments = if step > 0 {
+                    read_moments(path, &tensors, &network, &config)?
+                } else {
+                    Vec::new()
+                };
                 Some(AdamW::restored(config, step, moments))
             }
             None => None,
         };
-        Ok(Checkpoint { network, optimiser, metadata: header.metadata })
+        Ok(Checkpoint {
+            network,
+            optimiser,
+            metadata: header.metadata,
+        })
     }
 }
 
-fn read_moments(path: &Path, tensors: &SafeTensors<'_>, network: &Network, config: &AdamWConfig) -> Result<Vec<Moments>> {
-    let read = |prefix: &str, name: &str, count: usize| read_tensor(path, tensors, &format!("{prefix}{name}"), &[count]);
+fn read_moments(
+    path: &Path,
+    tensors: &SafeTensors<'_>,
+    network: &Network,
+    config: &AdamWConfig,
+) -> Result<Vec<Moments>> {
+    let read = |prefix: &str, name: &str, count: usize| {
+        read_tensor(path, tensors, &format!("{prefix}{name}"), &[count])
+    };
     network
         .parameters
         .iter()
@@ -107,24 +162,44 @@ fn read_moments(path: &Path, tensors: &SafeTensors<'_>, network: &Network, confi
             Ok(Moments {
                 first: read(FIRST, name, count)?,
                 second: read(SECOND, name, count)?,
-                average: if config.average_decay.is_some() { read(AVERAGE, name, count)? } else { Vec::new() },
+                average: if config.average_decay.is_some() {
+                    read(AVERAGE, name, count)?
+                } else {
+                    Vec::new()
+                },
             })
         })
         .collect()
 }
 
-fn read_tensor(path: &Path, tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let view = tensors.tensor(name).map_err(|error| broken(path, format!("{name}: {error}")))?;
+fn read_tensor(
+    path: &Path,
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>> {
+    let view = tensors
+        .tensor(name)
+        .map_err(|error| broken(path, format!("{name}: {error}")))?;
     if view.dtype() != Dtype::F32 || view.shape() != shape {
         let found = format!("{:?} {:?}", view.dtype(), view.shape());
-        return Err(broken(path, format!("{name}: expected F32 {shape:?}, found {found}")));
+        return Err(broken(
+            path,
+            format!("{name}: expected F32 {shape:?}, found {found}"),
+        ));
     }
     let (values, _) = view.data().as_chunks::<4>();
-    Ok(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    Ok(values
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect())
 }
 
 fn bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
 }
 
 fn write_atomically(path: &Path, contents: &[u8]) -> std::io::Result<()> {
@@ -136,5 +211,8 @@ fn write_atomically(path: &Path, contents: &[u8]) -> std::io::Result<()> {
 }
 
 fn broken(path: &Path, reason: impl ToString) -> NetworkError {
-    NetworkError::Checkpoint { path: path.to_owned(), reason: reason.to_string() }
+    NetworkError::Checkpoint {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
 }

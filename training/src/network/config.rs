@@ -66,24 +66,43 @@ impl NetworkConfig {
             ("kv_heads", self.kv_heads),
             ("feed_forward", self.feed_forward),
         ];
-        let label_sizes = self.task_labels.iter().map(|&labels| ("task_labels", labels));
+        let label_sizes = self
+            .task_labels
+            .iter()
+            .map(|&labels| ("task_labels", labels));
         for (name, size) in sizes.into_iter().chain(label_sizes) {
             if !(1..=SIZE_MAX).contains(&size) {
                 return Err(NetworkError::size(name, format!("1 to {SIZE_MAX}"), size));
             }
         }
         if !self.hidden.is_multiple_of(self.heads) || !self.head_width().is_multiple_of(2) {
-            return Err(NetworkError::size("heads", format!("heads of an even width in {}", self.hidden), self.heads));
+            return Err(NetworkError::size(
+                "heads",
+                format!("heads of an even width in {}", self.hidden),
+                self.heads,
+            ));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(NetworkError::size("kv_heads", format!("a divisor of {}", self.heads), self.kv_heads));
+            return Err(NetworkError::size(
+                "kv_heads",
+                format!("a divisor of {}", self.heads),
+                self.kv_heads,
+            ));
         }
         let least_queries = usize::from(!self.task_labels.is_empty());
         if !(least_queries..POSITIONS_MAX).contains(&self.query_tokens) {
-            return Err(NetworkError::size("query_tokens", format!("{least_queries} to {}", POSITIONS_MAX - 1), self.query_tokens));
+            return Err(NetworkError::size(
+                "query_tokens",
+                format!("{least_queries} to {}", POSITIONS_MAX - 1),
+                self.query_tokens,
+            ));
         }
         if self.prefix_tokens >= POSITIONS_MAX {
-            return Err(NetworkError::size("prefix_tokens", format!("at most {}", POSITIONS_MAX - 1), self.prefix_tokens));
+            return Err(NetworkError::size(
+                "prefix_tokens",
+                format!("at most {}", POSITIONS_MAX - 1),
+                self.prefix_tokens,
+            ));
         }
         Ok(())
     }

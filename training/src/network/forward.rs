@@ -37,8 +37,16 @@ impl Network {
     ///
     /// # Errors
     /// If the shard does not fit the network.
-    pub fn loss(&self, batch: &ShardBatch, scales: &LossScales) -> Result<(Option<Tensor>, Statistics)> {
-        let tensors: Vec<Tensor> = self.parameters.iter().map(|parameter| self.tracked(parameter)).collect();
+    pub fn loss(
+        &self,
+        batch: &ShardBatch,
+        scales: &LossScales,
+    ) -> Result<(Option<Tensor>, Statistics)> {
+        let tensors: Vec<Tensor> = self
+            .parameters
+            .iter()
+            .map(|parameter| self.tracked(parameter))
+            .collect();
         self.loss_with(&tensors, batch, scales)
     }
 
@@ -47,7 +55,11 @@ impl Network {
     /// # Errors
     /// If the batch does not fit the network.
     pub fn evaluate(&self, batch: &ShardBatch) -> Result<Statistics> {
-        let scales = LossScales { label: 1.0, token: 1.0, label_smoothing: 0.0 };
+        let scales = LossScales {
+            label: 1.0,
+            token: 1.0,
+            label_smoothing: 0.0,
+        };
         Ok(self.loss_with(&self.detached(), batch, &scales)?.1)
     }
 
@@ -72,17 +84,30 @@ impl Network {
 
     /// The parameter in the graph if it is trained, else its bare values.
     fn tracked(&self, parameter: &Parameter) -> Tensor {
-        if self.trains(parameter.part) { parameter.var.as_tensor().clone() } else { parameter.var.as_detached_tensor() }
+        if self.trains(parameter.part) {
+            parameter.var.as_tensor().clone()
+        } else {
+            parameter.var.as_detached_tensor()
+        }
     }
 
     fn detached(&self) -> Vec<Tensor> {
-        self.parameters.iter().map(|parameter| parameter.var.as_detached_tensor()).collect()
+        self.parameters
+            .iter()
+            .map(|parameter| parameter.var.as_detached_tensor())
+            .collect()
     }
 
-    fn loss_with(&self, tensors: &[Tensor], batch: &ShardBatch, scales: &LossScales) -> Result<(Option<Tensor>, Statistics)> {
+    fn loss_with(
+        &self,
+        tensors: &[Tensor],
+        batch: &ShardBatch,
+        scales: &LossScales,
+    ) -> Result<(Option<Tensor>, Statistics)> {
         let plan = self.plan(batch)?;
         let mut statistics = Statistics::default();
-        let wants_tokens = scales.token != 0.0 && plan.target_weights.iter().any(|&weight| weight != 0.0);
+        let wants_tokens =
+            scales.token != 0.0 && plan.target_weights.iter().any(|&weight| weight != 0.0);
         let wants_labels = !plan.labels.is_empty();
         if !wants_tokens && !wants_labels {
             return Ok((None, statistics));
@@ -90,14 +115,31 @@ impl Network {
         let hidden = self.hidden(tensors, &plan, !wants_tokens)?;
         let mut total = None;
         if wants_labels {
-            let rows = if wants_tokens { ops::gather_rows(&hidden, plan.label_rows.clone())? } else { hidden.clone() };
+            let rows = if wants_tokens {
+                ops::gather_rows(&hidden, plan.label_rows.clone())?
+            } else {
+                hidden.clone()
+            };
             total = Some(self.label_loss(tensors, &rows, &plan, scales, &mut statistics)?);
         }
         if wants_tokens {
-            let weights: Vec<f32> = plan.target_weights.iter().map(|weight| weight * scales.token).collect();
-            let loss = ops::token_cross_entropy(&hidden, &tensors[Order::TOKENS], &plan.targets, &weights)?;
+            let weights: Vec<f32> = plan
+                .target_weights
+                .iter()
+                .map(|weight| weight * scales.token)
+                .collect();
+            let loss = ops::token_cross_entropy(
+                &hidden,
+                &tensors[Order::TOKENS],
+                &plan.targets,
+                &weights,
+            )?;
             statistics.token_loss = f64::from(loss.to_scalar::<f32>()?) / f64::from(scales.token);
-            statistics.token_weight = plan.target_weights.iter().map(|&weight| f64::from(weight)).sum();
+            statistics.token_weight = plan
+                .target_weights
+                .iter()
+                .map(|&weight| f64::from(weight))
+                .sum();
             total = Some(match total {
                 Some(labels) => ops::add(&labels, &loss)?,
                 None => loss,
@@ -120,26 +162,56 @@ impl Network {
         }
         let sums = Arc::new(Mutex::new(LossSums::default()));
         let table = &tensors[self.order().labels()];
-        let loss = ops::label_cross_entropy(rows, table, targets, scales.label_smoothing, Arc::clone(&sums))?;
+        let loss = ops::label_cross_entropy(
+            rows,
+            table,
+            targets,
+            scales.label_smoothing,
+            Arc::clone(&sums),
+        )?;
         let sums = *sums.lock().unwrap_or_else(PoisonError::into_inner);
-        statistics.label_loss = if scales.label == 0.0 { 0.0 } else { sums.loss / f64::from(scales.label) };
+        statistics.label_loss = if scales.label == 0.0 {
+            0.0
+        } else {
+            sums.loss / f64::from(scales.label)
+        };
         statistics.label_correct = sums.correct;
-        statistics.label_rows = plan.labels.iter().filter(|label| label.weight > 0.0).count();
-        statistics.label_weight = plan.labels.iter().map(|label| f64::from(label.weight)).sum();
+        statistics.label_rows = plan
+            .labels
+            .iter()
+            .filter(|label| label.weight > 0.0)
+            .count();
+        statistics.label_weight = plan
+            .labels
+            .iter()
+            .map(|label| f64::from(label.weight))
+            .sum();
         Ok(loss)
     }
 
     /// Hidden states after the final norm: of all rows, or of the label rows only (then the last layer skips the others).
     fn hidden(&self, tensors: &[Tensor], plan: &Plan, label_rows_only: bool) -> Result<Tensor> {
         let config = &self.config;
-        let tensors = Tensors { all: tensors, order: self.order() };
+        let tensors = Tensors {
+            all: tensors,
+            order: self.order(),
+        };
         let has_tasks = !config.task_labels.is_empty();
         let queries = has_tasks.then(|| &tensors.all[tensors.order.queries()]);
-        let mut x = ops::embed(&tensors.all[Order::TOKENS], queries, Arc::clone(&plan.sources))?;
+        let mut x = ops::embed(
+            &tensors.all[Order::TOKENS],
+            queries,
+            Arc::clone(&plan.sources),
+        )?;
         let has_prefix = has_tasks && config.prefix_tokens > 0;
         for layer in 0..config.layers {
-            let [attention_norm, qkv, output, mlp_norm, gate_up, down] = tensors.layer(layer) else {
-                return Err(super::NetworkError::size("parameters of a layer", super::PER_LAYER, tensors.layer(layer).len()));
+            let [attention_norm, qkv, output, mlp_norm, gate_up, down] = tensors.layer(layer)
+            else {
+                return Err(super::NetworkError::size(
+                    "parameters of a layer",
+                    super::PER_LAYER,
+                    tensors.layer(layer).len(),
+                ));
             };
             let last_query_only = label_rows_only && layer + 1 == config.layers;
             let attention = Attention {
@@ -154,15 +226,26 @@ impl Network {
                 last_query_only,
             };
             let prefix = has_prefix.then(|| &tensors.all[tensors.order.prefix(layer)]);
-            let rows = ops::linear(&ops::rms_norm(&x, attention_norm, config.norm_epsilon)?, qkv)?;
+            let rows = ops::linear(
+                &ops::rms_norm(&x, attention_norm, config.norm_epsilon)?,
+                qkv,
+            )?;
             let attended = ops::attention(&rows, prefix, attention)?;
             if last_query_only {
                 x = ops::gather_rows(&x, Arc::clone(&plan.label_rows))?;
             }
             x = ops::linear_add(&attended, output, &x)?;
-            let gated = ops::gated_mlp(&ops::rms_norm(&x, mlp_norm, config.norm_epsilon)?, gate_up, down)?;
+            let gated = ops::gated_mlp(
+                &ops::rms_norm(&x, mlp_norm, config.norm_epsilon)?,
+                gate_up,
+                down,
+            )?;
             x = ops::add(&x, &gated)?;
         }
-        Ok(ops::rms_norm(&x, &tensors.all[tensors.order.output_norm()], config.norm_epsilon)?)
+        Ok(ops::rms_norm(
+            &x,
+            &tensors.all[tensors.order.output_norm()],
+            config.norm_epsilon,
+        )?)
     }
 }

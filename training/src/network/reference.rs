@@ -17,17 +17,27 @@ impl Network {
         let hidden = self.reference_hidden(&plan)?;
         let mut total = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu)?;
         for (label, &row) in plan.labels.iter().zip(&*plan.label_rows) {
-            let table = self.parameter(self.order().labels()).narrow(0, label.start, label.end - label.start)?;
+            let table = self.parameter(self.order().labels()).narrow(
+                0,
+                label.start,
+                label.end - label.start,
+            )?;
             let row = hidden.narrow(0, row, 1)?;
             let losses = negative_log_softmax(&row.matmul(&table.t()?)?)?.squeeze(0)?;
-            let own = (losses.get(label.label as usize)? * f64::from(1.0 - scales.label_smoothing))?;
+            let own =
+                (losses.get(label.label as usize)? * f64::from(1.0 - scales.label_smoothing))?;
             let all = (losses.mean(0)? * f64::from(scales.label_smoothing))?;
             total = (total + ((own + all)? * f64::from(label.weight * scales.label))?)?;
         }
         if scales.token != 0.0 && !plan.targets.is_empty() {
-            let losses = negative_log_softmax(&hidden.matmul(&self.parameter(Order::TOKENS).t()?)?)?;
+            let losses =
+                negative_log_softmax(&hidden.matmul(&self.parameter(Order::TOKENS).t()?)?)?;
             let targets = Tensor::from_slice(&plan.targets, (plan.targets.len(), 1), &Device::Cpu)?;
-            let weights = Tensor::from_slice(&plan.target_weights, plan.target_weights.len(), &Device::Cpu)?;
+            let weights = Tensor::from_slice(
+                &plan.target_weights,
+                plan.target_weights.len(),
+                &Device::Cpu,
+            )?;
             let losses = (losses.gather(&targets, 1)?.squeeze(1)? * weights)?.sum_all()?;
             total = (total + (losses * f64::from(scales.token))?)?;
         }
@@ -49,16 +59,29 @@ impl Network {
         let table = if self.config.task_labels.is_empty() {
             self.parameter(Order::TOKENS).clone()
         } else {
-            Tensor::cat(&[self.parameter(Order::TOKENS), self.parameter(order.queries())], 0)?
+            Tensor::cat(
+                &[
+                    self.parameter(Order::TOKENS),
+                    self.parameter(order.queries()),
+                ],
+                0,
+            )?
         };
         let mut x = table.index_select(&rows, 0)?;
         for layer in 0..self.config.layers {
             let first = order.layer(layer);
-            let qkv = self.reference_norm(&x, self.parameter(first))?.matmul(&self.parameter(first + 1).t()?)?;
-            let attended: Result<Vec<Tensor>> =
-                plan.sequences.iter().map(|sequence| self.reference_attention(&qkv, sequence, layer)).collect();
+            let qkv = self
+                .reference_norm(&x, self.parameter(first))?
+                .matmul(&self.parameter(first + 1).t()?)?;
+            let attended: Result<Vec<Tensor>> = plan
+                .sequences
+                .iter()
+                .map(|sequence| self.reference_attention(&qkv, sequence, layer))
+                .collect();
             x = (x + Tensor::cat(&attended?, 0)?.matmul(&self.parameter(first + 2).t()?)?)?;
-            let both = self.reference_norm(&x, self.parameter(first + 3))?.matmul(&self.parameter(first + 4).t()?)?;
+            let both = self
+                .reference_norm(&x, self.parameter(first + 3))?
+                .matmul(&self.parameter(first + 4).t()?)?;
             let width = self.config.feed_forward;
             let activation = (both.narrow(1, 0, width)?.silu()? * both.narrow(1, width, width)?)?;
             x = (x + activation.matmul(&self.parameter(first + 5).t()?)?)?;
@@ -67,27 +90,53 @@ impl Network {
     }
 
     fn reference_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(self.config.norm_epsilon))?.sqrt()?;
+        let scale =
+            (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(self.config.norm_epsilon))?.sqrt()?;
         Ok(x.broadcast_div(&scale)?.broadcast_mul(weight)?)
     }
 
     /// Attention of one sequence: `[rows, hidden]`.
-    fn reference_attention(&self, qkv: &Tensor, sequence: &SequenceRows, layer: usize) -> Result<Tensor> {
+    fn reference_attention(
+        &self,
+        qkv: &Tensor,
+        sequence: &SequenceRows,
+        layer: usize,
+    ) -> Result<Tensor> {
         let config = &self.config;
-        let (heads, kv_heads, width, kv_width) = (config.heads, config.kv_heads, config.head_width(), config.kv_width());
+        let (heads, kv_heads, width, kv_width) = (
+            config.heads,
+            config.kv_heads,
+            config.head_width(),
+            config.kv_width(),
+        );
         let (flow, rows) = (sequence.flow_rows, sequence.flow_rows + sequence.query_rows);
         let qkv = qkv.narrow(0, sequence.start, rows)?;
         let part = |first: usize, heads: usize| -> Result<Tensor> {
-            Ok(qkv.narrow(1, first, heads * width)?.reshape((rows, heads, width))?.transpose(0, 1)?.contiguous()?)
+            Ok(qkv
+                .narrow(1, first, heads * width)?
+                .reshape((rows, heads, width))?
+                .transpose(0, 1)?
+                .contiguous()?)
         };
         let query = self.reference_rotation(&part(0, heads)?)?;
         let mut key = self.reference_rotation(&part(config.hidden, kv_heads)?)?;
         let mut value = part(config.hidden + kv_width, kv_heads)?;
-        let prefix_tokens = if sequence.query_rows > 0 { config.prefix_tokens } else { 0 };
+        let prefix_tokens = if sequence.query_rows > 0 {
+            config.prefix_tokens
+        } else {
+            0
+        };
         if prefix_tokens > 0 {
-            let prefix = self.parameter(self.order().prefix(layer)).narrow(0, sequence.task * prefix_tokens, prefix_tokens)?;
+            let prefix = self.parameter(self.order().prefix(layer)).narrow(
+                0,
+                sequence.task * prefix_tokens,
+                prefix_tokens,
+            )?;
             let part = |first: usize| -> Result<Tensor> {
-                let part = prefix.narrow(1, first, kv_width)?.reshape((prefix_tokens, kv_heads, width))?;
+                let part =
+                    prefix
+                        .narrow(1, first, kv_width)?
+                        .reshape((prefix_tokens, kv_heads, width))?;
                 Ok(part.transpose(0, 1)?.contiguous()?)
             };
             key = Tensor::cat(&[&part(0)?, &key], 1)?;
@@ -96,30 +145,46 @@ impl Network {
         let repeat = |tensor: Tensor| -> Result<Tensor> {
             let (kv_heads, keys, width) = tensor.dims3()?;
             let group = heads / kv_heads;
-            Ok(tensor.unsqueeze(1)?.expand((kv_heads, group, keys, width))?.reshape((heads, keys, width))?)
+            Ok(tensor
+                .unsqueeze(1)?
+                .expand((kv_heads, group, keys, width))?
+                .reshape((heads, keys, width))?)
         };
         let (key, value) = (repeat(key)?, repeat(value)?);
         let keys = prefix_tokens + rows;
         let mask = (0..rows).flat_map(|row| {
             (0..keys).map(move |key| {
-                let seen = if key < prefix_tokens { row >= flow } else { key - prefix_tokens <= row };
+                let seen = if key < prefix_tokens {
+                    row >= flow
+                } else {
+                    key - prefix_tokens <= row
+                };
                 if seen { 0.0_f32 } else { f32::NEG_INFINITY }
             })
         });
         let mask = Tensor::from_iter(mask, &Device::Cpu)?.reshape((rows, keys))?;
-        let scores = (query.matmul(&key.t()?.contiguous()?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
-        let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let scores = (query.matmul(&key.t()?.contiguous()?)? / (width as f64).sqrt())?
+            .broadcast_add(&mask)?;
+        let shifted = scores
+            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
+            .exp()?;
         let probabilities = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-        Ok(probabilities.matmul(&value)?.transpose(0, 1)?.reshape((rows, heads * width))?)
+        Ok(probabilities
+            .matmul(&value)?
+            .transpose(0, 1)?
+            .reshape((rows, heads * width))?)
     }
 
     /// Interleaved rotary positions of `[heads, rows, width]`.
     fn reference_rotation(&self, x: &Tensor) -> Result<Tensor> {
         let (heads, rows, width) = x.dims3()?;
         let pairs = width / 2;
-        let angle = |row: usize, pair: usize| row as f64 * f64::from(self.config.rotary_base).powf(-(pair as f64) / pairs as f64);
+        let angle = |row: usize, pair: usize| {
+            row as f64 * f64::from(self.config.rotary_base).powf(-(pair as f64) / pairs as f64)
+        };
         let angles = |function: fn(f64) -> f64| {
-            let values = (0..rows * pairs).map(|index| function(angle(index / pairs, index % pairs)) as f32);
+            let values =
+                (0..rows * pairs).map(|index| function(angle(index / pairs, index % pairs)) as f32);
             Tensor::from_iter(values, &Device::Cpu)?.reshape((rows, pairs, 1))
         };
         let (cosines, sines) = (angles(f64::cos)?, angles(f64::sin)?);
@@ -133,5 +198,9 @@ impl Network {
 
 fn negative_log_softmax(logits: &Tensor) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    Ok(shifted.exp()?.sum_keepdim(D::Minus1)?.log()?.broadcast_sub(&shifted)?)
+    Ok(shifted
+        .exp()?
+        .sum_keepdim(D::Minus1)?
+        .log()?
+        .broadcast_sub(&shifted)?)
 }

@@ -3,7 +3,9 @@
 use candle_core::Tensor;
 use trafficllm_kernels::training::Cpu;
 
-use super::{LossScales, Network, NetworkError, Objective, Result, ShardBatch, Statistics, StepReport};
+use super::{
+    LossScales, Network, NetworkError, Objective, Result, ShardBatch, Statistics, StepReport,
+};
 use crate::ops;
 use crate::optimiser::AdamW;
 
@@ -36,15 +38,37 @@ impl Network {
             statistics.add(&result.statistics);
         }
         let gradients = self.sum_gradients(&results)?;
-        let gradient_norm = gradients.iter().map(|values| Cpu::detect().sum_of_squares(values)).sum::<f64>().sqrt();
+        let gradient_norm = gradients
+            .iter()
+            .map(|values| Cpu::detect().sum_of_squares(values))
+            .sum::<f64>()
+            .sqrt();
         for (what, found) in [("loss", loss), ("norm of the gradient", gradient_norm)] {
             if !found.is_finite() {
-                return Err(NetworkError::NotFinite { step: optimiser.step(), what, found });
+                return Err(NetworkError::NotFinite {
+                    step: optimiser.step(),
+                    what,
+                    found,
+                });
             }
         }
-        let trained: Vec<bool> = self.parameters.iter().map(|parameter| self.trains(parameter.part)).collect();
-        optimiser.update(&self.parameters, &trained, &gradients, gradient_norm, learning_rate)?;
-        Ok(StepReport { loss, gradient_norm, statistics })
+        let trained: Vec<bool> = self
+            .parameters
+            .iter()
+            .map(|parameter| self.trains(parameter.part))
+            .collect();
+        optimiser.update(
+            &self.parameters,
+            &trained,
+            &gradients,
+            gradient_norm,
+            learning_rate,
+        )?;
+        Ok(StepReport {
+            loss,
+            gradient_norm,
+            statistics,
+        })
     }
 
     fn run_shards(&self, shards: &[ShardBatch], scales: &LossScales) -> Result<Vec<ShardResult>> {
@@ -52,23 +76,44 @@ impl Network {
             return Err(NetworkError::size("shards", "at least 1", 0));
         };
         std::thread::scope(|scope| {
-            let threads: Vec<_> = others.iter().map(|shard| scope.spawn(|| self.run_shard(shard, scales))).collect();
+            let threads: Vec<_> = others
+                .iter()
+                .map(|shard| scope.spawn(|| self.run_shard(shard, scales)))
+                .collect();
             let mut results = vec![self.run_shard(first, scales)];
             for (index, thread) in threads.into_iter().enumerate() {
-                results.push(thread.join().unwrap_or(Err(NetworkError::Shard { shard: index + 1 })));
+                results.push(
+                    thread
+                        .join()
+                        .unwrap_or(Err(NetworkError::Shard { shard: index + 1 })),
+                );
             }
             results.into_iter().collect()
         })
     }
 
     fn run_shard(&self, shard: &ShardBatch, scales: &LossScales) -> Result<ShardResult> {
-        let ((loss, statistics), tape) = ops::recorded(|| self.loss(shard, scales))?;
-        let Some(loss) = loss else {
-            return Ok(ShardResult { loss: 0.0, statistics, gradients: vec![None; self.parameters.len()] });
-        };
-        let mut store = tape.backward(&loss)?;
-        let gradients = self.parameters.iter().map(|parameter| store.take(parameter.var.as_tensor())).collect();
-        Ok(ShardResult { loss: f64::from(loss.to_scalar::<f32>()?), statistics, gradients })
+        ops::with_precision(self.precision, || {
+            let ((loss, statistics), tape) = ops::recorded(|| self.loss(shard, scales))?;
+            let Some(loss) = loss else {
+                return Ok(ShardResult {
+                    loss: 0.0,
+                    statistics,
+                    gradients: vec![None; self.parameters.len()],
+                });
+            };
+            let mut store = tape.backward(&loss)?;
+            let gradients = self
+                .parameters
+                .iter()
+                .map(|parameter| store.take(parameter.var.as_tensor()))
+                .collect();
+            Ok(ShardResult {
+                loss: f64::from(loss.to_scalar::<f32>()?),
+                statistics,
+                gradients,
+            })
+        })
     }
 
     /// Sums over shards, in their order; zeros where no shard has a gradient.
@@ -77,7 +122,10 @@ impl Network {
         let mut sums = Vec::with_capacity(self.parameters.len());
         for (index, parameter) in self.parameters.iter().enumerate() {
             let mut sum: Option<Vec<f32>> = None;
-            for gradient in results.iter().filter_map(|result| result.gradients[index].as_ref()) {
+            for gradient in results
+                .iter()
+                .filter_map(|result| result.gradients[index].as_ref())
+            {
                 match &mut sum {
                     None => sum = Some(gradient.flatten_all()?.to_vec1()?),
                     Some(sum) => ops::read(gradient, |values| {
@@ -94,9 +142,16 @@ impl Network {
 
 /// Weights of single rows that make the batch's loss a weighted mean.
 fn scales(shards: &[ShardBatch], objective: &Objective) -> LossScales {
-    let labelled = shards.iter().flat_map(|shard| &shard.sequences).filter(|sequence| sequence.task.is_some());
+    let labelled = shards
+        .iter()
+        .flat_map(|shard| &shard.sequences)
+        .filter(|sequence| sequence.task.is_some());
     let labels: f64 = labelled.map(|sequence| f64::from(sequence.weight)).sum();
-    let tokens: f64 = shards.iter().flat_map(|shard| &shard.target_weights).map(|&weight| f64::from(weight)).sum();
+    let tokens: f64 = shards
+        .iter()
+        .flat_map(|shard| &shard.target_weights)
+        .map(|&weight| f64::from(weight))
+        .sum();
     let over = |part: f64, sum: f64| if sum > 0.0 { (part / sum) as f32 } else { 0.0 };
     LossScales {
         label: over(1.0, labels),

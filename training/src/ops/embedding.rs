@@ -21,7 +21,11 @@ pub enum RowSource {
 ///
 /// # Errors
 /// If a row is outside its table.
-pub fn embed(tokens: &Tensor, queries: Option<&Tensor>, sources: Arc<[RowSource]>) -> Result<Tensor> {
+pub fn embed(
+    tokens: &Tensor,
+    queries: Option<&Tensor>,
+    sources: Arc<[RowSource]>,
+) -> Result<Tensor> {
     match queries {
         Some(queries) => apply2(tokens, queries, Embed { sources }),
         None => apply1(tokens, Embed { sources }),
@@ -33,7 +37,12 @@ struct Embed {
 }
 
 impl Embed {
-    fn gather(&self, hidden: usize, tokens: &[f32], queries: &[f32]) -> Result<(CpuStorage, Shape)> {
+    fn gather(
+        &self,
+        hidden: usize,
+        tokens: &[f32],
+        queries: &[f32],
+    ) -> Result<(CpuStorage, Shape)> {
         let mut result = Vec::with_capacity(self.sources.len() * hidden);
         for source in &*self.sources {
             let (table, row) = match *source {
@@ -41,15 +50,26 @@ impl Embed {
                 RowSource::Query(row) => (queries, row),
             };
             let Some(values) = table.get(row * hidden..(row + 1) * hidden) else {
-                candle_core::bail!("embed: expected a row below {}, found {source:?}", table.len() / hidden);
+                candle_core::bail!(
+                    "embed: expected a row below {}, found {source:?}",
+                    table.len() / hidden
+                );
             };
             result.extend_from_slice(values);
         }
-        Ok((CpuStorage::F32(result), Shape::from((self.sources.len(), hidden))))
+        Ok((
+            CpuStorage::F32(result),
+            Shape::from((self.sources.len(), hidden)),
+        ))
     }
 
     /// The gradient of one table: rows that `row_of` finds in it.
-    fn scatter(&self, table: &Tensor, gradient: &Tensor, row_of: impl Fn(RowSource) -> Option<usize>) -> Result<Option<Tensor>> {
+    fn scatter(
+        &self,
+        table: &Tensor,
+        gradient: &Tensor,
+        row_of: impl Fn(RowSource) -> Option<usize>,
+    ) -> Result<Option<Tensor>> {
         if !table.track_op() {
             return Ok(None);
         }
@@ -106,7 +126,13 @@ impl CustomOp2 for Embed {
         "embed-with-queries"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let ((_, hidden), (_, query_hidden)) = (matrix_sizes(l1)?, matrix_sizes(l2)?);
         if hidden != query_hidden {
             candle_core::bail!("embed: expected queries of {hidden} columns, found {query_hidden}");
@@ -114,8 +140,17 @@ impl CustomOp2 for Embed {
         self.gather(hidden, argument(s1, l1)?, argument(s2, l2)?)
     }
 
-    fn bwd(&self, tokens: &Tensor, queries: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((self.scatter(tokens, gradient, token_row)?, self.scatter(queries, gradient, query_row)?))
+    fn bwd(
+        &self,
+        tokens: &Tensor,
+        queries: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((
+            self.scatter(tokens, gradient, token_row)?,
+            self.scatter(queries, gradient, query_row)?,
+        ))
     }
 }
 
@@ -146,7 +181,10 @@ impl CustomOp1 for GatherRows {
             }
             result.extend_from_slice(&x[row * hidden..(row + 1) * hidden]);
         }
-        Ok((CpuStorage::F32(result), Shape::from((self.rows.len(), hidden))))
+        Ok((
+            CpuStorage::F32(result),
+            Shape::from((self.rows.len(), hidden)),
+        ))
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use trafficllm_kernels::training::Matrix;
 
 use super::tape::{apply2, apply3};
-use super::{argument, matrix_sizes, read, tensor, with_kernels};
+use super::{argument, matrix_sizes, read, tensor, with_product_kernels};
 
 /// `x w^T`: `x` `[rows, in]`, `w` `[out, in]`, result `[rows, out]`.
 ///
@@ -33,16 +33,28 @@ fn sizes(x: &Layout, w: &Layout) -> Result<(usize, usize, usize)> {
 }
 
 /// Gradients of x and w, each only if tracked.
-fn gradients(x: &Tensor, w: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+fn gradients(
+    x: &Tensor,
+    w: &Tensor,
+    gradient: &Tensor,
+) -> Result<(Option<Tensor>, Option<Tensor>)> {
     let gradient = gradient.contiguous()?;
     let (rows, columns, inner) = sizes(x.layout(), w.layout())?;
     read(&gradient, |gradient| {
         let of_x = if x.track_op() {
             let mut values = vec![0.0; rows * inner];
             read(w, |w| {
-                with_kernels(|cpu, scratch| {
+                with_product_kernels(|cpu, scratch| {
                     let (a, b) = (Matrix::new(gradient, columns), Matrix::new(w, inner));
-                    cpu.gemm(scratch, (rows, inner, columns), a, b, &mut values, inner, false);
+                    cpu.gemm(
+                        scratch,
+                        (rows, inner, columns),
+                        a,
+                        b,
+                        &mut values,
+                        inner,
+                        false,
+                    );
                 });
                 Ok(())
             })?;
@@ -53,9 +65,17 @@ fn gradients(x: &Tensor, w: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor
         let of_w = if w.track_op() {
             let mut values = vec![0.0; columns * inner];
             read(x, |x| {
-                with_kernels(|cpu, scratch| {
+                with_product_kernels(|cpu, scratch| {
                     let (a, b) = (Matrix::new(gradient, columns).t(), Matrix::new(x, inner));
-                    cpu.gemm(scratch, (columns, inner, rows), a, b, &mut values, inner, false);
+                    cpu.gemm(
+                        scratch,
+                        (columns, inner, rows),
+                        a,
+                        b,
+                        &mut values,
+                        inner,
+                        false,
+                    );
                 });
                 Ok(())
             })?;
@@ -72,18 +92,38 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (rows, columns, inner) = sizes(l1, l2)?;
         let (x, w) = (argument(s1, l1)?, argument(s2, l2)?);
         let mut result = vec![0.0; rows * columns];
-        with_kernels(|cpu, scratch| {
+        with_product_kernels(|cpu, scratch| {
             let (a, b) = (Matrix::new(x, inner), Matrix::new(w, inner).t());
-            cpu.gemm(scratch, (rows, columns, inner), a, b, &mut result, columns, false);
+            cpu.gemm(
+                scratch,
+                (rows, columns, inner),
+                a,
+                b,
+                &mut result,
+                columns,
+                false,
+            );
         });
         Ok((CpuStorage::F32(result), Shape::from((rows, columns))))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         gradients(x, w, gradient)
     }
 }
@@ -104,13 +144,24 @@ impl CustomOp3 for Linear {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, columns, inner) = sizes(l1, l2)?;
         if matrix_sizes(l3)? != (rows, columns) {
-            candle_core::bail!("linear-add: expected a residual of {rows} x {columns}, found {:?}", l3.shape());
+            candle_core::bail!(
+                "linear-add: expected a residual of {rows} x {columns}, found {:?}",
+                l3.shape()
+            );
         }
         let (x, w) = (argument(s1, l1)?, argument(s2, l2)?);
         let mut result = argument(s3, l3)?.to_vec();
-        with_kernels(|cpu, scratch| {
+        with_product_kernels(|cpu, scratch| {
             let (a, b) = (Matrix::new(x, inner), Matrix::new(w, inner).t());
-            cpu.gemm(scratch, (rows, columns, inner), a, b, &mut result, columns, true);
+            cpu.gemm(
+                scratch,
+                (rows, columns, inner),
+                a,
+                b,
+                &mut result,
+                columns,
+                true,
+            );
         });
         Ok((CpuStorage::F32(result), Shape::from((rows, columns))))
     }

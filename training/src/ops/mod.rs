@@ -13,10 +13,11 @@ mod tape;
 #[cfg(test)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor};
+use serde::{Deserialize, Serialize};
 use trafficllm_kernels::training::{Cpu, GemmScratch};
 
 pub use attention::{Attention, AttentionSizes, Rotary, SequenceRows, attention};
@@ -28,13 +29,42 @@ pub use linear::{linear, linear_add};
 pub use norm::rms_norm;
 pub use tape::{Tape, TapeGradients, add, recorded};
 
+/// How factors of the large products are rounded. Sums, attention, norms, label losses and parameters are always f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Not at all: the same results on every processor.
+    #[default]
+    Full,
+    /// To bf16 where the processor has instructions for it (then products take half the time), else as [`Precision::Full`].
+    Mixed,
+}
+
 thread_local! {
     static SCRATCH: RefCell<GemmScratch> = RefCell::default();
+    static PRECISION: Cell<Precision> = const { Cell::new(Precision::Full) };
+}
+
+/// Runs `work` with large products of this thread in the given precision: forward and backward passes.
+pub fn with_precision<R>(precision: Precision, work: impl FnOnce() -> R) -> R {
+    let before = PRECISION.replace(precision);
+    let result = work();
+    PRECISION.set(before);
+    result
 }
 
 /// Runs `work` with the kernels of this processor and this thread's scratch memory.
 fn with_kernels<R>(work: impl FnOnce(Cpu, &mut GemmScratch) -> R) -> R {
     SCRATCH.with_borrow_mut(|scratch| work(Cpu::detect(), scratch))
+}
+
+/// [`with_kernels`] for large products, which follow this thread's precision.
+fn with_product_kernels<R>(work: impl FnOnce(Cpu, &mut GemmScratch) -> R) -> R {
+    let cpu = match PRECISION.get() {
+        Precision::Full => Cpu::detect(),
+        Precision::Mixed => Cpu::bf16().unwrap_or_else(Cpu::detect),
+    };
+    SCRATCH.with_borrow_mut(|scratch| work(cpu, scratch))
 }
 
 /// The values of an argument of a forward pass.
@@ -92,7 +122,9 @@ impl<T> Saved<T> {
     fn take(&self, operation: &'static str) -> Result<T> {
         match self.lock().take() {
             Some(value) => Ok(value),
-            None => candle_core::bail!("{operation}: expected one backward pass after a forward pass, found none or a second one"),
+            None => candle_core::bail!(
+                "{operation}: expected one backward pass after a forward pass, found none or a second one"
+            ),
         }
     }
 }

@@ -8,7 +8,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId,
+};
 
 use super::{argument, with_kernels};
 
@@ -44,7 +46,9 @@ pub struct TapeGradients(HashMap<TensorId, Tensor>);
 ///
 /// # Errors
 /// What `forward` returns.
-pub fn recorded<R, E>(forward: impl FnOnce() -> std::result::Result<R, E>) -> std::result::Result<(R, Tape), E> {
+pub fn recorded<R, E>(
+    forward: impl FnOnce() -> std::result::Result<R, E>,
+) -> std::result::Result<(R, Tape), E> {
     RECORDING.set(Some(Vec::new()));
     let result = forward();
     let nodes = RECORDING.take().unwrap_or_default();
@@ -55,30 +59,48 @@ fn record(operation: Operation, result: &Tensor) {
     if result.track_op() {
         RECORDING.with_borrow_mut(|nodes| {
             if let Some(nodes) = nodes {
-                nodes.push(Node { operation, result: result.clone() });
+                nodes.push(Node {
+                    operation,
+                    result: result.clone(),
+                });
             }
         });
     }
 }
 
-pub(super) fn apply1(x: &Tensor, operation: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+pub(super) fn apply1(
+    x: &Tensor,
+    operation: impl CustomOp1 + Send + Sync + 'static,
+) -> Result<Tensor> {
     let operation: One = Arc::new(Box::new(operation));
     let result = x.apply_op1_arc(Arc::clone(&operation))?;
     record(Operation::One(x.clone(), operation), &result);
     Ok(result)
 }
 
-pub(super) fn apply2(x: &Tensor, y: &Tensor, operation: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
+pub(super) fn apply2(
+    x: &Tensor,
+    y: &Tensor,
+    operation: impl CustomOp2 + Send + Sync + 'static,
+) -> Result<Tensor> {
     let operation: Two = Arc::new(Box::new(operation));
     let result = x.apply_op2_arc(y, Arc::clone(&operation))?;
     record(Operation::Two([x.clone(), y.clone()], operation), &result);
     Ok(result)
 }
 
-pub(super) fn apply3(x: &Tensor, y: &Tensor, z: &Tensor, operation: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
+pub(super) fn apply3(
+    x: &Tensor,
+    y: &Tensor,
+    z: &Tensor,
+    operation: impl CustomOp3 + Send + Sync + 'static,
+) -> Result<Tensor> {
     let operation: Three = Arc::new(Box::new(operation));
     let result = x.apply_op3_arc(y, z, Arc::clone(&operation))?;
-    record(Operation::Three([x.clone(), y.clone(), z.clone()], operation), &result);
+    record(
+        Operation::Three([x.clone(), y.clone(), z.clone()], operation),
+        &result,
+    );
     Ok(result)
 }
 
@@ -89,9 +111,14 @@ impl Tape {
     /// If a backward pass fails.
     pub fn backward(self, loss: &Tensor) -> Result<TapeGradients> {
         let mut gradients = TapeGradients::default();
-        gradients.add(loss, Some(Tensor::ones(loss.shape(), loss.dtype(), loss.device())?))?;
+        gradients.add(
+            loss,
+            Some(Tensor::ones(loss.shape(), loss.dtype(), loss.device())?),
+        )?;
         for Node { operation, result } in self.nodes.into_iter().rev() {
-            let Some(gradient) = gradients.take(&result) else { continue };
+            let Some(gradient) = gradients.take(&result) else {
+                continue;
+            };
             match operation {
                 Operation::One(x, operation) => {
                     let of_x = operation.bwd(&x, &result, &gradient)?;
@@ -121,7 +148,9 @@ impl TapeGradients {
     }
 
     fn add(&mut self, of: &Tensor, gradient: Option<Tensor>) -> Result<()> {
-        let Some(gradient) = gradient.filter(|_| of.track_op()) else { return Ok(()) };
+        let Some(gradient) = gradient.filter(|_| of.track_op()) else {
+            return Ok(());
+        };
         let sum = match self.0.remove(&of.id()) {
             Some(sum) => sum.apply_op2_no_bwd(&gradient, &Add)?,
             None => gradient,
@@ -146,7 +175,13 @@ impl CustomOp2 for Add {
         "add"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         if l1.shape() != l2.shape() {
             candle_core::bail!("add: expected {:?}, found {:?}", l1.shape(), l2.shape());
         }
@@ -156,7 +191,16 @@ impl CustomOp2 for Add {
         Ok((CpuStorage::F32(sum), l1.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((x.track_op().then(|| gradient.clone()), y.track_op().then(|| gradient.clone())))
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((
+            x.track_op().then(|| gradient.clone()),
+            y.track_op().then(|| gradient.clone()),
+        ))
     }
 }

@@ -122,7 +122,11 @@ fn silu_gate_backward(gate_up: &mut [f32], width: usize, gradient: &mut [f32]) {
             // Through copies: the compiler then knows that nothing overlaps, and uses whole registers.
             let (mut of_activation, mut of_gate, mut of_up) = (*gradient, *gate, *up);
             for lane in 0..LANES {
-                silu_gate_gradient(&mut of_activation[lane], &mut of_gate[lane], &mut of_up[lane]);
+                silu_gate_gradient(
+                    &mut of_activation[lane],
+                    &mut of_gate[lane],
+                    &mut of_up[lane],
+                );
             }
             (*gradient, *gate, *up) = (of_activation, of_gate, of_up);
         }
@@ -180,9 +184,14 @@ fn rotate(
         let heads = source[first..first + width].chunks_exact(2 * pairs);
         for (source, output) in heads.zip(output.chunks_exact_mut(2 * pairs)) {
             let (source, output) = (source.as_chunks::<2>().0, output.as_chunks_mut::<2>().0);
-            for (((source, output), cosine), sine) in source.iter().zip(output).zip(cosines).zip(sines) {
+            for (((source, output), cosine), sine) in
+                source.iter().zip(output).zip(cosines).zip(sines)
+            {
                 let (even, odd) = (source[0] * scale, source[1] * scale);
-                *output = [even.mul_add(*cosine, -(odd * sine)), even.mul_add(*sine, odd * cosine)];
+                *output = [
+                    even.mul_add(*cosine, -(odd * sine)),
+                    even.mul_add(*sine, odd * cosine),
+                ];
             }
         }
     }
@@ -223,9 +232,14 @@ fn rotate_backward(
         let heads = output[first..first + width].chunks_exact_mut(2 * pairs);
         for (output, gradient) in heads.zip(gradient.chunks_exact(2 * pairs)) {
             let (gradient, output) = (gradient.as_chunks::<2>().0, output.as_chunks_mut::<2>().0);
-            for (((gradient, output), cosine), sine) in gradient.iter().zip(output).zip(cosines).zip(sines) {
+            for (((gradient, output), cosine), sine) in
+                gradient.iter().zip(output).zip(cosines).zip(sines)
+            {
                 let (even, odd) = (gradient[0] * scale, gradient[1] * scale);
-                *output = [even.mul_add(*cosine, odd * sine), odd.mul_add(*cosine, -(even * sine))];
+                *output = [
+                    even.mul_add(*cosine, odd * sine),
+                    odd.mul_add(*cosine, -(even * sine)),
+                ];
             }
         }
     }

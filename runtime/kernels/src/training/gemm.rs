@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -92,6 +94,8 @@ pub struct Packed {
     values: Vec<f32>,
     inner: usize,
     columns: usize,
+    /// For which instructions; `None` before the first packing.
+    instructions: Option<Instructions>,
 }
 
 /// Shape of the register tile.
@@ -133,10 +137,19 @@ impl Cpu {
                 columns: 16,
             },
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512 => Tile {
+            Instructions::Avx512 | Instructions::Avx512Bf16 => Tile {
                 rows: 12,
                 columns: 32,
             },
+        }
+    }
+
+    /// Packed values that `depth` values of a row or column take.
+    fn slots(self, depth: usize) -> usize {
+        match self.instructions() {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => bf16::slots(depth),
+            _ => depth,
         }
     }
 
@@ -175,8 +188,7 @@ impl Cpu {
             let mut column_start = 0;
             while column_start < columns {
                 let width = column_block.min(columns - column_start);
-                pack(
-                    tile,
+                self.pack_block(
                     b,
                     (inner_start, depth),
                     (column_start, width),
@@ -184,7 +196,7 @@ impl Cpu {
                 );
                 let panels = Panels {
                     values: &scratch.packed,
-                    stride: depth * tile.columns,
+                    stride: self.slots(depth) * tile.columns,
                     depth,
                     columns: width,
                 };
@@ -210,16 +222,16 @@ impl Cpu {
         b.check(inner, columns);
         packed.inner = inner;
         packed.columns = columns;
-        let tile = self.tile();
+        packed.instructions = Some(self.instructions());
         packed.values.clear();
         let mut block = Vec::new();
         let mut inner_start = 0;
         while inner_start < inner {
             let depth = INNER_BLOCK.min(inner - inner_start);
             if inner <= INNER_BLOCK {
-                pack(tile, b, (0, depth), (0, columns), &mut packed.values);
+                self.pack_block(b, (0, depth), (0, columns), &mut packed.values);
             } else {
-                pack(tile, b, (inner_start, depth), (0, columns), &mut block);
+                self.pack_block(b, (inner_start, depth), (0, columns), &mut block);
                 packed.values.extend_from_slice(&block);
             }
             inner_start += depth;
@@ -252,14 +264,21 @@ impl Cpu {
             b.inner,
             b.columns
         );
+        assert!(
+            inner == 0 || b.instructions == Some(self.instructions()),
+            "a matrix packed for {:?} instructions, used with {:?}",
+            b.instructions,
+            self.instructions()
+        );
         let tile = self.tile();
         let padded_columns = b.columns.div_ceil(tile.columns) * tile.columns;
         let mut inner_start = 0;
         while inner_start < inner {
             let packed_depth = INNER_BLOCK.min(b.inner - inner_start);
-            let stride = packed_depth * tile.columns;
+            let stride = self.slots(packed_depth) * tile.columns;
             let depth = packed_depth.min(inner - inner_start);
-            let block = &b.values[inner_start * padded_columns..];
+            // Every block but the last has INNER_BLOCK values, an even number: slots of all add up.
+            let block = &b.values[self.slots(inner_start) * padded_columns..];
             let column_block =
                 (PACKED_VALUES_MAX / packed_depth / tile.columns).max(1) * tile.columns;
             for column_start in (0..columns).step_by(column_block) {
@@ -297,7 +316,7 @@ impl Cpu {
         let tile = self.tile();
         let panel_count = panels.columns.div_ceil(tile.columns);
         assert!(
-            panels.depth * tile.columns <= panels.stride
+            self.slots(panels.depth) * tile.columns <= panels.stride
                 && panel_count * panels.stride <= panels.values.len()
         );
         a.check(rows, inner_start + panels.depth);
@@ -305,21 +324,7 @@ impl Cpu {
         let mut row = 0;
         while row < rows {
             let height = tile.rows.min(rows - row);
-            let tile_left = if a.transposed {
-                pack_left(a, (row, height), (inner_start, panels.depth), left);
-                Left {
-                    values: left.as_ptr(),
-                    row_step: 1,
-                    inner_step: TILE_ROWS_MAX,
-                }
-            } else {
-                let values = &a.values[row * a.row_stride + inner_start..];
-                Left {
-                    values: values.as_ptr(),
-                    row_step: a.row_stride,
-                    inner_step: 1,
-                }
-            };
+            let tile_left = self.place_left(a, (row, height), (inner_start, panels.depth), left);
             for panel in 0..panel_count {
                 let column = panel * tile.columns;
                 let output = Output {
@@ -345,10 +350,82 @@ impl Cpu {
                         Instructions::Avx512 => {
                             avx512::tile(height, panels.depth, tile_left, right, output)
                         }
+                        #[cfg(target_arch = "x86_64")]
+                        Instructions::Avx512Bf16 => {
+                            let depth = bf16::slots(panels.depth);
+                            bf16::tile(height, depth, tile_left, right, output)
+                        }
                     }
                 }
             }
             row += height;
+        }
+    }
+}
+
+impl Cpu {
+    /// Where a tile's rows of A can be read: in place, or packed into `left`.
+    fn place_left(
+        self,
+        a: Matrix<'_>,
+        (row, height): (usize, usize),
+        (inner_start, depth): (usize, usize),
+        left: &mut Vec<f32>,
+    ) -> Left {
+        match self.instructions() {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 => {
+                // SAFETY: a `Cpu` of this kind is only made after these features were found on the processor.
+                unsafe { bf16::pack_left(a, (row, height), (inner_start, depth), left) };
+                let row_step = if a.transposed { 1 } else { bf16::slots(depth) };
+                let inner_step = if a.transposed { TILE_ROWS_MAX } else { 1 };
+                Left {
+                    values: left.as_ptr(),
+                    row_step,
+                    inner_step,
+                }
+            }
+            _ if a.transposed => {
+                pack_left(a, (row, height), (inner_start, depth), left);
+                Left {
+                    values: left.as_ptr(),
+                    row_step: 1,
+                    inner_step: TILE_ROWS_MAX,
+                }
+            }
+            _ => {
+                let values = &a.values[row * a.row_stride + inner_start..];
+                Left {
+                    values: values.as_ptr(),
+                    row_step: a.row_stride,
+                    inner_step: 1,
+                }
+            }
+        }
+    }
+
+    /// Packs a block of B as panels `[panel][slot][tile column]`, zero where there is no column.
+    fn pack_block(
+        self,
+        b: Matrix<'_>,
+        (inner_start, depth): (usize, usize),
+        (column_start, width): (usize, usize),
+        packed: &mut Vec<f32>,
+    ) {
+        let tile = self.tile();
+        let stride = self.slots(depth) * tile.columns;
+        packed.resize(width.div_ceil(tile.columns) * stride, 0.0);
+        for (panel, values) in packed.chunks_exact_mut(stride).enumerate() {
+            let first = column_start + panel * tile.columns;
+            let columns = tile.columns.min(column_start + width - first);
+            match self.instructions() {
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512Bf16 => {
+                    // SAFETY: a `Cpu` of this kind is only made after these features were found on the processor.
+                    unsafe { bf16::pack_panel(b, (inner_start, depth), (first, columns), values) };
+                }
+                _ => pack_panel(tile, b, (inner_start, depth), (first, columns), values),
+            }
         }
     }
 }
@@ -361,34 +438,23 @@ struct Panels<'a> {
     columns: usize,
 }
 
-/// Packs a block of B as panels `[panel][inner][tile column]`, zero where there is no column.
-fn pack(
+/// Packs one panel `[inner][tile column]` of B, zero where there is no column.
+fn pack_panel(
     tile: Tile,
     b: Matrix<'_>,
     (inner_start, depth): (usize, usize),
-    (column_start, width): (usize, usize),
-    packed: &mut Vec<f32>,
+    (first, columns): (usize, usize),
+    panel: &mut [f32],
 ) {
-    let panel_count = width.div_ceil(tile.columns);
-    packed.resize(panel_count * depth * tile.columns, 0.0);
-    for (panel, values) in packed.chunks_exact_mut(depth * tile.columns).enumerate() {
-        let first = column_start + panel * tile.columns;
-        let columns = tile.columns.min(column_start + width - first);
-        if b.transposed {
-            pack_transposed(
-                &b.values[first * b.row_stride + inner_start..],
-                b.row_stride,
-                columns,
-                tile.columns,
-                values,
-            );
-        } else {
-            for (inner, row) in values.chunks_exact_mut(tile.columns).enumerate() {
-                let start = (inner_start + inner) * b.row_stride + first;
-                row[..columns].copy_from_slice(&b.values[start..start + columns]);
-                row[columns..].fill(0.0);
-            }
-        }
+    if b.transposed {
+        let source = &b.values[first * b.row_stride + inner_start..];
+        pack_transposed(source, b.row_stride, columns, tile.columns, panel);
+        return;
+    }
+    for (inner, row) in panel.chunks_exact_mut(tile.columns).enumerate().take(depth) {
+        let start = (inner_start + inner) * b.row_stride + first;
+        row[..columns].copy_from_slice(&b.values[start..start + columns]);
+        row[columns..].fill(0.0);
     }
 }
 

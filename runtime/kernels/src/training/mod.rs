@@ -13,6 +13,6 @@ mod softmax;
 mod update;
 
 pub use cpu::Cpu;
-pub use memory::keep_freed_memory;
 pub use gemm::{GemmScratch, Matrix, Packed};
+pub use memory::keep_freed_memory;
 pub use update::AdamWStep;

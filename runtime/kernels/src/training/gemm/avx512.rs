@@ -71,12 +71,7 @@ unsafe fn rows<const ROWS: usize, const PACKED: bool>(
             factors = factors.add(inner_step);
         }
     }
-    let mask = if output.columns >= COLUMNS {
-        u32::MAX
-    } else {
-        (1_u32 << output.columns) - 1
-    };
-    let (low, high) = (mask as __mmask16, (mask >> 16) as __mmask16);
+    let (low, high) = masks(output.columns);
     for (row, sum) in sums.iter().enumerate() {
         // SAFETY: the masks keep loads and stores within the existing columns of this row of C.
         unsafe {
@@ -91,7 +86,7 @@ unsafe fn rows<const ROWS: usize, const PACKED: bool>(
 /// The values under the mask must be valid for reads and writes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn store(target: *mut f32, mask: __mmask16, sum: __m512, accumulate: bool) {
+pub(super) unsafe fn store(target: *mut f32, mask: __mmask16, sum: __m512, accumulate: bool) {
     // SAFETY: the caller's promise; masked-out values are not touched.
     unsafe {
         let sum = if accumulate {
@@ -101,4 +96,15 @@ unsafe fn store(target: *mut f32, mask: __mmask16, sum: __m512, accumulate: bool
         };
         _mm512_mask_storeu_ps(target, mask, sum);
     }
+}
+
+/// Masks of the first `count` lanes of two registers.
+#[inline]
+pub(super) fn masks(count: usize) -> (__mmask16, __mmask16) {
+    let mask = if count >= COLUMNS {
+        u32::MAX
+    } else {
+        (1_u32 << count) - 1
+    };
+    (mask as __mmask16, (mask >> 16) as __mmask16)
 }

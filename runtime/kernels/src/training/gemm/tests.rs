@@ -40,7 +40,7 @@ fn products_are_exact_on_small_integers() {
         (29, 96, 40),
         (3, 300, 513),
     ];
-    for cpu in Cpu::available() {
+    for cpu in Cpu::available().into_iter().chain(Cpu::bf16()) {
         for (rows, columns, inner) in sizes {
             for (a_transposed, b_transposed) in
                 [(false, false), (false, true), (true, false), (true, true)]
@@ -109,7 +109,7 @@ fn products_are_exact_on_small_integers() {
 fn part_of_a_packed_matrix_can_be_used() {
     let (rows, columns, inner) = (7, 70, 700);
     let (a, b) = (integers(rows * inner, 3), integers(columns * inner, 4));
-    for cpu in Cpu::available() {
+    for cpu in Cpu::available().into_iter().chain(Cpu::bf16()) {
         let mut packed = Packed::default();
         cpu.pack(&mut packed, (columns, inner), Matrix::new(&b, columns));
         for (part_columns, part_inner) in [(1, 1), (33, 512), (40, 600), (70, 700)] {
@@ -195,6 +195,69 @@ fn a_matrix_outside_its_slice_is_refused() {
         Matrix::new(&[0.0; 16], 4),
         &mut c,
         4,
+        false,
+    );
+}
+
+#[test]
+fn rounded_products_are_close() {
+    let Some(cpu) = Cpu::bf16() else { return };
+    let (rows, columns, inner) = (30, 70, 601);
+    let scaled = |values: Vec<f32>| {
+        values
+            .into_iter()
+            .map(|value| value * 0.137 + 0.01)
+            .collect::<Vec<_>>()
+    };
+    let (a, b) = (
+        scaled(integers(rows * inner, 5)),
+        scaled(integers(columns * inner, 6)),
+    );
+    let (a, b) = (Matrix::new(&a, inner), Matrix::new(&b, inner).t());
+    let mut c = vec![0.0; rows * columns];
+    cpu.gemm(
+        &mut GemmScratch::default(),
+        (rows, columns, inner),
+        a,
+        b,
+        &mut c,
+        columns,
+        false,
+    );
+    for (index, (found, want)) in c
+        .iter()
+        .zip(expected(rows, columns, inner, a, b))
+        .enumerate()
+    {
+        let magnitude: f32 = (0..inner)
+            .map(|p| (at(a, index / columns, p) * at(b, p, index % columns)).abs())
+            .sum();
+        // Each factor is off by at most 2^-9 of itself.
+        assert!(
+            (found - want).abs() <= magnitude / 256.0,
+            "{index}: {found}, expected {want}"
+        );
+        assert!(found.is_finite());
+    }
+}
+
+#[test]
+#[should_panic(expected = "instructions, used with")]
+fn a_matrix_packed_for_other_instructions_is_refused() {
+    let mut packed = Packed::default();
+    let portable = Cpu::available()[0];
+    portable.pack(&mut packed, (2, 2), Matrix::new(&[0.0; 4], 2));
+    let other = Cpu::available()[1..]
+        .first()
+        .copied()
+        .expect("instructions, used with others: none on this processor");
+    other.gemm_packed(
+        &mut GemmScratch::default(),
+        (2, 2, 2),
+        Matrix::new(&[0.0; 4], 2),
+        &packed,
+        &mut [0.0; 4],
+        2,
         false,
     );
 }
