@@ -2,6 +2,7 @@
 //! It starts candle's thread pools and is slow; nothing else uses it.
 
 use candle_core::{D, Device, Tensor};
+use candle_nn::rotary_emb::rope_i_slow;
 
 use super::plan::Plan;
 use super::{LossScales, Network, Order, Result, ShardBatch};
@@ -90,9 +91,11 @@ impl Network {
     }
 
     fn reference_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        let scale =
-            (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(self.config.norm_epsilon))?.sqrt()?;
-        Ok(x.broadcast_div(&scale)?.broadcast_mul(weight)?)
+        Ok(candle_nn::ops::rms_norm_slow(
+            x,
+            weight,
+            self.config.norm_epsilon,
+        )?)
     }
 
     /// Attention of one sequence: `[rows, hidden]`.
@@ -165,10 +168,7 @@ impl Network {
         let mask = Tensor::from_iter(mask, &Device::Cpu)?.reshape((rows, keys))?;
         let scores = (query.matmul(&key.t()?.contiguous()?)? / (width as f64).sqrt())?
             .broadcast_add(&mask)?;
-        let shifted = scores
-            .broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?
-            .exp()?;
-        let probabilities = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+        let probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
         Ok(probabilities
             .matmul(&value)?
             .transpose(0, 1)?
@@ -177,7 +177,7 @@ impl Network {
 
     /// Interleaved rotary positions of `[heads, rows, width]`.
     fn reference_rotation(&self, x: &Tensor) -> Result<Tensor> {
-        let (heads, rows, width) = x.dims3()?;
+        let (_heads, rows, width) = x.dims3()?;
         let pairs = width / 2;
         let angle = |row: usize, pair: usize| {
             row as f64 * f64::from(self.config.rotary_base).powf(-(pair as f64) / pairs as f64)
@@ -185,22 +185,14 @@ impl Network {
         let angles = |function: fn(f64) -> f64| {
             let values =
                 (0..rows * pairs).map(|index| function(angle(index / pairs, index % pairs)) as f32);
-            Tensor::from_iter(values, &Device::Cpu)?.reshape((rows, pairs, 1))
+            Tensor::from_iter(values, &Device::Cpu)?.reshape((rows, pairs))
         };
         let (cosines, sines) = (angles(f64::cos)?, angles(f64::sin)?);
-        let x = x.reshape((heads, rows, pairs, 2))?;
-        let (even, odd) = (x.narrow(3, 0, 1)?, x.narrow(3, 1, 1)?);
-        let turned_even = (even.broadcast_mul(&cosines)? - odd.broadcast_mul(&sines)?)?;
-        let turned_odd = (even.broadcast_mul(&sines)? + odd.broadcast_mul(&cosines)?)?;
-        Ok(Tensor::cat(&[turned_even, turned_odd], 3)?.reshape((heads, rows, width))?)
+        let turned = rope_i_slow(&x.unsqueeze(0)?, &cosines, &sines)?;
+        Ok(turned.squeeze(0)?)
     }
 }
 
 fn negative_log_softmax(logits: &Tensor) -> Result<Tensor> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
-    Ok(shifted
-        .exp()?
-        .sum_keepdim(D::Minus1)?
-        .log()?
-        .broadcast_sub(&shifted)?)
+    Ok(candle_nn::ops::log_softmax(logits, D::Minus1)?.neg()?)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use trafficllm_kernels::{KernelError, QuantisedMatrix, half};
 
 use super::read::{DataType, Gguf, Tensor, Value};
-use super::{BLOCK_BYTES, BLOCK_ELEMENTS};
+use super::{BLOCK_BYTES, BLOCK_ELEMENTS, Q8Block};
 use crate::bytes::read_f32;
 use crate::error::{ModelError, check_finite, check_limit, shown};
 use crate::limits;
@@ -408,25 +408,21 @@ fn read_q8_0(
         scales: Vec::with_capacity(rows),
     };
     for (row, bytes) in data.chunks_exact(row_bytes).enumerate() {
-        let blocks = || bytes.chunks_exact(BLOCK_BYTES);
-        let scale_bits = u16::from_le_bytes([bytes[0], bytes[1]]);
-        let scale = half::from_bits(scale_bits);
-        let one_scale = blocks().all(|block| block[..2] == bytes[..2]);
-        let symmetric = blocks().all(|block| block[2..].iter().all(|&byte| byte != 0x80));
+        // `row_bytes` is a whole number of blocks, and a block has no alignment to miss.
+        let blocks: &[Q8Block] = bytemuck::cast_slice(bytes);
+        let scale = blocks.first().map_or(0.0, scale_of);
+        let one_scale = blocks.windows(2).all(|two| two[0].scale == two[1].scale);
+        let symmetric = blocks.iter().all(|block| !block.values.contains(&i8::MIN));
         if one_scale && symmetric && scale.is_finite() && scale >= 0.0 {
             matrix.scales.push(scale);
-            matrix.values.extend(
-                blocks().flat_map(|block| block[2..].iter().map(|&byte| byte.cast_signed())),
-            );
+            matrix
+                .values
+                .extend(blocks.iter().flat_map(|block| block.values));
             continue;
         }
-        let floats: Vec<f32> = blocks()
-            .flat_map(|block| {
-                let scale = half::from_bits(u16::from_le_bytes([block[0], block[1]]));
-                block[2..]
-                    .iter()
-                    .map(move |&byte| f32::from(byte.cast_signed()) * scale)
-            })
+        let floats: Vec<f32> = blocks
+            .iter()
+            .flat_map(|block| block.values.map(|value| f32::from(value) * scale_of(block)))
             .collect();
         let requantised = QuantisedMatrix::quantise(&floats, 1, columns)
             .map_err(|error| matrix_error(file, name, error, row, columns))?;
@@ -434,6 +430,10 @@ fn read_q8_0(
         matrix.values.extend(requantised.values);
     }
     Ok(matrix)
+}
+
+fn scale_of(block: &Q8Block) -> f32 {
+    half::from_bits(u16::from_le_bytes(block.scale))
 }
 
 fn read_f16(bytes: &[u8]) -> Vec<f32> {

@@ -3,7 +3,9 @@
 use trafficllm_kernels::{QuantisedMatrix, half};
 
 use super::weights::layer_name;
-use super::{ALIGNMENT_DEFAULT, BLOCK_ELEMENTS, MAGIC};
+use bytemuck::Zeroable;
+
+use super::{ALIGNMENT_DEFAULT, BLOCK_ELEMENTS, MAGIC, Q8Block};
 use crate::error::{ModelError, check_finite};
 use crate::transformer::TransformerWeights;
 
@@ -184,9 +186,11 @@ fn matrix(name: String, matrix: &QuantisedMatrix) -> Result<OutTensor, ModelErro
                 scale,
             ));
         }
-        for block in values.chunks_exact(BLOCK_ELEMENTS) {
-            data.extend_from_slice(&bits.to_le_bytes());
-            data.extend(block.iter().map(|value| value.cast_unsigned()));
+        for part in values.chunks_exact(BLOCK_ELEMENTS) {
+            let mut block = Q8Block::zeroed();
+            block.scale = bits.to_le_bytes();
+            block.values.copy_from_slice(part);
+            data.extend_from_slice(bytemuck::bytes_of(&block));
         }
     }
     Ok(OutTensor {
