@@ -173,7 +173,8 @@ impl Model {
             max_packets: default.max_packets.max(profile.max_packets as usize),
             max_payload_bytes: default
                 .max_payload_bytes
-                .max(profile.payload_bytes_per_packet as usize),
+                .max(profile.payload_bytes_per_packet as usize)
+                .max(profile.text_bytes_per_packet as usize),
             ..default
         }
     }

@@ -90,23 +90,24 @@ impl Default for Recipe {
             beta1: 0.9,
             beta2: 0.98,
             epsilon: 1e-8,
-            weight_decay: 0.05,
+            weight_decay: 0.1,
             clip_norm: 1.0,
             average_decay: None,
         };
         let tune = PhaseRecipe {
-            tokens: 20_000_000,
-            batch_tokens: 6144,
+            tokens: 12_000_000,
+            batch_tokens: 4096,
             learning_rate: 2e-3,
             warmup_share: 0.03,
             final_share: 0.02,
             next_token_weight: 0.3,
-            label_smoothing: 0.0,
+            label_smoothing: 0.1,
             augment: AugmentRecipe {
-                token_dropout: 0.15,
-                size_jitter: 0.07,
+                token_dropout: 0.25,
+                size_jitter: 0.1,
                 gap_drop: 0.15,
-                ..NO_CHANGE
+                payload_drop: 0.05,
+                crop: 0.1,
             },
             optimiser: AdamWConfig {
                 average_decay: Some(0.99),
@@ -115,10 +116,7 @@ impl Default for Recipe {
             precision: Precision::Mixed,
         };
         Self {
-            profile: Profile {
-                payload_bytes_per_packet: 32,
-                ..Profile::default()
-            },
+            profile: Profile::default(),
             vocabulary: 2048,
             shape: ShapeRecipe {
                 hidden: 192,
@@ -130,7 +128,7 @@ impl Default for Recipe {
                 query_tokens: 1,
             },
             pretrain: PhaseRecipe {
-                tokens: 3_000_000,
+                tokens: 2_000_000,
                 next_token_weight: 1.0,
                 augment: AugmentRecipe {
                     token_dropout: 0.05,
@@ -141,9 +139,9 @@ impl Default for Recipe {
             },
             tune,
             sampling: SamplingRecipe {
-                task_exponent: 0.5,
-                label_exponent: 0.5,
-                group_exponent: 1.0,
+                task_exponent: 0.25,
+                label_exponent: 0.3,
+                group_exponent: 0.5,
             },
             requests: RequestRecipe {
                 variants: 8,
@@ -155,9 +153,9 @@ impl Default for Recipe {
                 rename_parameter: 0.7,
             },
             shards: 2,
-            scorings: 2,
+            scorings: 4,
             calibration: CalibrationRecipe {
-                accuracy_min: 0.95,
+                accuracy_min: 0.9,
                 fallback_threshold: 0.5,
             },
         }

@@ -114,14 +114,14 @@ impl Encoder {
         ids: &mut Vec<u32>,
     ) {
         let EncodeScratch { pairs, ranges, .. } = scratch;
-        let shown_limit = self.profile.payload_bytes_per_packet as usize;
         self.masker.payload(
             (payload, record.payload_bytes),
             record.direction,
             hello,
-            shown_limit,
+            self.profile.shown_limit_max(),
             ranges,
         );
+        let shown_limit = self.profile.shown_limit(payload, ranges);
         pieces(payload, ranges, shown_limit, |piece| match piece {
             Piece::Shown(bytes) => self.tokenizer.encode_bytes(bytes, pairs, ids),
             Piece::Hidden => ids.push(MASK),
@@ -134,7 +134,6 @@ impl Encoder {
         let masker = Masker::new(profile);
         let mut ranges = Ranges::default();
         let mut hello = HelloState::default();
-        let shown_limit = profile.payload_bytes_per_packet as usize;
         let records = flow.records.iter().take(profile.max_packets as usize);
         let with_payload = records.filter(|record| !kept_payload(flow, record).is_empty());
         for record in with_payload.take(profile.payload_packets as usize) {
@@ -143,9 +142,10 @@ impl Encoder {
                 (payload, record.payload_bytes),
                 record.direction,
                 &mut hello,
-                shown_limit,
+                profile.shown_limit_max(),
                 &mut ranges,
             );
+            let shown_limit = profile.shown_limit(payload, &ranges);
             pieces(payload, &ranges, shown_limit, |piece| {
                 if let Piece::Shown(bytes) = piece {
                     take(bytes);

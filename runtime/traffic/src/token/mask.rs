@@ -39,7 +39,7 @@ impl Default for Ranges {
 impl Ranges {
     /// Adds a range that starts at or after the start of the last one. A full list grows its last range instead: that hides more,
     /// never less.
-    fn push(&mut self, start: usize, end: usize) {
+    pub(super) fn push(&mut self, start: usize, end: usize) {
         if start >= end {
             return;
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TokenError;
 use super::limits;
+use super::mask::{Piece, Ranges, pieces};
 
 /// The input profile: recorded in the bundle, so that a model is always fed as it was trained.
 ///
@@ -23,6 +24,9 @@ pub struct Profile {
     pub payload_packets: u32,
     /// Bytes that are shown of one such packet; a masked run counts as one.
     pub payload_bytes_per_packet: u32,
+    /// The same for a payload that starts as text, where it is more: the telling part of an HTTP head stands far behind its
+    /// start, and text takes a third of the tokens that binary data takes.
+    pub text_bytes_per_packet: u32,
     /// Tokens of a flow.
     pub max_tokens: u32,
     /// Tokens of a request.
@@ -44,8 +48,9 @@ impl Default for Profile {
             schema: 1,
             max_packets: 20,
             payload_packets: 4,
-            payload_bytes_per_packet: 32,
-            max_tokens: 128,
+            payload_bytes_per_packet: 64,
+            text_bytes_per_packet: 224,
+            max_tokens: 160,
             request_tokens: 192,
             ports: false,
             sni: false,
@@ -94,6 +99,12 @@ impl Profile {
             0,
             limits::MAX_PROFILE_PAYLOAD_BYTES,
         )?;
+        check_range(
+            "text_bytes_per_packet",
+            self.text_bytes_per_packet,
+            0,
+            limits::MAX_PROFILE_PAYLOAD_BYTES,
+        )?;
         let names = self.masked_names.len();
         check(
             "masked_names",
@@ -115,6 +126,40 @@ impl Profile {
             )
         })
     }
+
+    /// The most bytes that are shown of any payload.
+    pub(super) fn shown_limit_max(&self) -> usize {
+        self.payload_bytes_per_packet
+            .max(self.text_bytes_per_packet) as usize
+    }
+
+    /// Bytes that are shown of a payload with these hidden ranges. What is hidden takes no part in the decision.
+    pub(super) fn shown_limit(&self, payload: &[u8], hidden: &Ranges) -> usize {
+        if starts_as_text(payload, hidden) {
+            self.shown_limit_max()
+        } else {
+            self.payload_bytes_per_packet as usize
+        }
+    }
+}
+
+/// Bytes at the start of a payload that decide whether it is text, a hidden run counted as one.
+const TEXT_START_BYTES: usize = 16;
+
+/// Whether what is shown of a payload's start is all printable ASCII, tabs or line ends.
+fn starts_as_text(payload: &[u8], hidden: &Ranges) -> bool {
+    let mut seen = 0;
+    let mut is_text = true;
+    pieces(payload, hidden, TEXT_START_BYTES, |piece| match piece {
+        Piece::Shown(bytes) => {
+            seen += bytes.len();
+            is_text &= bytes
+                .iter()
+                .all(|byte| matches!(byte, b'\t' | b'\n' | b'\r' | b' '..=b'~'));
+        }
+        Piece::Hidden => seen += 1,
+    });
+    is_text && seen == TEXT_START_BYTES
 }
 
 fn check(
@@ -208,6 +253,11 @@ mod tests {
             refused(|p| p.payload_bytes_per_packet = limits::MAX_PROFILE_PAYLOAD_BYTES + 1),
             "payload_bytes_per_packet"
         );
+        accepted(&|p| p.text_bytes_per_packet = limits::MAX_PROFILE_PAYLOAD_BYTES);
+        assert_eq!(
+            refused(|p| p.text_bytes_per_packet = limits::MAX_PROFILE_PAYLOAD_BYTES + 1),
+            "text_bytes_per_packet"
+        );
         accepted(&|p| p.max_tokens = limits::MAX_PROFILE_TOKENS);
         accepted(&|p| p.max_tokens = 8);
         assert_eq!(
@@ -251,5 +301,40 @@ mod tests {
         }
         assert_eq!(refused(|p| p.name = "compat".to_owned()), "name");
         assert_eq!(refused(|p| p.schema = 2), "schema");
+    }
+
+    #[test]
+    fn text_is_shown_further_than_binary_data() {
+        let mut profile = Profile {
+            payload_bytes_per_packet: 20,
+            text_bytes_per_packet: 100,
+            ..Profile::default()
+        };
+        let limit = |profile: &Profile, payload: &[u8], hidden: &[(usize, usize)]| {
+            let mut ranges = Ranges::default();
+            for &(start, end) in hidden {
+                ranges.push(start, end);
+            }
+            profile.shown_limit(payload, &ranges)
+        };
+        assert_eq!(limit(&profile, b"GET /index HTTP/1.1\r\n", &[]), 100);
+        assert_eq!(limit(&profile, b"sixteen bytes...\x00\xff", &[]), 100);
+        assert_eq!(
+            limit(&profile, b"fifteen bytes..", &[]),
+            20,
+            "too short to tell"
+        );
+        assert_eq!(limit(&profile, b"fifteen bytes..\x7f and more", &[]), 20);
+        assert_eq!(limit(&profile, &[0x80; 40], &[]), 20);
+        assert_eq!(limit(&profile, b"", &[]), 20);
+        // A longer hidden run does not bring the binary byte into view or out of it.
+        for length in [7, 15] {
+            let payload = [&[b'1'; 20][..length], b"then fifteen b.", b"\x00"].concat();
+            assert_eq!(limit(&profile, &payload, &[(0, length)]), 100);
+            let payload = [&[b'1'; 20][..length], b"then fourteen.", b"\x00"].concat();
+            assert_eq!(limit(&profile, &payload, &[(0, length)]), 20);
+        }
+        profile.text_bytes_per_packet = 0;
+        assert_eq!(limit(&profile, b"GET /index HTTP/1.1\r\n", &[]), 20);
     }
 }

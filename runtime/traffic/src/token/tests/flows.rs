@@ -1,5 +1,6 @@
 //! Flows to tokens and back, and the token budget.
 
+use crate::token::mask::Ranges;
 use std::net::{IpAddr, Ipv6Addr};
 
 use proptest::prelude::*;
@@ -74,7 +75,9 @@ fn assert_same_up_to_buckets(flow: &Flow, encoder: &Encoder, budget_is_enough: b
         let mut limit = 0;
         if !payload.is_empty() && payloads_left > 0 {
             payloads_left -= 1;
-            limit = payload.len().min(profile.payload_bytes_per_packet as usize);
+            limit = payload
+                .len()
+                .min(profile.shown_limit(payload, &Ranges::default()));
         }
         assert!(payload.starts_with(shown) && shown.len() <= limit);
         assert!(
@@ -287,10 +290,16 @@ fn sequences_that_no_flow_gives_are_told() {
 
 #[test]
 fn segments_are_what_the_payload_tokens_spell() {
-    let encoder = encoder(|_| {});
+    let encoder = encoder(|profile| {
+        (
+            profile.payload_bytes_per_packet,
+            profile.text_bytes_per_packet,
+        ) = (32, 50);
+    });
     let packets = [
         packet(FromInitiator, b"to 10.1.2.3 and back"),
         packet(FromResponder, &[b'v'; 100]),
+        packet(FromInitiator, &[0xf0; 100]),
     ];
     let flow = flow(6, &packets);
     let mut segments = Vec::new();
@@ -308,7 +317,12 @@ fn segments_are_what_the_payload_tokens_spell() {
         .collect();
     assert_eq!(
         segments,
-        [b"to ".to_vec(), b" and back".to_vec(), vec![b'v'; 32]]
+        [
+            b"to ".to_vec(),
+            b" and back".to_vec(),
+            vec![b'v'; 50],
+            vec![0xf0; 32]
+        ]
     );
     assert_eq!(shown, segments);
 }

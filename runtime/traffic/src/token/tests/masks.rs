@@ -11,6 +11,8 @@ use crate::token::{PayloadPiece, Profile, decode_flow, limits};
 fn shown(change: impl Fn(&mut Profile), flow: &Flow) -> Vec<Vec<u8>> {
     let encoder = encoder(|profile| {
         (profile.payload_bytes_per_packet, profile.max_tokens) = (1_500, 4_000);
+        // Text is shown no further than other payloads.
+        profile.text_bytes_per_packet = 0;
         change(profile);
     });
     let found = decode_flow(
