@@ -59,8 +59,10 @@ pub struct SamplingRecipe {
 /// How drawn items are changed, so that no detail of a single capture is learnt by heart.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AugmentRecipe {
-    /// Mean share of the tokens that the network does not get to see; each item draws its own share in `0..2x`.
+    /// Mean share of a flow's tokens that the network does not get to see; each flow draws its own share in `0..2x`.
     pub token_dropout: f64,
+    /// The same for requests. What makes an attack may be a single token: hide it, and an attack teaches that nothing is one.
+    pub request_dropout: f64,
     /// Share of the size tokens that move to a neighbouring bucket.
     pub size_jitter: f64,
     /// Share of the flows that lose all gap tokens.
@@ -218,11 +220,14 @@ impl<'a> Sampler<'a> {
     fn draw(&self, sequence: &Sequence, random: &mut Random) -> Draw {
         let variant = sequence.variants.get(random.below(sequence.variants.len()));
         let mut originals = variant.unwrap_or(&sequence.tokens).clone();
-        if originals.first() != Some(&self.ranges.request) {
+        let mean_share = if originals.first() == Some(&self.ranges.request) {
+            self.augment.request_dropout
+        } else {
             self.change(&mut originals, random);
-        }
+            self.augment.token_dropout
+        };
         let mut inputs = originals.clone();
-        let share = self.augment.token_dropout * 2.0 * random.unit();
+        let share = mean_share * 2.0 * random.unit();
         for token in inputs.iter_mut().skip(1) {
             if random.chance(share) {
                 *token = self.ranges.dropped;
@@ -361,6 +366,7 @@ mod tests {
     };
     const PLAIN: AugmentRecipe = AugmentRecipe {
         token_dropout: 0.0,
+        request_dropout: 0.0,
         size_jitter: 0.0,
         gap_drop: 0.0,
         payload_drop: 0.0,
@@ -467,6 +473,7 @@ mod tests {
         let all = sequences();
         let everything = AugmentRecipe {
             token_dropout: 0.0,
+            request_dropout: 0.0,
             size_jitter: 1.0,
             gap_drop: 1.0,
             payload_drop: 1.0,
@@ -518,7 +525,9 @@ mod tests {
             target: None,
         }];
         let harsh = AugmentRecipe {
-            token_dropout: 0.5,
+            // For flows: none of these is one.
+            token_dropout: 1.0,
+            request_dropout: 0.5,
             size_jitter: 1.0,
             gap_drop: 1.0,
             payload_drop: 1.0,

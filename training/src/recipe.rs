@@ -78,6 +78,7 @@ pub struct Recipe {
 
 const NO_CHANGE: AugmentRecipe = AugmentRecipe {
     token_dropout: 0.0,
+    request_dropout: 0.0,
     size_jitter: 0.0,
     gap_drop: 0.0,
     payload_drop: 0.0,
@@ -104,6 +105,7 @@ impl Default for Recipe {
             label_smoothing: 0.1,
             augment: AugmentRecipe {
                 token_dropout: 0.25,
+                request_dropout: 0.05,
                 size_jitter: 0.1,
                 gap_drop: 0.15,
                 payload_drop: 0.05,
@@ -132,6 +134,7 @@ impl Default for Recipe {
                 next_token_weight: 1.0,
                 augment: AugmentRecipe {
                     token_dropout: 0.05,
+                    request_dropout: 0.05,
                     ..NO_CHANGE
                 },
                 optimiser,
