@@ -3,8 +3,6 @@
 
 mod common;
 
-use std::process::Command;
-
 use serde_json::Value;
 use trafficllm::{Level, Model};
 
@@ -21,9 +19,7 @@ const TASKS: [&str; 6] = [
 const OTHER_LABELS_MAX: usize = 2;
 
 fn detect(level: Level, capture: &str) -> Vec<Value> {
-    let output = Command::new(env!("CARGO_BIN_EXE_trafficllm"))
-        .args(["detect", "--format", "json"])
-        .arg(common::captures_folder().join(capture))
+    let output = common::command(&["detect", "--format", "json", &common::capture(capture)])
         .env("TLLM_CPU", level.name())
         .output()
         .unwrap();
