@@ -1,5 +1,6 @@
 //! The model that is compiled in: what it claims, and that it answers.
 #![cfg(feature = "default-bundle")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests may stop a test")]
 
 mod common;
 
