@@ -50,7 +50,11 @@ fn fit(
         correct.push(best as u32 == label);
     }
     let chosen = choose_threshold(&scores, &correct, recipe.accuracy_min)?;
-    let threshold = chosen.map_or(recipe.fallback_threshold, |chosen| chosen.threshold);
+    // The data for choosing holds known labels only, so a task that is right on most of it would never abstain; on foreign traffic
+    // a label that is less likely than all others together is no answer.
+    let threshold = chosen.map_or(recipe.fallback_threshold, |chosen| {
+        chosen.threshold.max(recipe.fallback_threshold)
+    });
     Ok(Calibration {
         temperature,
         threshold,
@@ -91,5 +95,16 @@ mod tests {
         };
         let fitted = fit(vec![vec![1.0, 0.0]; 10], &[1; 10], &recipe).expect("fitted");
         assert_eq!(fitted.threshold, 0.4);
+    }
+
+    #[test]
+    fn a_task_that_is_always_right_still_abstains_below_the_lowest_threshold() {
+        let logits = vec![vec![5.0, 0.0, 0.0]; 50];
+        let recipe = CalibrationRecipe {
+            accuracy_min: 0.9,
+            fallback_threshold: 0.5,
+        };
+        let fitted = fit(logits, &[0; 50], &recipe).expect("fitted");
+        assert!(fitted.threshold >= 0.5, "{fitted:?}");
     }
 }

@@ -46,7 +46,7 @@ pub struct ShapeRecipe {
 pub struct CalibrationRecipe {
     /// Verdicts abstain below the score at which this share of the remaining ones is right.
     pub accuracy_min: f32,
-    /// The threshold where no score reaches that share.
+    /// The lowest threshold, and the one of tasks that reach that accuracy with none.
     pub fallback_threshold: f32,
 }
 
