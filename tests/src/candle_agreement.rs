@@ -6,7 +6,7 @@
 //! Both sides multiply int8 activations by int8 weights, but round them differently: candle one scale per 32 numbers,
 //! the engine one per row. Each is a few per cent from the unrounded result on these random weights, so they are that far
 //! from each other. Tolerance: 8 % of the logits' standard deviation (root mean square over the vocabulary), and the same
-//! best token wherever candle's margin is above that noise. A wrong rotary order, head or norm is off by 100 %.
+//! best token wherever candle's margin is above that noise.
 
 use std::io::Cursor;
 

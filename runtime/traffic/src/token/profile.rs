@@ -25,7 +25,7 @@ pub struct Profile {
     /// Bytes that are shown of one such packet; a masked run counts as one.
     pub payload_bytes_per_packet: u32,
     /// The same for a payload that starts as text, where it is more: the telling part of an HTTP head stands far behind its
-    /// start, and text takes a third of the tokens that binary data takes.
+    /// start, and merges shorten text more than binary data.
     pub text_bytes_per_packet: u32,
     /// Tokens of a flow.
     pub max_tokens: u32,
