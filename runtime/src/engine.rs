@@ -1,25 +1,43 @@
 //! Runs a model over flows: on the caller's thread, or on workers that are gone when the engine is.
+//!
+//! There is one way through it. A [`Submitter`] puts a flow's tokens into a slot and the slot into the queue; a worker takes as
+//! many slots as make a batch, runs the model once and sends each slot home. A [`Detection`] is a submitter that never sheds
+//! and puts the answers in order.
 
-mod batch;
+mod counters;
 mod detection;
-mod pool;
 mod requests;
+mod slot;
+mod submitter;
+#[cfg(test)]
+mod tests;
+mod worker;
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
 
 use trafficllm_model::TaskKind;
 use trafficllm_traffic::{CaptureError, FlowConfig, FlowCounters, SkipCounters};
 
 use crate::error::Error;
-use crate::limits::{BATCH_TOKENS_DEFAULT, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, WORKERS_MAX};
+use crate::limits::{
+    BATCH_TOKENS_DEFAULT, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX,
+    QUEUE_FLOWS_DEFAULT, QUEUE_FLOWS_MAX, WORKERS_MAX,
+};
 use crate::model::Model;
 use crate::outcome::Outcome;
-use batch::{Classifier, Selection};
-use pool::Pool;
+use counters::Counts;
+use slot::{SlotSizes, Ticket};
+use worker::{Pool, Selection, Shared, Worker};
 
+pub use counters::EngineCounters;
 pub use detection::Detection;
 pub use requests::LineError;
+pub use submitter::{Answer, Judgement, SubmitError, Submitter};
 
 /// Settings of an [`Engine`].
 #[derive(Clone, Debug, Default)]
@@ -32,6 +50,25 @@ pub struct EngineOptions {
     pub batch_tokens: usize,
     /// Settings of the flow table; `None` means those of [`Model::flow_config`].
     pub flows: Option<FlowConfig>,
+    /// Most flows that wait in the queue, and that one [`Submitter`] has under way; 0 means the default.
+    pub queue_flows: usize,
+    /// How long a worker waits for more flows to run together while its batch is not full, in microseconds from the submission of
+    /// the batch's first flow on, but at most half of the deadline. With 0 it runs what is there.
+    pub batch_wait_us: u64,
+    /// A submitted flow whose turn comes later than this after its submission is answered without being run, in microseconds;
+    /// 0 means never. A [`Detection`] has no deadline.
+    pub deadline_us: u64,
+}
+
+/// What an engine holds in memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineMemory {
+    /// Weights and adapters, shared by all engines of the model.
+    pub model_bytes: usize,
+    /// The buffers of each worker, or of the caller's thread where there is none; they grow with the first batches and then stay.
+    pub worker_bytes: Vec<usize>,
+    /// The queue and the slots of all submitters; of a fixed size from the start of each.
+    pub queue_bytes: usize,
 }
 
 /// Where outcomes go.
@@ -85,19 +122,14 @@ pub struct RequestsReport {
     pub failure: Option<std::io::Error>,
 }
 
-enum Runner {
-    /// The caller's thread.
-    Inline(Box<Classifier>),
-    Workers(Pool),
-}
-
 /// Runs a [`Model`]. Starting one starts its workers, dropping it ends them.
 pub struct Engine {
-    model: Arc<Model>,
-    selection: Arc<Selection>,
     flows: FlowConfig,
-    batch_tokens: usize,
-    runner: Runner,
+    workers: usize,
+    shared: Arc<Shared>,
+    /// What runs the model on the caller's thread; `None` where there are workers.
+    inline: Option<Box<Mutex<Worker>>>,
+    pool: Pool,
 }
 
 impl Engine {
@@ -106,33 +138,18 @@ impl Engine {
     /// # Errors
     /// [`Error::UnknownTask`], a setting out of its range, a thread that the system does not give.
     pub fn start(model: Arc<Model>, options: EngineOptions) -> Result<Self, Error> {
-        check("workers", options.workers, 0, WORKERS_MAX)?;
-        let batch_tokens = if options.batch_tokens == 0 {
-            BATCH_TOKENS_DEFAULT
-        } else {
-            options.batch_tokens
-        };
-        check(
-            "batch_tokens",
-            batch_tokens,
-            BATCH_TOKENS_MIN,
-            BATCH_TOKENS_MAX,
-        )?;
+        let workers = options.workers;
         let flows = options.flows.unwrap_or_else(|| model.flow_config());
         flows.validate()?;
-        let selection = Arc::new(select(&model, &options.tasks)?);
-        let classifier = || Classifier::new(Arc::clone(&model), Arc::clone(&selection));
-        let runner = if options.workers == 0 {
-            Runner::Inline(Box::new(classifier()))
-        } else {
-            Runner::Workers(Pool::start(options.workers, classifier)?)
-        };
+        let shared = Arc::new(share(model, &options)?);
+        let inline = (workers == 0).then(|| Box::new(Mutex::new(Worker::new(&shared, 0))));
+        let pool = Pool::start(workers, &shared)?;
         Ok(Self {
-            model,
-            selection,
             flows,
-            batch_tokens,
-            runner,
+            workers,
+            shared,
+            inline,
+            pool,
         })
     }
 
@@ -141,11 +158,104 @@ impl Engine {
         Detection::new(self, sink)
     }
 
+    /// A way in for flows that come one by one, for one thread. It takes memory for [`EngineOptions::queue_flows`] flows, and may
+    /// outlive the engine.
+    #[must_use]
+    pub fn submitter(&self) -> Submitter {
+        let slots = self.shared.queue.capacity().unwrap_or(QUEUE_FLOWS_DEFAULT);
+        Submitter::new(&self.shared, slots)
+    }
+
+    /// Without workers, judges all that waits in the queue, on this thread; gives back the number of flows. With workers there is
+    /// nothing to do, and it does nothing. One thread at a time does the work, another one waits for it.
+    pub fn run_pending(&self) -> usize {
+        // Panics of the work are caught before they could poison the lock.
+        self.inline.as_ref().map_or(0, |worker| {
+            let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
+            worker.run_waiting()
+        })
+    }
+
+    /// What became of the flows that were submitted.
+    #[must_use]
+    pub fn counters(&self) -> EngineCounters {
+        self.shared.counts.read()
+    }
+
+    /// What the engine holds in memory.
+    #[must_use]
+    pub fn memory(&self) -> EngineMemory {
+        let shared = &self.shared;
+        let queue = shared.queue.capacity().unwrap_or(0) * size_of::<(usize, Ticket)>();
+        let slots = shared.slots.load(Ordering::SeqCst) * shared.sizes.bytes();
+        let workers = shared.worker_bytes.iter();
+        EngineMemory {
+            model_bytes: shared.model.core().bytes(),
+            worker_bytes: workers.map(|bytes| bytes.load(Ordering::SeqCst)).collect(),
+            queue_bytes: queue + slots,
+        }
+    }
+
     /// The model.
     #[must_use]
     pub fn model(&self) -> &Arc<Model> {
-        &self.model
+        &self.shared.model
     }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::SeqCst);
+        self.pool.end();
+        self.shared.abandon_waiting();
+    }
+}
+
+/// Checks the options and makes what the engine's parts share.
+fn share(model: Arc<Model>, options: &EngineOptions) -> Result<Shared, Error> {
+    let or_default = |found: usize, default| if found == 0 { default } else { found };
+    let batch_tokens = or_default(options.batch_tokens, BATCH_TOKENS_DEFAULT);
+    let queue_flows = or_default(options.queue_flows, QUEUE_FLOWS_DEFAULT);
+    check("workers", options.workers, 0, WORKERS_MAX)?;
+    check(
+        "batch_tokens",
+        batch_tokens,
+        BATCH_TOKENS_MIN,
+        BATCH_TOKENS_MAX,
+    )?;
+    check("queue_flows", queue_flows, 1, QUEUE_FLOWS_MAX)?;
+    check_us("batch_wait_us", options.batch_wait_us, BATCH_WAIT_US_MAX)?;
+    check_us("deadline_us", options.deadline_us, DEADLINE_US_MAX)?;
+    let selection = select(&model, &options.tasks)?;
+    let profile = model.encoder().profile();
+    let tokens_of =
+        |tasks: &[usize], tokens: u32| if tasks.is_empty() { 0 } else { tokens as usize };
+    let sizes = SlotSizes {
+        flow_tokens: tokens_of(&selection.flow, profile.max_tokens),
+        request_tokens: tokens_of(&selection.request, profile.request_tokens),
+        verdicts: selection.all().len(),
+    };
+    let deadline = (options.deadline_us > 0).then(|| Duration::from_micros(options.deadline_us));
+    let batch_wait = Duration::from_micros(options.batch_wait_us);
+    let (queue, waiting) = bounded(queue_flows);
+    Ok(Shared {
+        model,
+        selection,
+        sizes,
+        batch_tokens,
+        batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
+        deadline,
+        queue,
+        waiting,
+        is_closed: AtomicBool::new(false),
+        counts: Counts::default(),
+        slots: AtomicUsize::new(0),
+        worker_bytes: (0..options.workers.max(1))
+            .map(|_| AtomicUsize::new(0))
+            .collect(),
+        #[cfg(test)]
+        poison: std::sync::atomic::AtomicU64::new(u64::MAX),
+    })
 }
 
 /// The chosen tasks as indices, in the model's order: a task that is named twice is asked once.
@@ -180,4 +290,9 @@ fn check(setting: &'static str, found: usize, minimum: usize, maximum: usize) ->
             found,
         })
     }
+}
+
+fn check_us(setting: &'static str, found: u64, maximum: u64) -> Result<(), Error> {
+    let size = |us: u64| usize::try_from(us).unwrap_or(usize::MAX);
+    check(setting, size(found), 0, size(maximum))
 }

@@ -70,11 +70,9 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A batch was lost to a defect in a worker; the engine takes no more work.
-    #[error("batch {batch}: a worker failed: {message}")]
+    /// A flow was lost to a defect in the model or in a worker; the detection is over.
+    #[error("a worker failed: {message}")]
     Worker {
-        /// Number of the batch, from 0.
-        batch: u64,
         /// What it said.
         message: String,
     },

@@ -2,7 +2,8 @@
 //!
 //! [`Model`] is an opened and verified bundle; it starts no thread and is shared by all. [`Engine`] runs it, on the caller's
 //! thread or on workers of its own that are gone when it is dropped. A [`Detection`] takes captures and request files and gives
-//! every flow's [`Outcome`] to a [`Sink`], in an order that depends on the input alone.
+//! every flow's [`Outcome`] to a [`Sink`], in an order that depends on the input alone. A [`Submitter`] takes single flows of a
+//! host that must not wait, sheds them when the queue is full, and gives back each [`Answer`] with the caller's number.
 //!
 //! ```no_run
 //! use std::{fs::File, ops::ControlFlow, path::Path, sync::Arc};
@@ -38,7 +39,8 @@ mod model;
 mod outcome;
 
 pub use engine::{
-    CaptureReport, Detection, Engine, EngineOptions, LineError, Progress, RequestsReport, Sink,
+    Answer, CaptureReport, Detection, Engine, EngineCounters, EngineMemory, EngineOptions,
+    Judgement, LineError, Progress, RequestsReport, Sink, SubmitError, Submitter,
 };
 pub use error::Error;
 pub use model::Model;
@@ -46,5 +48,5 @@ pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 pub use trafficllm_kernels::Level;
 pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
 pub use trafficllm_traffic::{
-    CaptureError, Endpoints, FlowConfig, FlowCounters, Skip, SkipCounters,
+    CaptureError, Endpoints, Flow, FlowConfig, FlowCounters, Skip, SkipCounters,
 };

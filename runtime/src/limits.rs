@@ -10,8 +10,18 @@ pub const BATCH_TOKENS_MAX: usize = 1 << 20;
 pub const BATCH_TOKENS_DEFAULT: usize = 2_048;
 /// Most flows and requests of one batch: also those without tokens must come out at some time.
 pub const BATCH_SUBJECTS_MAX: usize = 1_024;
-/// Batches that each worker may have waiting or done and not yet delivered.
-pub const BATCHES_PER_WORKER: usize = 3;
+/// Flows that a detection may have under way for each worker, and this many more: some batches of each.
+pub const DETECTION_FLOWS_PER_WORKER: usize = 64;
+/// Flows that a detection may have under way beside those of [`DETECTION_FLOWS_PER_WORKER`].
+pub const DETECTION_FLOWS: usize = 256;
+/// Most flows that may wait in an engine's queue, and that one submitter may have under way.
+pub const QUEUE_FLOWS_MAX: usize = 1 << 16;
+/// The same, unless configured: a good tenth of a second of one worker's flows, in 2 MiB for each submitter.
+pub const QUEUE_FLOWS_DEFAULT: usize = 1_024;
+/// Longest time that a worker waits for more flows to run together, in microseconds: an engine that is dropped waits as long.
+pub const BATCH_WAIT_US_MAX: u64 = 100_000;
+/// Longest deadline of a submitted flow, in microseconds.
+pub const DEADLINE_US_MAX: u64 = 60_000_000;
 /// Bytes of one line of a requests file; a longer line is reported and passed over.
 pub const REQUEST_LINE_BYTES_MAX: usize = 1 << 20;
 /// Packets between two progress reports.

@@ -1,15 +1,18 @@
 //! A loaded model: from token ids to labels with scores.
 
+mod classify;
+
 use trafficllm_kernels::Level;
 
 use crate::adapter::{Adapter, AdapterShape};
 use crate::bundle::{Bundle, MANIFEST_NAME, SelfTest, TaskKind, TaskManifest};
-use crate::calibration::softmax;
 use crate::error::ModelError;
 use crate::gguf::{Gguf, load_weights};
-use crate::labels::{Child, LabelTrie, Step, highest};
+use crate::labels::{Child, LabelTrie};
 use crate::limits;
-use crate::transformer::{self, Query, Sequence, TaskPrefix, Transformer, TransformerConfig};
+use crate::transformer::{TaskPrefix, Transformer, TransformerConfig};
+
+pub use classify::{Scratch, emptied};
 
 /// How far a self-test's score may be from the one in the manifest. Kernels sum floats in different
 /// orders, and where an activation lies between two int8 steps that decides which one it becomes;
@@ -73,6 +76,18 @@ impl Task {
     #[must_use]
     pub fn trie(&self) -> &LabelTrie {
         &self.trie
+    }
+
+    /// Bytes of the adapter's tensors.
+    fn bytes(&self) -> usize {
+        let tensors = [
+            &self.prefix.keys,
+            &self.prefix.values,
+            &self.query_embedding,
+            &self.label_weight,
+            &self.label_embedding,
+        ];
+        tensors.iter().map(|tensor| size_of_val(&tensor[..])).sum()
     }
 
     /// The most rows that the task appends to a sequence.
@@ -155,14 +170,6 @@ pub struct TaskLogits {
     pub logits: Vec<f32>,
 }
 
-/// Buffers of [`Model::classify`]; one per thread, kept between calls.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    transformer: transformer::Scratch,
-    states: Vec<f32>,
-    logits: Vec<f32>,
-}
-
 /// A bundle made ready to answer; immutable, shared by all threads.
 #[derive(Debug)]
 pub struct Model {
@@ -170,18 +177,6 @@ pub struct Model {
     transformer: Transformer,
     tasks: Vec<Task>,
     self_tests: Vec<SelfTest>,
-}
-
-/// A label that is still being decoded.
-struct Pending {
-    item: usize,
-    task: usize,
-    /// Where its verdict goes.
-    verdict: usize,
-    node: usize,
-    score: f32,
-    /// The task's query rows and those of the words chosen so far, `[rows, hidden]`.
-    rows: Vec<f32>,
 }
 
 impl Model {
@@ -253,89 +248,17 @@ impl Model {
         &self.transformer
     }
 
+    /// Bytes of memory held by weights and adapters.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.transformer.bytes() + self.tasks.iter().map(Task::bytes).sum::<usize>()
+    }
+
     /// The most tokens an item may have, whichever tasks it asks.
     #[must_use]
     pub fn item_tokens_max(&self) -> usize {
         let rows = self.tasks.iter().map(Task::rows_max).max().unwrap_or(0);
         (self.config().context - rows).min(limits::ITEM_TOKENS_MAX)
-    }
-
-    /// Classifies items as one batch. `verdicts` is cleared and gets one entry per item and task,
-    /// in the order of the call. The same item gets the same verdict, whatever else is in the
-    /// batch.
-    ///
-    /// # Errors
-    /// [`ModelError::Input`] for an item without tokens, with too many, with an id outside the
-    /// vocabulary or with a task that the model does not have; `verdicts` is then empty.
-    pub fn classify(
-        &self,
-        items: &[Item<'_>],
-        scratch: &mut Scratch,
-        verdicts: &mut Vec<TaskVerdict>,
-    ) -> Result<(), ModelError> {
-        verdicts.clear();
-        self.run_queries(items, scratch)?;
-        let hidden = self.config().hidden;
-        let mut pending = Vec::new();
-        let Scratch { states, logits, .. } = &mut *scratch;
-        let pairs = items
-            .iter()
-            .enumerate()
-            .flat_map(|(index, item)| item.tasks.iter().map(move |task| (index, *task)));
-        for ((item, task), state) in pairs.zip(states.chunks_exact(hidden)) {
-            let verdict = verdicts.len();
-            verdicts.push(TaskVerdict {
-                item,
-                task,
-                label: 0,
-                score: 0.0,
-                abstained: true,
-            });
-            let start = Pending {
-                item,
-                task,
-                verdict,
-                node: LabelTrie::ROOT,
-                score: 1.0,
-                rows: Vec::new(),
-            };
-            self.step(start, state, logits, verdicts, &mut pending);
-        }
-        while !pending.is_empty() {
-            pending = self
-                .decode_further(items, pending, scratch, verdicts)
-                .inspect_err(|_| verdicts.clear())?;
-        }
-        Ok(())
-    }
-
-    /// The logits at the root of each task's label trie, for calibration. `out` is cleared and gets
-    /// one entry per item and task.
-    ///
-    /// # Errors
-    /// As [`Model::classify`].
-    pub fn classify_logits(
-        &self,
-        items: &[Item<'_>],
-        scratch: &mut Scratch,
-        out: &mut Vec<TaskLogits>,
-    ) -> Result<(), ModelError> {
-        out.clear();
-        self.run_queries(items, scratch)?;
-        let pairs = items
-            .iter()
-            .enumerate()
-            .flat_map(|(index, item)| item.tasks.iter().map(move |task| (index, *task)));
-        for ((item, task), state) in pairs.zip(scratch.states.chunks_exact(self.config().hidden)) {
-            let mut logits = Vec::new();
-            self.tasks[task].logits(
-                self.tasks[task].trie.children(LabelTrie::ROOT),
-                state,
-                &mut logits,
-            );
-            out.push(TaskLogits { item, task, logits });
-        }
-        Ok(())
     }
 
     /// Runs the manifest's self-tests: labels have to agree, scores within [`SELF_TEST_TOLERANCE`].
@@ -372,181 +295,6 @@ impl Model {
                     format!("{label} with score {}", verdict.score),
                 ));
             }
-        }
-        Ok(())
-    }
-
-    /// Checks the items and leaves the final state of every item's every query, `[queries,
-    /// hidden]`, in the scratch.
-    fn run_queries(&self, items: &[Item<'_>], scratch: &mut Scratch) -> Result<(), ModelError> {
-        for (index, item) in items.iter().enumerate() {
-            self.check_item(index, item)?;
-        }
-        let queries: Vec<Vec<Query<'_>>> = items
-            .iter()
-            .map(|item| {
-                item.tasks
-                    .iter()
-                    .map(|&task| self.query(task, None))
-                    .collect()
-            })
-            .collect();
-        let sequences: Vec<Sequence<'_>> = items
-            .iter()
-            .zip(&queries)
-            .map(|(item, queries)| Sequence {
-                tokens: item.tokens,
-                queries,
-            })
-            .collect();
-        self.forward(&sequences, scratch)
-    }
-
-    /// Runs one more row for every label that is not decoded yet. The sequence runs again from its
-    /// start: deep tries are rare and their labels short, so keeping keys and values between rounds
-    /// would cost more memory than it saves time.
-    fn decode_further(
-        &self,
-        items: &[Item<'_>],
-        pending: Vec<Pending>,
-        scratch: &mut Scratch,
-        verdicts: &mut [TaskVerdict],
-    ) -> Result<Vec<Pending>, ModelError> {
-        let queries: Vec<[Query<'_>; 1]> = pending
-            .iter()
-            .map(|label| [self.query(label.task, Some(&label.rows))])
-            .collect();
-        let sequences: Vec<Sequence<'_>> = pending
-            .iter()
-            .zip(&queries)
-            .map(|(label, queries)| Sequence {
-                tokens: items[label.item].tokens,
-                queries,
-            })
-            .collect();
-        self.forward(&sequences, scratch)?;
-        drop(sequences);
-        drop(queries);
-        let Scratch { states, logits, .. } = scratch;
-        let mut next = Vec::new();
-        for (label, state) in pending
-            .into_iter()
-            .zip(states.chunks_exact(self.config().hidden))
-        {
-            self.step(label, state, logits, verdicts, &mut next);
-        }
-        Ok(next)
-    }
-
-    /// Takes the likeliest child: either a label, which completes the verdict, or a node, from
-    /// where decoding has to go on.
-    fn step(
-        &self,
-        mut label: Pending,
-        state: &[f32],
-        logits: &mut Vec<f32>,
-        verdicts: &mut [TaskVerdict],
-        pending: &mut Vec<Pending>,
-    ) {
-        let task = &self.tasks[label.task];
-        let children = task.trie.children(label.node);
-        task.logits(children, state, logits);
-        // The choice is taken on the logits: far behind the comma two different logits can have
-        // equal probabilities.
-        let best = highest(logits);
-        softmax(logits, task.temperature);
-        label.score *= logits[best];
-        match children[best].next {
-            Step::Label(index) => {
-                let verdict = &mut verdicts[label.verdict];
-                verdict.label = index;
-                // Absurd weights overflow to a score that is no number: such a verdict knows
-                // nothing, whatever the threshold.
-                let is_number = label.score.is_finite();
-                verdict.score = if is_number { label.score } else { 0.0 };
-                verdict.abstained = !is_number || label.score < task.threshold;
-            }
-            Step::Node(node) => {
-                label.node = node;
-                if label.rows.is_empty() {
-                    label.rows.extend_from_slice(&task.query_embedding);
-                }
-                let word = children[best].word as usize;
-                label
-                    .rows
-                    .extend_from_slice(&task.label_embedding[word * state.len()..][..state.len()]);
-                pending.push(label);
-            }
-        }
-    }
-
-    fn query<'a>(&'a self, task: usize, rows: Option<&'a [f32]>) -> Query<'a> {
-        let task = &self.tasks[task];
-        Query {
-            prefix: &task.prefix,
-            embeddings: rows.unwrap_or(&task.query_embedding),
-        }
-    }
-
-    fn forward(&self, sequences: &[Sequence<'_>], scratch: &mut Scratch) -> Result<(), ModelError> {
-        let Scratch {
-            transformer,
-            states,
-            ..
-        } = scratch;
-        states.clear();
-        self.transformer
-            .forward(sequences, transformer, states)
-            .map_err(|error| ModelError::Forward {
-                message: error.to_string(),
-            })?;
-        let queries: usize = sequences
-            .iter()
-            .map(|sequence| sequence.queries.len())
-            .sum();
-        let expected = queries * self.config().hidden;
-        if states.len() != expected {
-            let message = format!(
-                "expected {expected} values of hidden state, found {}",
-                states.len()
-            );
-            return Err(ModelError::Forward { message });
-        }
-        Ok(())
-    }
-
-    fn check_item(&self, index: usize, item: &Item<'_>) -> Result<(), ModelError> {
-        let input = |field, expected: String, found: String| ModelError::Input {
-            item: index,
-            field,
-            expected,
-            found,
-        };
-        if item.tokens.is_empty() {
-            return Err(input("tokens", "at least 1".to_owned(), "0".to_owned()));
-        }
-        let tokens_max = self.item_tokens_max();
-        if item.tokens.len() > tokens_max {
-            return Err(input(
-                "tokens",
-                format!("at most {tokens_max}"),
-                item.tokens.len().to_string(),
-            ));
-        }
-        let vocabulary = self.config().vocabulary;
-        if let Some(id) = item.tokens.iter().find(|id| **id as usize >= vocabulary) {
-            return Err(input(
-                "token id",
-                format!("below {vocabulary}"),
-                id.to_string(),
-            ));
-        }
-        if let Some(task) = item.tasks.iter().find(|task| **task >= self.tasks.len()) {
-            return Err(input(
-                "task",
-                format!("below {}", self.tasks.len()),
-                task.to_string(),
-            ));
         }
         Ok(())
     }

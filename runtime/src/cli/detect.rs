@@ -67,6 +67,7 @@ fn options(args: &DetectArgs, model: &Model) -> EngineOptions {
         tasks: args.tasks.clone(),
         batch_tokens: 0,
         flows: Some(flows),
+        ..EngineOptions::default()
     }
 }
 

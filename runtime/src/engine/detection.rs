@@ -1,25 +1,48 @@
 //! From captures and request lines to outcomes.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, Read};
+use std::sync::Arc;
+use std::time::Duration;
 
-use trafficllm_traffic::token::{EncodeScratch, first_request};
+use trafficllm_model::emptied;
 use trafficllm_traffic::{CaptureReader, Flow, FlowTable, decode};
 
-use super::batch::{Batch, Done, Kind};
 use super::requests::{LineError, LineReader, request_of};
-use super::{CaptureReport, Engine, Progress, RequestsReport, Runner, Sink};
+use super::slot::{Slot, State};
+use super::submitter::{Submitter, name_verdicts};
+use super::worker::Selection;
+use super::{CaptureReport, Engine, Progress, RequestsReport, Sink};
 use crate::error::Error;
-use crate::limits::PROGRESS_PACKETS;
+use crate::limits::{
+    BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS,
+};
 use crate::outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
+
+/// How long to sleep at once for an answer that must come.
+const SLEEP: Duration = Duration::from_secs(1);
+
+/// A flow or request whose outcome has not come out.
+struct Expected {
+    source: usize,
+    subject: Subject,
+    /// The answer, which waits for those before it.
+    answer: Option<Box<Slot>>,
+}
 
 /// One pass over captures and request files. Batches reach across their borders, so many small captures are as fast as a big one.
 pub struct Detection<'e, S: Sink> {
     engine: &'e mut Engine,
     sink: S,
-    batch: Batch,
-    spare: Vec<Batch>,
-    tokens: Vec<u32>,
-    scratch: EncodeScratch,
+    submitter: Submitter,
+    /// In the order of the output. The submitter's ids count on from `delivered`.
+    expected: VecDeque<Expected>,
+    /// Outcomes that came out.
+    delivered: u64,
+    /// Tokens that wait for this thread to run them, where there is no worker.
+    waiting_tokens: usize,
+    /// Empty between outcomes: only its memory is kept.
+    verdicts: Vec<Verdict<'static>>,
     tally: Tally,
     /// Where each task of the model stands in the tally.
     places: Vec<Option<usize>>,
@@ -30,14 +53,16 @@ pub struct Detection<'e, S: Sink> {
 
 impl<'e, S: Sink> Detection<'e, S> {
     pub(super) fn new(engine: &'e mut Engine, sink: S) -> Self {
-        // A detection that was dropped half-way may have left answers that nobody waits for any more.
-        if let Runner::Workers(pool) = &mut engine.runner {
-            while pool.next(true).is_some() {}
-        }
-        let tasks = engine.model.core().tasks();
+        let slots = if engine.workers == 0 {
+            BATCH_SUBJECTS_MAX
+        } else {
+            DETECTION_FLOWS + engine.workers * DETECTION_FLOWS_PER_WORKER
+        };
+        let submitter = Submitter::new(&engine.shared, slots);
+        let tasks = engine.model().core().tasks();
         let mut tally = Tally::default();
         let mut places = vec![None; tasks.len()];
-        for task in engine.selection.all() {
+        for task in engine.shared.selection.all() {
             places[task] = Some(tally.tasks.len());
             tally.tasks.push(TaskTally {
                 task: tasks[task].name().to_owned(),
@@ -47,10 +72,11 @@ impl<'e, S: Sink> Detection<'e, S> {
         Self {
             engine,
             sink,
-            batch: Batch::default(),
-            spare: Vec::new(),
-            tokens: Vec::new(),
-            scratch: EncodeScratch::default(),
+            submitter,
+            expected: VecDeque::with_capacity(slots),
+            delivered: 0,
+            waiting_tokens: 0,
+            verdicts: Vec::new(),
             tally,
             places,
             progress: Progress::default(),
@@ -153,8 +179,9 @@ impl<'e, S: Sink> Detection<'e, S> {
     /// # Errors
     /// A model that fails.
     pub fn finish(mut self) -> Result<(Tally, S), Error> {
-        self.submit()?;
-        self.deliver_all()?;
+        while !self.stopped && !self.expected.is_empty() {
+            self.await_answers()?;
+        }
         let Self { tally, sink, .. } = self;
         Ok((tally, sink))
     }
@@ -190,28 +217,14 @@ impl<'e, S: Sink> Detection<'e, S> {
         if self.stopped {
             return Ok(());
         }
-        self.batch
-            .push_subject(source, Subject::Flow(FlowInfo::from(flow)));
         self.tally.flows += 1;
-        let encoder = self.engine.model.encoder();
-        let selection = &self.engine.selection;
-        if !selection.flow.is_empty() {
-            encoder.encode_flow(flow, &mut self.scratch, &mut self.tokens);
-            self.batch.push_item(Kind::Flow, &self.tokens);
+        let mut slot = self.free_slot()?;
+        self.submitter.fill(&mut slot, flow);
+        if slot.request_tokens.is_empty() {
+            let Selection { request, .. } = &self.engine.shared.selection;
+            count_not_applicable(&mut self.tally, &self.places, request);
         }
-        if !selection.request.is_empty() {
-            let encoded = first_request(flow).is_some_and(|request| {
-                encoder
-                    .encode_request(&request, &mut self.scratch, &mut self.tokens)
-                    .is_ok()
-            });
-            if encoded {
-                self.batch.push_item(Kind::Request, &self.tokens);
-            } else {
-                count_not_applicable(&mut self.tally, &self.places, &selection.request);
-            }
-        }
-        self.submit_if_full()
+        self.submit(source, Subject::Flow(FlowInfo::from(flow)), slot)
     }
 
     /// The inner error is that of the line, the outer one that of the model.
@@ -221,114 +234,119 @@ impl<'e, S: Sink> Detection<'e, S> {
         line: u64,
         request: &[u8],
     ) -> Result<Result<(), LineError>, Error> {
-        let encoder = self.engine.model.encoder();
-        if let Err(error) = encoder.encode_request(request, &mut self.scratch, &mut self.tokens) {
-            return Ok(Err(LineError::NotARequest {
-                line,
-                source: error,
-            }));
+        if let Err(source) = self.submitter.encode_request(request) {
+            return Ok(Err(LineError::NotARequest { line, source }));
         }
-        let selection = &self.engine.selection;
-        self.batch.push_subject(source, Subject::Request(line));
         self.tally.requests += 1;
-        if !selection.request.is_empty() {
-            self.batch.push_item(Kind::Request, &self.tokens);
-        }
-        count_not_applicable(&mut self.tally, &self.places, &selection.flow);
-        self.submit_if_full()?;
+        let mut slot = self.free_slot()?;
+        self.submitter.fill_with_request(&mut slot);
+        let Selection { flow, .. } = &self.engine.shared.selection;
+        count_not_applicable(&mut self.tally, &self.places, flow);
+        self.submit(source, Subject::Request(line), slot)?;
         Ok(Ok(()))
     }
 
-    fn submit_if_full(&mut self) -> Result<(), Error> {
-        if self.batch.is_full(self.engine.batch_tokens) {
-            self.submit()
-        } else {
-            Ok(())
-        }
-    }
-
-    fn submit(&mut self) -> Result<(), Error> {
-        if self.batch.is_empty() {
-            return Ok(());
-        }
-        let empty = self.spare.pop().unwrap_or_default();
-        let batch = std::mem::replace(&mut self.batch, empty);
-        if let Runner::Inline(classifier) = &mut self.engine.runner {
-            let done = classifier.run(batch)?;
-            self.deliver(done);
-            return Ok(());
-        }
-        self.take_answers(|pool| !pool.has_room())?;
-        if let Runner::Workers(pool) = &mut self.engine.runner {
-            pool.submit(batch)?;
-        }
-        self.take_answers(|_| false)
-    }
-
-    fn deliver_all(&mut self) -> Result<(), Error> {
-        self.take_answers(|_| true)
-    }
-
-    /// Delivers the answers that are there, and waits for more as long as `wait` says so.
-    fn take_answers(&mut self, wait: impl Fn(&super::Pool) -> bool) -> Result<(), Error> {
-        while let Runner::Workers(pool) = &mut self.engine.runner {
-            let wait = wait(pool);
-            match pool.next(wait) {
-                Some(done) => self.deliver(done?),
-                None => break,
+    /// A slot, after waiting for answers where all are under way.
+    fn free_slot(&mut self) -> Result<Box<Slot>, Error> {
+        loop {
+            if let Some(slot) = self.submitter.free_slot() {
+                return Ok(slot);
             }
+            self.await_answers()?;
+        }
+    }
+
+    fn submit(&mut self, source: usize, subject: Subject, slot: Box<Slot>) -> Result<(), Error> {
+        if self.stopped {
+            return Ok(());
+        }
+        let id = self.delivered + self.expected.len() as u64;
+        let has_workers = self.engine.workers > 0;
+        self.waiting_tokens += slot.tokens();
+        let mut sent = self.submitter.send(slot, id, has_workers);
+        while let Err(slot) = sent {
+            self.engine.run_pending();
+            sent = self.submitter.send(slot, id, has_workers);
+        }
+        self.expected.push_back(Expected {
+            source,
+            subject,
+            answer: None,
+        });
+        if !has_workers && self.waiting_tokens >= self.engine.shared.batch_tokens {
+            self.await_answers()
+        } else {
+            self.take_answers()
+        }
+    }
+
+    /// Runs what waits, or sleeps until workers have run some of it.
+    fn await_answers(&mut self) -> Result<(), Error> {
+        if self.engine.workers == 0 {
+            self.engine.run_pending();
+            self.waiting_tokens = 0;
+        } else {
+            self.submitter.sleep(SLEEP);
+        }
+        self.take_answers()
+    }
+
+    /// Delivers the outcomes whose turn it is.
+    fn take_answers(&mut self) -> Result<(), Error> {
+        while let Some(slot) = self.submitter.take_slot() {
+            let place = usize::try_from(slot.id - self.delivered).unwrap_or(usize::MAX);
+            if let Some(expected) = self.expected.get_mut(place) {
+                expected.answer = Some(slot);
+            }
+        }
+        while let Some(slot) = self
+            .expected
+            .front_mut()
+            .and_then(|first| first.answer.take())
+        {
+            if let Some(Expected {
+                source, subject, ..
+            }) = self.expected.pop_front()
+            {
+                self.delivered += 1;
+                self.deliver(source, subject, &slot)?;
+            }
+            self.submitter.reuse(slot);
         }
         Ok(())
     }
 
-    fn deliver(&mut self, done: Done) {
-        let model = std::sync::Arc::clone(&self.engine.model);
-        let tasks = model.core().tasks();
-        let mut answers = done.verdicts.as_slice();
-        let mut verdicts: Vec<Verdict<'_>> = Vec::with_capacity(tasks.len());
-        let mut of_subject = Vec::with_capacity(tasks.len());
-        for (index, &(source, subject)) in done.batch.subjects.iter().enumerate() {
-            let is_of_subject = |item: usize| {
-                done.batch
-                    .items
-                    .get(item)
-                    .is_some_and(|item| item.subject == index)
-            };
-            let count = answers
-                .iter()
-                .take_while(|verdict| is_of_subject(verdict.item))
-                .count();
-            let (own, rest) = answers.split_at(count);
-            answers = rest;
-            if self.stopped {
-                continue;
-            }
-            of_subject.clear();
-            of_subject.extend_from_slice(own);
-            of_subject.sort_by_key(|verdict| verdict.task);
-            verdicts.clear();
-            for verdict in &of_subject {
-                let task = &tasks[verdict.task];
-                let label = &task.labels()[verdict.label as usize];
-                if let Some(place) = self.places[verdict.task] {
-                    count_verdict(&mut self.tally.tasks[place], label, verdict.abstained);
-                }
-                verdicts.push(Verdict {
-                    task: task.name(),
-                    label,
-                    score: verdict.score,
-                    abstained: verdict.abstained,
-                });
-            }
-            self.progress.outcomes += 1;
-            let outcome = Outcome {
-                source,
-                subject,
-                verdicts: &verdicts,
-            };
-            self.stopped = self.sink.outcome(&outcome).is_break();
+    fn deliver(&mut self, source: usize, subject: Subject, slot: &Slot) -> Result<(), Error> {
+        let message = match &slot.state {
+            State::Judged => None,
+            State::Failed(message) => Some(&**message),
+            State::Open | State::Expired | State::Abandoned => Some("it left a flow behind"),
+        };
+        if let Some(message) = message {
+            return Err(Error::Worker {
+                message: message.to_owned(),
+            });
         }
-        self.spare.push(done.into_empty_batch());
+        if self.stopped {
+            return Ok(());
+        }
+        let model = Arc::clone(self.engine.model());
+        let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
+        name_verdicts(&model, &slot.verdicts, &mut verdicts);
+        for (verdict, named) in slot.verdicts.iter().zip(&verdicts) {
+            if let Some(place) = self.places[verdict.task] {
+                count_verdict(&mut self.tally.tasks[place], named.label, named.abstained);
+            }
+        }
+        self.progress.outcomes += 1;
+        let outcome = Outcome {
+            source,
+            subject,
+            verdicts: &verdicts,
+        };
+        self.stopped = self.sink.outcome(&outcome).is_break();
+        self.verdicts = emptied(verdicts);
+        Ok(())
     }
 }
 

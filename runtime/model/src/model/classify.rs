@@ -1,0 +1,342 @@
+//! From items to verdicts. Whatever a batch needs beside its answers is kept from call to call: once the buffers have grown,
+//! nothing is allocated.
+
+use super::{Item, Model, Task, TaskLogits, TaskVerdict};
+use crate::calibration::softmax;
+use crate::error::ModelError;
+use crate::labels::{LabelTrie, Step, highest};
+use crate::transformer::{self, Query, Sequence};
+
+/// Buffers of [`Model::classify`]; one per thread, kept between calls.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    transformer: transformer::Scratch,
+    states: Vec<f32>,
+    logits: Vec<f32>,
+    /// Empty between calls: only their memory is kept.
+    queries: Vec<Query<'static>>,
+    sequences: Vec<Sequence<'static>>,
+    pending: Round,
+    next: Round,
+}
+
+impl Scratch {
+    /// Bytes of memory held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let floats = self.states.capacity() + self.logits.capacity();
+        self.transformer.bytes()
+            + floats * size_of::<f32>()
+            + self.queries.capacity() * size_of::<Query<'_>>()
+            + self.sequences.capacity() * size_of::<Sequence<'_>>()
+            + self.pending.bytes()
+            + self.next.bytes()
+    }
+}
+
+/// The labels that need one more word.
+#[derive(Debug, Default)]
+struct Round {
+    labels: Vec<Pending>,
+    /// `[rows of all labels, hidden]`: each label has its task's query rows and those of the words chosen so far.
+    rows: Vec<f32>,
+}
+
+impl Round {
+    fn clear(&mut self) {
+        self.labels.clear();
+        self.rows.clear();
+    }
+
+    fn bytes(&self) -> usize {
+        self.labels.capacity() * size_of::<Pending>() + self.rows.capacity() * size_of::<f32>()
+    }
+}
+
+/// A label that is still being decoded.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    item: usize,
+    task: usize,
+    /// Where its verdict goes.
+    verdict: usize,
+    node: usize,
+    score: f32,
+    /// Where its rows stand in [`Round::rows`]; nowhere before the first word.
+    rows_start: usize,
+    rows_end: usize,
+}
+
+impl Model {
+    /// Classifies items as one batch. `verdicts` is cleared and gets one entry per item and task,
+    /// in the order of the call. The same item gets the same verdict, whatever else is in the
+    /// batch.
+    ///
+    /// Once `scratch` and `verdicts` have grown, nothing is allocated.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] for an item without tokens, with too many, with an id outside the
+    /// vocabulary or with a task that the model does not have; `verdicts` is then empty.
+    pub fn classify(
+        &self,
+        items: &[Item<'_>],
+        scratch: &mut Scratch,
+        verdicts: &mut Vec<TaskVerdict>,
+    ) -> Result<(), ModelError> {
+        verdicts.clear();
+        self.run_queries(items, scratch)?;
+        let Scratch {
+            states,
+            logits,
+            pending,
+            ..
+        } = &mut *scratch;
+        pending.clear();
+        for ((item, task), state) in pairs(items).zip(states.chunks_exact(self.config().hidden)) {
+            let verdict = verdicts.len();
+            verdicts.push(TaskVerdict {
+                item,
+                task,
+                label: 0,
+                score: 0.0,
+                abstained: true,
+            });
+            let start = Pending {
+                item,
+                task,
+                verdict,
+                node: LabelTrie::ROOT,
+                score: 1.0,
+                rows_start: 0,
+                rows_end: 0,
+            };
+            let query_rows = &self.tasks[task].query_embedding;
+            self.step(start, query_rows, state, logits, verdicts, pending);
+        }
+        while !scratch.pending.labels.is_empty() {
+            self.decode_further(items, scratch, verdicts)
+                .inspect_err(|_| verdicts.clear())?;
+        }
+        Ok(())
+    }
+
+    /// The logits at the root of each task's label trie, for calibration. `out` is cleared and gets
+    /// one entry per item and task.
+    ///
+    /// # Errors
+    /// As [`Model::classify`].
+    pub fn classify_logits(
+        &self,
+        items: &[Item<'_>],
+        scratch: &mut Scratch,
+        out: &mut Vec<TaskLogits>,
+    ) -> Result<(), ModelError> {
+        out.clear();
+        self.run_queries(items, scratch)?;
+        let states = scratch.states.chunks_exact(self.config().hidden);
+        for ((item, task), state) in pairs(items).zip(states) {
+            let mut logits = Vec::new();
+            let children = self.tasks[task].trie.children(LabelTrie::ROOT);
+            self.tasks[task].logits(children, state, &mut logits);
+            out.push(TaskLogits { item, task, logits });
+        }
+        Ok(())
+    }
+
+    /// Checks the items and leaves the final state of every item's every query, `[queries,
+    /// hidden]`, in the scratch.
+    fn run_queries(&self, items: &[Item<'_>], scratch: &mut Scratch) -> Result<(), ModelError> {
+        for (index, item) in items.iter().enumerate() {
+            self.check_item(index, item)?;
+        }
+        let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
+        queries.extend(pairs(items).map(|(_, task)| {
+            let Task {
+                prefix,
+                query_embedding,
+                ..
+            } = &self.tasks[task];
+            Query {
+                prefix,
+                embeddings: query_embedding,
+            }
+        }));
+        let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
+        let mut rest = queries.as_slice();
+        sequences.extend(items.iter().map(|item| {
+            let queries;
+            (queries, rest) = rest.split_at(item.tasks.len());
+            Sequence {
+                tokens: item.tokens,
+                queries,
+            }
+        }));
+        let result = self.forward(&sequences, &mut scratch.transformer, &mut scratch.states);
+        scratch.sequences = emptied(sequences);
+        scratch.queries = emptied(queries);
+        result
+    }
+
+    /// Runs one more row for every label that is not decoded yet. The sequence runs again from its
+    /// start: deep tries are rare and their labels short, so keeping keys and values between rounds
+    /// would cost more memory than it saves time.
+    fn decode_further(
+        &self,
+        items: &[Item<'_>],
+        scratch: &mut Scratch,
+        verdicts: &mut [TaskVerdict],
+    ) -> Result<(), ModelError> {
+        let Scratch {
+            transformer,
+            states,
+            logits,
+            pending,
+            next,
+            ..
+        } = scratch;
+        let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
+        queries.extend(pending.labels.iter().map(|label| Query {
+            prefix: &self.tasks[label.task].prefix,
+            embeddings: &pending.rows[label.rows_start..label.rows_end],
+        }));
+        let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
+        let labels = pending.labels.iter().zip(&queries);
+        sequences.extend(labels.map(|(label, query)| Sequence {
+            tokens: items[label.item].tokens,
+            queries: std::slice::from_ref(query),
+        }));
+        let result = self.forward(&sequences, transformer, states);
+        scratch.sequences = emptied(sequences);
+        scratch.queries = emptied(queries);
+        result?;
+        next.clear();
+        let states = states.chunks_exact(self.config().hidden);
+        for (&label, state) in pending.labels.iter().zip(states) {
+            let rows = &pending.rows[label.rows_start..label.rows_end];
+            self.step(label, rows, state, logits, verdicts, next);
+        }
+        std::mem::swap(pending, next);
+        Ok(())
+    }
+
+    /// Takes the likeliest child: either a label, which completes the verdict, or a node, from
+    /// where decoding has to go on. `rows` are those that the state comes from.
+    fn step(
+        &self,
+        mut label: Pending,
+        rows: &[f32],
+        state: &[f32],
+        logits: &mut Vec<f32>,
+        verdicts: &mut [TaskVerdict],
+        next: &mut Round,
+    ) {
+        let task = &self.tasks[label.task];
+        let children = task.trie.children(label.node);
+        task.logits(children, state, logits);
+        // The choice is taken on the logits: far behind the comma two different logits can have
+        // equal probabilities.
+        let best = highest(logits);
+        softmax(logits, task.temperature);
+        label.score *= logits[best];
+        match children[best].next {
+            Step::Label(index) => {
+                let verdict = &mut verdicts[label.verdict];
+                verdict.label = index;
+                // Absurd weights overflow to a score that is no number: such a verdict knows
+                // nothing, whatever the threshold.
+                let is_number = label.score.is_finite();
+                verdict.score = if is_number { label.score } else { 0.0 };
+                verdict.abstained = !is_number || label.score < task.threshold;
+            }
+            Step::Node(node) => {
+                label.node = node;
+                label.rows_start = next.rows.len();
+                next.rows.extend_from_slice(rows);
+                let word = children[best].word as usize;
+                next.rows
+                    .extend_from_slice(&task.label_embedding[word * state.len()..][..state.len()]);
+                label.rows_end = next.rows.len();
+                next.labels.push(label);
+            }
+        }
+    }
+
+    /// Replaces `states` by the final states of all queries, `[queries, hidden]`.
+    fn forward(
+        &self,
+        sequences: &[Sequence<'_>],
+        scratch: &mut transformer::Scratch,
+        states: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        states.clear();
+        self.transformer
+            .forward(sequences, scratch, states)
+            .map_err(|error| ModelError::Forward {
+                message: error.to_string(),
+            })?;
+        let queries: usize = sequences
+            .iter()
+            .map(|sequence| sequence.queries.len())
+            .sum();
+        let expected = queries * self.config().hidden;
+        if states.len() != expected {
+            let message = format!(
+                "expected {expected} values of hidden state, found {}",
+                states.len()
+            );
+            return Err(ModelError::Forward { message });
+        }
+        Ok(())
+    }
+
+    fn check_item(&self, index: usize, item: &Item<'_>) -> Result<(), ModelError> {
+        let input = |field, expected: String, found: String| ModelError::Input {
+            item: index,
+            field,
+            expected,
+            found,
+        };
+        if item.tokens.is_empty() {
+            return Err(input("tokens", "at least 1".to_owned(), "0".to_owned()));
+        }
+        let tokens_max = self.item_tokens_max();
+        if item.tokens.len() > tokens_max {
+            return Err(input(
+                "tokens",
+                format!("at most {tokens_max}"),
+                item.tokens.len().to_string(),
+            ));
+        }
+        let vocabulary = self.config().vocabulary;
+        if let Some(id) = item.tokens.iter().find(|id| **id as usize >= vocabulary) {
+            return Err(input(
+                "token id",
+                format!("below {vocabulary}"),
+                id.to_string(),
+            ));
+        }
+        if let Some(task) = item.tasks.iter().find(|task| **task >= self.tasks.len()) {
+            return Err(input(
+                "task",
+                format!("below {}", self.tasks.len()),
+                task.to_string(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The index of every item with each of its tasks.
+fn pairs(items: &[Item<'_>]) -> impl Iterator<Item = (usize, usize)> {
+    let with_tasks = items.iter().enumerate();
+    with_tasks.flat_map(|(index, item)| item.tasks.iter().map(move |task| (index, *task)))
+}
+
+/// A vector without entries in the memory of one whose entries borrowed something, such as the [`Item`]s of a batch that is
+/// over: the standard library collects into the vector that it consumes. Should it ever stop doing so, the result is the same
+/// and the test that counts allocations fails.
+#[must_use]
+pub fn emptied<From, To>(mut used: Vec<From>) -> Vec<To> {
+    used.clear();
+    used.into_iter().filter_map(|_| None).collect()
+}
