@@ -223,7 +223,8 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn start(count: usize, shared: &Arc<Shared>) -> Result<Self, Error> {
-        let (stop, stopped) = bounded(0);
+        // Nothing is ever sent. A channel of size 0 would allocate each time that a worker waits on it.
+        let (stop, stopped) = bounded(1);
         let mut pool = Self {
             stop: Some(stop),
             workers: Vec::with_capacity(count),

@@ -1,0 +1,273 @@
+//! No allocation per flow: once the buffers have grown, batches through the model and through the engine allocate nothing, on any
+//! thread of the process.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test helper that fails is a failed test"
+)]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use common::{FLOW_TASKS, captures, small_bundle};
+use trafficllm::{Engine, EngineOptions, Flow, Judgement, Level, Model, Outcome, Sink};
+use trafficllm_model::{Item, Scratch};
+use trafficllm_traffic::{CaptureReader, FlowTable, decode};
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+// SAFETY: every call goes on to the system's allocator unchanged; counting touches no memory of the caller.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, SeqCst);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations of all threads during `work`.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.load(SeqCst);
+    work();
+    ALLOCATIONS.load(SeqCst) - before
+}
+
+/// Passes in a row without an allocation after which buffers have grown: how flows fall into batches is up to chance.
+const QUIET_PASSES: usize = 25;
+
+/// Where request tasks are asked, the words of why a flow does not start with a request, which nobody reads.
+const ALLOCATIONS_OF_NO_REQUEST_MAX: u64 = 4;
+/// What the packets of a flow may allocate on their way to its outcome.
+const DETECTION_ALLOCATIONS_MAX: f64 = 0.0;
+
+/// Repeats `pass` until it does not allocate any more, then says how often it does so in as many passes again.
+fn allocations_after_growth(mut pass: impl FnMut()) -> u64 {
+    let (mut quiet, mut passes) = (0, 0);
+    while quiet < QUIET_PASSES {
+        quiet = if allocations(&mut pass) == 0 {
+            quiet + 1
+        } else {
+            0
+        };
+        passes += 1;
+        assert!(passes < 50 * QUIET_PASSES, "buffers grow without end");
+    }
+    allocations(|| (0..QUIET_PASSES).for_each(|_| pass()))
+}
+
+/// The flows of all recorded captures that are packets.
+fn recorded_flows(model: &Model) -> Vec<Flow> {
+    let mut flows = Vec::new();
+    for path in captures().iter().filter(|path| !path.ends_with(".jsonl")) {
+        let bytes = fs::read(path).unwrap();
+        let mut reader = CaptureReader::new(bytes.as_slice()).unwrap();
+        let mut table = FlowTable::new(model.flow_config()).unwrap();
+        while let Some(raw) = reader.next_packet().unwrap() {
+            if let Ok(packet) = decode(raw.link_type, raw.bytes, raw.wire_bytes, raw.timestamp_ns) {
+                table.push(&packet, &mut |flow| flows.push(flow));
+            }
+        }
+        table.flush(&mut |flow| flows.push(flow));
+    }
+    assert!(flows.len() > 30);
+    flows
+}
+
+fn classify(model: &Model, flows: &[Flow]) {
+    let mut encode_scratch = trafficllm_traffic::token::EncodeScratch::default();
+    let tokens: Vec<Vec<u32>> = flows
+        .iter()
+        .map(|flow| {
+            let mut tokens = Vec::new();
+            model
+                .encoder()
+                .encode_flow(flow, &mut encode_scratch, &mut tokens);
+            tokens
+        })
+        .collect();
+    let tasks = [0, 1];
+    let items: Vec<Item<'_>> = tokens
+        .iter()
+        .map(|tokens| Item {
+            tokens,
+            tasks: &tasks,
+        })
+        .collect();
+    let (mut scratch, mut verdicts) = (Scratch::default(), Vec::new());
+    let mut run = || {
+        for items in items.chunks(7) {
+            model
+                .core()
+                .classify(items, &mut scratch, &mut verdicts)
+                .unwrap();
+            assert_eq!(verdicts.len(), 2 * items.len());
+        }
+    };
+    assert!(allocations(&mut run) > 0, "the counter does not count");
+    assert_eq!(
+        allocations_after_growth(run),
+        0,
+        "batches through the model"
+    );
+    assert!(scratch.bytes() > 0);
+}
+
+fn submit(model: &Arc<Model>, flows: &[Flow], workers: usize, tasks: &[&str]) {
+    let options = EngineOptions {
+        workers,
+        tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
+        ..EngineOptions::default()
+    };
+    let engine = Engine::start(Arc::clone(model), options).unwrap();
+    let mut submitter = engine.submitter();
+    let mut answers = 0;
+    let mut pass = |count: usize| {
+        for flows in flows.chunks(count) {
+            for (id, flow) in (0..).zip(flows) {
+                submitter.submit(flow, id).unwrap();
+            }
+            engine.run_pending();
+            while submitter.in_flight() > 0 {
+                submitter.wait(Duration::from_secs(1), |answer| {
+                    assert!(matches!(answer.judgement, Judgement::Verdicts(_)));
+                    answers += 1;
+                });
+            }
+        }
+    };
+    let mut size = 0;
+    let mut next = || {
+        size = size % flows.len() + 1;
+        pass(size);
+    };
+    let again = if tasks.is_empty() {
+        (0..QUIET_PASSES).for_each(|_| next());
+        allocations(|| (0..QUIET_PASSES).for_each(|_| next()))
+    } else {
+        allocations_after_growth(next)
+    };
+    let allowed = if tasks.is_empty() {
+        ALLOCATIONS_OF_NO_REQUEST_MAX * (QUIET_PASSES * flows.len()) as u64
+    } else {
+        0
+    };
+    assert!(
+        again <= allowed,
+        "{again} allocations in an engine with {workers} workers, at most {allowed} allowed"
+    );
+    let memory = engine.memory();
+    pass(1);
+    assert_eq!(
+        engine.memory(),
+        memory,
+        "the reported memory is what is held"
+    );
+    assert_eq!(answers, engine.counters().done);
+}
+
+/// Counts outcomes and verdicts.
+#[derive(Default)]
+struct Count(u64);
+
+impl Sink for Count {
+    fn outcome(&mut self, _outcome: &Outcome<'_>) -> ControlFlow<()> {
+        self.0 += 1;
+        ControlFlow::Continue(())
+    }
+}
+
+/// A capture again and again in one file, ten minutes later and between other hosts each time.
+fn repeated(once: &[u8], times: u16) -> Vec<u8> {
+    let (header, packets) = once.split_at(24);
+    let mut capture = header.to_vec();
+    for round in 0..times {
+        let mut rest = packets;
+        while let Some((head, after)) = rest.split_at_checked(16) {
+            let word = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap());
+            let (packet, next) = after.split_at(word(8) as usize);
+            let seconds = word(0) + 600 * u32::from(round);
+            capture.extend_from_slice(&seconds.to_le_bytes());
+            capture.extend_from_slice(&head[4..]);
+            let first = capture.len();
+            capture.extend_from_slice(packet);
+            // The middle of both IPv4 addresses behind an Ethernet header.
+            for address in [26, 30] {
+                capture[first + address + 1..][..2].copy_from_slice(&round.to_be_bytes());
+            }
+            rest = next;
+        }
+    }
+    capture
+}
+
+/// Allocations for each flow from the bytes of a capture to its outcome.
+fn detect(model: &Arc<Model>) -> f64 {
+    let paths = captures();
+    let path = paths
+        .iter()
+        .find(|path| path.ends_with("/http.pcap"))
+        .unwrap();
+    let once = fs::read(path).unwrap();
+    let count = |times| {
+        let capture = repeated(&once, times);
+        let mut engine = Engine::start(Arc::clone(model), EngineOptions::default()).unwrap();
+        let mut flows = 0;
+        let allocated = allocations(|| {
+            let mut detection = engine.detect(Count::default());
+            let report = detection.capture(capture.as_slice()).unwrap();
+            assert!(report.failure.is_none());
+            flows = detection.finish().unwrap().1.0;
+        });
+        (flows, allocated)
+    };
+    let (few_flows, few) = count(50);
+    let (many_flows, many) = count(150);
+    assert!(few_flows > 500 && many_flows > 2 * few_flows);
+    println!("{few_flows} flows: {few} allocations, {many_flows} flows: {many}");
+    (many as f64 - few as f64) / (many_flows - few_flows) as f64
+}
+
+/// One test, so that no other one allocates at the same time.
+#[test]
+fn nothing_is_allocated_for_a_flow() {
+    let model = Arc::new(Model::load(&small_bundle(|_| ()), Level::detect()).unwrap());
+    let flows = recorded_flows(&model);
+    classify(&model, &flows);
+    for workers in [0, 1, 2] {
+        submit(&model, &flows, workers, &FLOW_TASKS);
+    }
+    submit(&model, &flows, 0, &[]);
+    let per_flow = detect(&model);
+    assert!(
+        per_flow <= DETECTION_ALLOCATIONS_MAX,
+        "{per_flow} allocations for a flow of a detection"
+    );
+}
