@@ -238,7 +238,11 @@ fn detect(model: &Arc<Model>) -> f64 {
     let once = fs::read(path).unwrap();
     let count = |times| {
         let capture = repeated(&once, times);
-        let mut engine = Engine::start(Arc::clone(model), EngineOptions::default()).unwrap();
+        let options = EngineOptions {
+            tasks: FLOW_TASKS.map(str::to_owned).to_vec(),
+            ..EngineOptions::default()
+        };
+        let mut engine = Engine::start(Arc::clone(model), options).unwrap();
         let mut flows = 0;
         let allocated = allocations(|| {
             let mut detection = engine.detect(Count::default());
