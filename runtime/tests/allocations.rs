@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use common::{FLOW_TASKS, captures, small_bundle};
+use common::{FLOW_TASKS, captures, recorded_flows, small_bundle};
 use trafficllm::{Engine, EngineOptions, Flow, Judgement, Level, Model, Outcome, Sink};
 use trafficllm_model::{Item, Scratch};
-use trafficllm_traffic::{CaptureReader, FlowTable, decode};
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 
@@ -81,24 +80,6 @@ fn allocations_after_growth(mut pass: impl FnMut()) -> u64 {
         assert!(passes < 50 * QUIET_PASSES, "buffers grow without end");
     }
     allocations(|| (0..QUIET_PASSES).for_each(|_| pass()))
-}
-
-/// The flows of all recorded captures that are packets.
-fn recorded_flows(model: &Model) -> Vec<Flow> {
-    let mut flows = Vec::new();
-    for path in captures().iter().filter(|path| !path.ends_with(".jsonl")) {
-        let bytes = fs::read(path).unwrap();
-        let mut reader = CaptureReader::new(bytes.as_slice()).unwrap();
-        let mut table = FlowTable::new(model.flow_config()).unwrap();
-        while let Some(raw) = reader.next_packet().unwrap() {
-            if let Ok(packet) = decode(raw.link_type, raw.bytes, raw.wire_bytes, raw.timestamp_ns) {
-                table.push(&packet, &mut |flow| flows.push(flow));
-            }
-        }
-        table.flush(&mut |flow| flows.push(flow));
-    }
-    assert!(flows.len() > 30);
-    flows
 }
 
 fn classify(model: &Model, flows: &[Flow]) {

@@ -13,8 +13,11 @@ use std::io::{BufReader, Cursor};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use common::{FLOW_TASKS, capture, captures, small_bundle};
-use trafficllm::limits::{BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, WORKERS_MAX};
+use common::{FLOW_TASKS, capture, captures, cpu_ticks, is_alone, small_bundle, threads};
+use trafficllm::limits::{
+    BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX, QUEUE_FLOWS_MAX,
+    WORKERS_MAX,
+};
 use trafficllm::{Engine, EngineOptions, Error, Level, Model, Outcome, Sink, Subject};
 
 /// Keeps what comes, in text, and stops after a number of outcomes.
@@ -177,20 +180,9 @@ fn the_index_of_a_source_counts_those_that_could_not_be_opened() {
 #[cfg(target_os = "linux")]
 #[test]
 fn opening_a_model_starts_no_thread_and_dropping_an_engine_leaves_none() {
-    // Other tests of this file have workers of their own at the same time: a process of its own tells ours apart.
-    if std::env::var_os("TLLM_TEST_ALONE").is_none() {
-        let this = std::env::current_exe().unwrap();
-        let name = "opening_a_model_starts_no_thread_and_dropping_an_engine_leaves_none";
-        let arguments = ["--exact", name, "--test-threads=1"];
-        let status = std::process::Command::new(this)
-            .args(arguments)
-            .env("TLLM_TEST_ALONE", "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
+    if !is_alone("opening_a_model_starts_no_thread_and_dropping_an_engine_leaves_none") {
         return;
     }
-    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
     let before = threads();
     let model = model();
     assert_eq!(threads(), before, "opening a model");
@@ -211,25 +203,7 @@ fn opening_a_model_starts_no_thread_and_dropping_an_engine_leaves_none() {
 #[cfg(target_os = "linux")]
 #[test]
 fn idle_workers_sleep() {
-    let cpu_ticks = || {
-        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap()
-            .split_whitespace()
-            .collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    if std::env::var_os("TLLM_TEST_ALONE").is_none() {
-        let this = std::env::current_exe().unwrap();
-        let arguments = ["--exact", "idle_workers_sleep", "--test-threads=1"];
-        let status = std::process::Command::new(this)
-            .args(arguments)
-            .env("TLLM_TEST_ALONE", "1")
-            .status()
-            .unwrap();
-        assert!(status.success());
+    if !is_alone("idle_workers_sleep") {
         return;
     }
     let mut engine = Engine::start(
@@ -265,6 +239,41 @@ fn settings_are_taken_at_their_limits_and_refused_past_them() {
     };
     assert!(start(WORKERS_MAX, BATCH_TOKENS_MAX).is_ok());
     assert!(start(0, BATCH_TOKENS_MIN).is_ok());
+    let start_online = |queue_flows, batch_wait_us, deadline_us| {
+        Engine::start(
+            Arc::clone(&model),
+            EngineOptions {
+                queue_flows,
+                batch_wait_us,
+                deadline_us,
+                ..EngineOptions::default()
+            },
+        )
+    };
+    assert!(start_online(QUEUE_FLOWS_MAX, BATCH_WAIT_US_MAX, DEADLINE_US_MAX).is_ok());
+    for (queue_flows, batch_wait_us, deadline_us, expected) in [
+        (
+            QUEUE_FLOWS_MAX + 1,
+            0,
+            0,
+            "queue_flows: expected 1 to 65536, found 65537",
+        ),
+        (
+            1,
+            BATCH_WAIT_US_MAX + 1,
+            0,
+            "batch_wait_us: expected 0 to 100000, found 100001",
+        ),
+        (
+            1,
+            0,
+            DEADLINE_US_MAX + 1,
+            "deadline_us: expected 0 to 60000000, found 60000001",
+        ),
+    ] {
+        let refused = start_online(queue_flows, batch_wait_us, deadline_us).err();
+        assert_eq!(refused.unwrap().to_string(), expected);
+    }
     for (workers, batch_tokens, expected) in [
         (WORKERS_MAX + 1, 0, "workers: expected 0 to 256, found 257"),
         (

@@ -94,13 +94,12 @@ impl Worker {
         }
     }
 
-    /// Runs all that waits, and gives back how many flows that were.
+    /// Runs all that waits, and gives back how many flows were judged.
     pub(super) fn run_waiting(&mut self) -> usize {
         let mut flows = 0;
         while let Ok(first) = self.shared.waiting.try_recv() {
             self.gather(first, Duration::ZERO);
-            flows += self.batch.len();
-            self.run();
+            flows += self.run();
         }
         flows
     }
@@ -123,8 +122,8 @@ impl Worker {
         }
     }
 
-    /// Answers the batch.
-    fn run(&mut self) {
+    /// Answers the batch, and gives back for how many flows the model ran.
+    fn run(&mut self) -> usize {
         let now = Instant::now();
         // What is not kept is dropped, and so goes home.
         self.batch.retain_mut(|ticket| {
@@ -158,7 +157,9 @@ impl Worker {
         if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
             bytes.store(self.bytes(), Ordering::Relaxed);
         }
+        let flows = self.batch.len();
         self.batch.clear();
+        flows
     }
 
     fn classify(&mut self) -> Result<(), ModelError> {

@@ -286,3 +286,55 @@ pub(crate) fn json_lines(text: &str) -> Vec<Value> {
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
         .collect()
 }
+
+/// Whether this process runs the test `name` alone. If not, it has now been run so, and passed: threads and processor time of other
+/// tests would count as its own.
+pub(crate) fn is_alone(name: &str) -> bool {
+    const VARIABLE: &str = "TLLM_TEST_ALONE";
+    if std::env::var_os(VARIABLE).is_some() {
+        return true;
+    }
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--test-threads=1"])
+        .env(VARIABLE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success());
+    false
+}
+
+/// Threads of this process.
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Processor time of this process so far, in ticks of a hundredth of a second.
+pub(crate) fn cpu_ticks() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let after_name = stat.rsplit(')').next().unwrap();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+}
+
+/// The flows of a capture, in the order in which a detection gives their outcomes.
+pub(crate) fn flows_of(model: &trafficllm::Model, path: &str) -> Vec<trafficllm::Flow> {
+    use trafficllm_traffic::{CaptureReader, FlowTable, decode};
+    let bytes = std::fs::read(path).unwrap();
+    let mut reader = CaptureReader::new(bytes.as_slice()).unwrap();
+    let mut table = FlowTable::new(model.flow_config()).unwrap();
+    let mut flows = Vec::new();
+    while let Some(raw) = reader.next_packet().unwrap() {
+        if let Ok(packet) = decode(raw.link_type, raw.bytes, raw.wire_bytes, raw.timestamp_ns) {
+            table.push(&packet, &mut |flow| flows.push(flow));
+        }
+    }
+    table.flush(&mut |flow| flows.push(flow));
+    flows
+}
+
+/// The flows of all recorded captures.
+pub(crate) fn recorded_flows(model: &trafficllm::Model) -> Vec<trafficllm::Flow> {
+    let paths = captures();
+    let captures = paths.iter().filter(|path| !path.ends_with(".jsonl"));
+    captures.flat_map(|path| flows_of(model, path)).collect()
+}
