@@ -60,7 +60,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 }
 
 /// Passes in a row without an allocation after which buffers have grown: how flows fall into batches is up to chance.
-const QUIET_PASSES: usize = 25;
+const QUIET_PASSES: usize = 12;
 
 /// Where request tasks are asked, the words of why a flow does not start with a request, which nobody reads.
 const ALLOCATIONS_OF_NO_REQUEST_MAX: u64 = 4;
@@ -236,7 +236,6 @@ fn detect(model: &Arc<Model>) -> f64 {
     let (few_flows, few) = count(50);
     let (many_flows, many) = count(150);
     assert!(few_flows > 500 && many_flows > 2 * few_flows);
-    println!("{few_flows} flows: {few} allocations, {many_flows} flows: {many}");
     (many as f64 - few as f64) / (many_flows - few_flows) as f64
 }
 
