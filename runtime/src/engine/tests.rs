@@ -1,4 +1,4 @@
-//! What the outside cannot bring about: a worker that fails in the middle of its work.
+//! What the outside cannot bring about or see: a worker that fails in the middle of its work, where batches are cut.
 #![cfg(feature = "default-bundle")]
 
 use std::ops::ControlFlow;
@@ -6,12 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Engine, EngineOptions, Judgement, Sink, share};
+use super::slot::{Slot, SlotSizes, Ticket};
+use super::worker::Worker;
+use super::{Engine, EngineOptions, Judgement, Sink, Submitter, share};
 use crate::error::Error;
+use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN};
 use crate::model::Model;
 use crate::outcome::Outcome;
 
 const NONE: u64 = u64::MAX;
+const REQUEST: &[u8] = b"GET /search?q=shoes HTTP/1.1\r\n\r\n";
 
 fn engine(model: &Arc<Model>, workers: usize) -> Engine {
     let options = EngineOptions {
@@ -24,7 +28,6 @@ fn engine(model: &Arc<Model>, workers: usize) -> Engine {
 #[test]
 fn a_worker_that_panics_fails_its_batch_and_goes_on() {
     let model = Arc::new(Model::open_default().unwrap());
-    let request = b"GET /search?q=shoes HTTP/1.1\r\n\r\n";
     for workers in [0, 1, 2] {
         let engine = engine(&model, workers);
         let mut submitter = engine.submitter();
@@ -32,7 +35,7 @@ fn a_worker_that_panics_fails_its_batch_and_goes_on() {
             engine.shared.poison.store(poison, Ordering::SeqCst);
             let (mut done, mut failed) = (Vec::new(), Vec::new());
             for id in 0..6 {
-                submitter.submit_request(request, id).unwrap();
+                submitter.submit_request(REQUEST, id).unwrap();
             }
             while submitter.in_flight() > 0 {
                 engine.run_pending();
@@ -104,4 +107,59 @@ fn a_worker_never_waits_into_the_deadline() {
         let shared = share(Arc::clone(&model), &options).unwrap();
         assert_eq!(shared.batch_wait, Duration::from_micros(expected_us));
     }
+}
+
+#[test]
+fn a_batch_is_cut_at_its_limits_and_not_before() {
+    let model = Arc::new(Model::open_default().unwrap());
+    let waiting = BATCH_SUBJECTS_MAX + 1;
+    // The first batch that a worker takes from a full queue: how many flows, how many tokens, and those of one flow.
+    let first_batch = |batch_tokens| {
+        let options = EngineOptions {
+            batch_tokens,
+            queue_flows: waiting,
+            ..EngineOptions::default()
+        };
+        let shared = Arc::new(share(Arc::clone(&model), &options).unwrap());
+        let mut submitter = Submitter::new(&shared, waiting);
+        for id in 0..waiting as u64 {
+            submitter.submit_request(REQUEST, id).unwrap();
+        }
+        let mut worker = Worker::new(&shared, 0);
+        let first = shared.waiting.recv().unwrap();
+        let tokens = first.slot().map_or(0, Slot::tokens);
+        worker.gather(first, Duration::ZERO);
+        (worker.batch.len(), worker.batch.len() * tokens, tokens)
+    };
+    let (flows, _, tokens) = first_batch(BATCH_TOKENS_MAX);
+    assert_eq!(flows, BATCH_SUBJECTS_MAX, "by flows");
+    for batch_tokens in [BATCH_TOKENS_MIN, 20 * tokens, 20 * tokens + 1] {
+        let (flows, all, one) = first_batch(batch_tokens);
+        assert!(all >= batch_tokens && all - one < batch_tokens, "{flows}");
+    }
+    assert_eq!(first_batch(20 * tokens).0, 20);
+    assert_eq!(first_batch(20 * tokens + 1).0, 21);
+}
+
+#[test]
+fn a_submitter_may_move_to_another_thread_and_an_engine_be_shared() {
+    fn moves<T: Send>() {}
+    fn shares<T: Sync>() {}
+    moves::<Submitter>();
+    moves::<Engine>();
+    shares::<Engine>();
+}
+
+#[test]
+fn a_slot_is_as_large_as_is_reported() {
+    let sizes = SlotSizes {
+        flow_tokens: 10,
+        request_tokens: 20,
+        verdicts: 3,
+    };
+    let slot = Slot::new(sizes);
+    let held = size_of::<Slot>()
+        + (slot.flow_tokens.capacity() + slot.request_tokens.capacity()) * size_of::<u32>()
+        + slot.verdicts.capacity() * size_of::<trafficllm_model::TaskVerdict>();
+    assert!(sizes.bytes() >= held && sizes.bytes() <= held + size_of::<Ticket>() * 2);
 }

@@ -75,7 +75,7 @@ impl Shared {
 pub(super) struct Worker {
     shared: Arc<Shared>,
     number: usize,
-    batch: Vec<Ticket>,
+    pub(super) batch: Vec<Ticket>,
     /// Empty between batches: only its memory is kept.
     items: Vec<Item<'static>>,
     verdicts: Vec<TaskVerdict>,
@@ -105,7 +105,7 @@ impl Worker {
     }
 
     /// Fills the batch up to its budget with what waits already, and with what comes while the first flow may still wait.
-    fn gather(&mut self, first: Ticket, wait: Duration) {
+    pub(super) fn gather(&mut self, first: Ticket, wait: Duration) {
         let tokens = |ticket: &Ticket| ticket.slot().map_or(0, super::slot::Slot::tokens);
         let until = first.slot().map(|slot| slot.submitted + wait);
         let mut batch_tokens = tokens(&first);
