@@ -164,7 +164,7 @@ impl Model {
         &self.encoder
     }
 
-    /// The default settings of a flow table, with at least the packets and payload bytes that the profile looks at.
+    /// The default settings of a flow table, with at least the packets and the payload that the profile looks at.
     #[must_use]
     pub fn flow_config(&self) -> FlowConfig {
         let profile = self.encoder.profile();
@@ -175,6 +175,7 @@ impl Model {
                 .max_payload_bytes
                 .max(profile.payload_bytes_per_packet as usize)
                 .max(profile.text_bytes_per_packet as usize),
+            max_payloads: default.max_payloads.max(profile.payload_packets as usize),
             ..default
         }
     }
