@@ -10,7 +10,7 @@ use super::table::FLOW_BYTES_FIXED;
 
 /// Settings of a [`super::FlowTable`]; memory is bounded by the first four.
 ///
-/// With the default settings a flow takes at most 2,099 bytes ([`FlowConfig::flow_bytes_max`]), 20 packets with 400 bytes of payload
+/// With the default settings a flow takes at most 2,100 bytes ([`FlowConfig::flow_bytes_max`]), 20 packets with 400 bytes of payload
 /// in four of them: 200 MiB for 100,000 such flows, 262 MiB for the 131,072 that there is room for. The memory allocator adds about
 /// a twentieth. A flow of two short packets takes 900 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl FlowConfig {
         )
     }
 
-    /// Most bytes that one flow takes in the table, what the memory allocator adds to its four to seven pieces left out.
+    /// Most bytes that one flow takes in the table, what the memory allocator adds to its two to six pieces left out.
     #[must_use]
     pub fn flow_bytes_max(&self) -> usize {
         let payload = self.max_payloads * (size_of::<Box<[u8]>>() + self.max_payload_bytes);

@@ -4,7 +4,7 @@
 //! back fits every other flow.
 
 use super::config::FlowConfig;
-use crate::limits::RECYCLED_PAYLOAD_BYTES_MAX;
+use crate::limits::{RECYCLED_FLOWS_MAX, RECYCLED_PAYLOAD_BYTES_MAX};
 
 /// The kept payload of a flow. Each packet's payload is whole in one buffer: one that does not fit behind the payload before it
 /// begins the next buffer.
@@ -106,7 +106,8 @@ pub(super) struct SpareBuffers {
 impl SpareBuffers {
     /// Takes the memory of a payload back. Buffers of another size are those of another table.
     pub(super) fn give_back(&mut self, payload: Payload, config: &FlowConfig) {
-        let limit = RECYCLED_PAYLOAD_BYTES_MAX / config.max_payload_bytes.max(1);
+        let limit = (RECYCLED_PAYLOAD_BYTES_MAX / config.max_payload_bytes.max(1))
+            .min(RECYCLED_FLOWS_MAX * config.max_payloads);
         let mut list = payload.buffers;
         for buffer in list.drain(..) {
             if self.buffers.len() < limit && buffer.len() == config.max_payload_bytes {
@@ -114,7 +115,7 @@ impl SpareBuffers {
             }
         }
         let is_own = (1..=config.max_payloads).contains(&list.capacity());
-        if is_own && self.lists.len() < limit {
+        if is_own && self.lists.len() < RECYCLED_FLOWS_MAX {
             self.lists.push(list);
         }
     }

@@ -123,11 +123,24 @@ fn spare_memory_is_kept_up_to_its_limit_and_of_the_right_size_only() {
     assert_eq!((spare.buffers.len(), limit), (limit, 16));
     give(&mut spare, 1);
     assert_eq!(spare.buffers.len(), limit, "one more is let go");
-    for _ in 0..limit {
+    for _ in 0..RECYCLED_FLOWS_MAX {
         give(&mut spare, 0);
         give(&mut spare, 1);
     }
-    assert_eq!(spare.lists.len(), limit);
+    assert_eq!(spare.lists.len(), RECYCLED_FLOWS_MAX);
+
+    let config = FlowConfig {
+        max_payload_bytes: 1,
+        max_payloads: 1,
+        ..config
+    };
+    let mut spare = SpareBuffers::default();
+    for _ in 0..RECYCLED_FLOWS_MAX + 1 {
+        let mut payload = Payload::default();
+        payload.push(b"a", &config, &mut SpareBuffers::default());
+        spare.give_back(payload, &config);
+    }
+    assert_eq!(spare.buffers.len(), RECYCLED_FLOWS_MAX, "tiny ones too");
 
     let mut spare = SpareBuffers::default();
     let mut other = Payload::default();
