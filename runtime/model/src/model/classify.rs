@@ -167,6 +167,7 @@ impl Model {
             let queries;
             (queries, rest) = rest.split_at(item.tasks.len());
             Sequence {
+                beginning: None,
                 tokens: item.tokens,
                 queries,
             }
@@ -202,6 +203,7 @@ impl Model {
         let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
         let labels = pending.labels.iter().zip(&queries);
         sequences.extend(labels.map(|(label, query)| Sequence {
+            beginning: None,
             tokens: items[label.item].tokens,
             queries: std::slice::from_ref(query),
         }));
