@@ -269,7 +269,7 @@ impl<V: Vector> Tile<'_, V> {
         // A row of every block.
         let scores = &mut self.memory[start..][..((blocks - 1) * ROWS + 1) * BLOCK_KEYS];
         let scores = scores.as_mut_ptr();
-        // SAFETY (here and below): no key is past the part's blocks, and the slice above reaches to the last one's row.
+        // SAFETY: (here and below) no key is past the part's blocks, and the slice above reaches to the last one's row.
         let place = |first_block: usize, key: usize| unsafe {
             scores.add((first_block + key / BLOCK_KEYS) * ROWS * BLOCK_KEYS + key % BLOCK_KEYS)
         };

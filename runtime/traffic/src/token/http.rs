@@ -83,7 +83,8 @@ struct RequestLine<'a> {
 }
 
 impl<'a> RequestLine<'a> {
-    fn read(request: &'a [u8]) -> Result<Self, TokenError> {
+    /// Says what it found without an allocation: most flows are no requests, and nobody reads why.
+    fn read(request: &'a [u8]) -> Result<Self, NotARequest<'a>> {
         // RFC 9112 2.2: empty lines before a request are to be ignored.
         let start = request
             .iter()
@@ -96,7 +97,11 @@ impl<'a> RequestLine<'a> {
             .unwrap_or(request.len());
         let method = &request[..method_bytes];
         if !METHODS.contains(&method) || method_bytes == request.len() {
-            return Err(request_error(start, "an HTTP method and a blank", request));
+            return Err(NotARequest {
+                position: start,
+                expected: "an HTTP method and a blank",
+                found: request,
+            });
         }
         let rest = &request[method_bytes + 1..];
         let line_bytes = rest.iter().position(|byte| *byte == b'\n');
@@ -107,28 +112,37 @@ impl<'a> RequestLine<'a> {
             // Only a line that is whole must have a version.
             None if line_bytes.is_none() => line,
             None => {
-                return Err(request_error(
-                    start + method_bytes + 1,
-                    "a target and HTTP/ with a version",
-                    line,
-                ));
+                return Err(NotARequest {
+                    position: start + method_bytes + 1,
+                    expected: "a target and HTTP/ with a version",
+                    found: line,
+                });
             }
         };
         Ok(Self { method, target })
     }
 }
 
-fn request_error(position: usize, expected: &'static str, found: &[u8]) -> TokenError {
-    let shown = &found[..found.len().min(24)];
-    let found = if shown.is_empty() {
-        "nothing".to_owned()
-    } else {
-        format!("\"{}\"", shown.escape_ascii())
-    };
-    TokenError::Request {
-        position,
-        expected,
-        found,
+/// What was expected at a position, and what stands there.
+struct NotARequest<'a> {
+    position: usize,
+    expected: &'static str,
+    found: &'a [u8],
+}
+
+impl From<NotARequest<'_>> for TokenError {
+    fn from(error: NotARequest<'_>) -> Self {
+        let shown = &error.found[..error.found.len().min(24)];
+        let found = if shown.is_empty() {
+            "nothing".to_owned()
+        } else {
+            format!("\"{}\"", shown.escape_ascii())
+        };
+        Self::Request {
+            position: error.position,
+            expected: error.expected,
+            found,
+        }
     }
 }
 
