@@ -6,3 +6,5 @@
 mod candle_agreement;
 #[cfg(test)]
 mod layout;
+#[cfg(test)]
+mod levels;
