@@ -10,7 +10,7 @@ mod common;
 use common::{Numbers, base_gguf, config, float_weights, tokenizer_metadata};
 use trafficllm_kernels::WeightMatrix;
 use trafficllm_model::gguf::{
-    Array, DataType, FloatWeights, Gguf, Value, load_weights, read_config, write_llama,
+    DataType, FloatWeights, Gguf, Value, load_weights, read_config, write_llama,
 };
 
 /// An F32 or F16 or Q8_0 file with the given tensors, written here from the format's description.
@@ -194,6 +194,14 @@ fn quantising_floats_twice_changes_nothing_more() {
     assert!(difference(&original.token_embedding, &floats.token_embedding) < 0.5 / 127.0 * 1.01);
 }
 
+fn elements<'a>(gguf: &Gguf<'a>, key: &str) -> Vec<Value<'a>> {
+    let Value::Array(array) = gguf.metadata()[key] else {
+        panic!("{key} is no array");
+    };
+    assert_eq!(array.len(), array.values().len());
+    array.values()
+}
+
 #[test]
 fn metadata_and_tensors_are_those_other_tools_look_for() {
     let bytes = base_gguf();
@@ -203,13 +211,11 @@ fn metadata_and_tensors_are_those_other_tools_look_for() {
     assert_eq!(gguf.string("tokenizer.ggml.model").unwrap(), "gpt2");
     assert_eq!(read_config(&gguf).unwrap(), config());
     let tokens: Vec<String> = (0..16).map(|id| format!("t{id}")).collect();
+    let tokens: Vec<Value<'_>> = tokens.iter().map(|token| Value::String(token)).collect();
+    assert_eq!(elements(&gguf, "tokenizer.ggml.tokens"), tokens);
     assert_eq!(
-        gguf.metadata()["tokenizer.ggml.tokens"],
-        Value::Array(Array::String(tokens))
-    );
-    assert_eq!(
-        gguf.metadata()["tokenizer.ggml.token_type"],
-        Value::Array(Array::Signed(vec![1; 16]))
+        elements(&gguf, "tokenizer.ggml.token_type"),
+        [Value::Signed(1); 16]
     );
     assert_eq!(gguf.tensors().len(), 11);
     let tensor = gguf.tensor("blk.0.attn_k.weight").unwrap();
