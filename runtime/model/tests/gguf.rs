@@ -7,108 +7,12 @@
 
 mod common;
 
+use common::writer::{Writer, string};
 use common::{Numbers, base_gguf, config, float_weights, tokenizer_metadata};
 use trafficllm_kernels::WeightMatrix;
 use trafficllm_model::gguf::{
     DataType, FloatWeights, Gguf, Value, load_weights, read_config, write_llama,
 };
-
-/// An F32 or F16 or Q8_0 file with the given tensors, written here from the format's description.
-struct Writer {
-    metadata: Vec<(String, u32, Vec<u8>)>,
-    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
-}
-
-impl Writer {
-    /// The tiny model with every matrix in a number format.
-    fn tiny(weights: &FloatWeights, code: u32, encode: fn(&[f32]) -> Vec<u8>) -> Self {
-        let config = &weights.config;
-        let mut metadata = vec![("general.architecture".to_owned(), 8, string("llama"))];
-        for (key, size) in [
-            ("llama.context_length", config.context),
-            ("llama.embedding_length", config.hidden),
-            ("llama.block_count", config.layers),
-            ("llama.feed_forward_length", config.feed_forward),
-            ("llama.attention.head_count", config.heads),
-            ("llama.attention.head_count_kv", config.kv_heads),
-        ] {
-            metadata.push((key.to_owned(), 4, (size as u32).to_le_bytes().to_vec()));
-        }
-        let epsilon = config.rms_epsilon.to_le_bytes().to_vec();
-        metadata.push((
-            "llama.attention.layer_norm_rms_epsilon".to_owned(),
-            6,
-            epsilon,
-        ));
-        let (hidden, inner) = (config.hidden as u64, config.feed_forward as u64);
-        let (query, key) = (config.query_size() as u64, config.key_size() as u64);
-        let mut tensors = Vec::new();
-        let mut matrix = |name: String, columns, rows, values: &[f32]| {
-            tensors.push((name, vec![columns, rows], code, encode(values)));
-        };
-        matrix(
-            "token_embd.weight".to_owned(),
-            hidden,
-            config.vocabulary as u64,
-            &weights.token_embedding,
-        );
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let name = |part| format!("blk.{index}.{part}.weight");
-            matrix(name("attn_q"), hidden, query, &layer.query);
-            matrix(name("attn_k"), hidden, key, &layer.key);
-            matrix(name("attn_v"), hidden, key, &layer.value);
-            matrix(name("attn_output"), query, hidden, &layer.output);
-            matrix(name("ffn_gate"), hidden, inner, &layer.gate);
-            matrix(name("ffn_up"), hidden, inner, &layer.up);
-            matrix(name("ffn_down"), inner, hidden, &layer.down);
-        }
-        let mut norm =
-            |name: String, values: &[f32]| tensors.push((name, vec![hidden], 0, f32_bytes(values)));
-        norm("output_norm.weight".to_owned(), &weights.output_norm);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            norm(
-                format!("blk.{index}.attn_norm.weight"),
-                &layer.attention_norm,
-            );
-            norm(format!("blk.{index}.ffn_norm.weight"), &layer.mlp_norm);
-        }
-        Self { metadata, tensors }
-    }
-
-    fn bytes(&self, version: u32) -> Vec<u8> {
-        let mut out = b"GGUF".to_vec();
-        out.extend(version.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.metadata.len() as u64).to_le_bytes());
-        for (key, code, value) in &self.metadata {
-            out.extend(string(key));
-            out.extend(code.to_le_bytes());
-            out.extend(value);
-        }
-        let mut offset = 0_u64;
-        for (name, shape, code, data) in &self.tensors {
-            out.extend(string(name));
-            out.extend((shape.len() as u32).to_le_bytes());
-            out.extend(shape.iter().flat_map(|size| size.to_le_bytes()));
-            out.extend(code.to_le_bytes());
-            out.extend(offset.to_le_bytes());
-            offset = (offset + data.len() as u64).next_multiple_of(32);
-        }
-        for (_, _, _, data) in &self.tensors {
-            out.resize(out.len().next_multiple_of(32), 0);
-            out.extend(data);
-        }
-        out
-    }
-}
-
-fn string(text: &str) -> Vec<u8> {
-    [
-        (text.len() as u64).to_le_bytes().as_slice(),
-        text.as_bytes(),
-    ]
-    .concat()
-}
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values
