@@ -131,6 +131,51 @@ fn metadata_and_tensors_are_those_other_tools_look_for() {
 }
 
 #[test]
+fn arrays_of_any_type_are_left_in_the_file() {
+    let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+    let array = |code: u32, count: u64, elements: &[u8]| {
+        [&code.to_le_bytes()[..], &count.to_le_bytes(), elements].concat()
+    };
+    let texts = [string("a"), string("")].concat();
+    let cases: [(u32, Vec<u8>, Vec<Value<'_>>); 7] = [
+        (
+            0,
+            vec![7, 255],
+            vec![Value::Unsigned(7), Value::Unsigned(255)],
+        ),
+        (3, vec![0xff, 0xff], vec![Value::Signed(-1)]),
+        (6, 2.5_f32.to_le_bytes().to_vec(), vec![Value::Float(2.5)]),
+        (7, vec![1, 0], vec![Value::Bool(true), Value::Bool(false)]),
+        (8, texts, vec![Value::String("a"), Value::String("")]),
+        (11, (-9_i64).to_le_bytes().to_vec(), vec![Value::Signed(-9)]),
+        (12, Vec::new(), Vec::new()),
+    ];
+    for (code, bytes, values) in &cases {
+        let value = array(*code, values.len() as u64, bytes);
+        writer.metadata.push((format!("array.{code}"), 9, value));
+    }
+    let bytes = writer.bytes(3);
+    let gguf = Gguf::parse("g", &bytes).unwrap();
+    for (code, _, values) in &cases {
+        assert_eq!(&elements(&gguf, &format!("array.{code}")), values, "{code}");
+    }
+    assert!(load_weights(&gguf).is_ok());
+    for (value, expected) in [
+        (array(7, 2, &[1, 2]), "bad: expected 0 or 1, found 2"),
+        (
+            array(8, 1, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]),
+            "bad: expected UTF-8",
+        ),
+        (array(5, 1 << 20, &[0; 8]), "bad: expected 4194304 bytes"),
+    ] {
+        let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+        writer.metadata.push(("bad".to_owned(), 9, value));
+        let error = Gguf::parse("g", &writer.bytes(3)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
 fn foreign_number_formats_are_read() {
     let floats = float_weights(&config(), 5);
     let expected = floats.quantise().unwrap();
@@ -217,6 +262,34 @@ fn what_the_engine_does_not_have_is_refused() {
     assert!(
         scaled.contains("scaled rotary is not supported"),
         "{scaled}"
+    );
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+        for (factor, accepted) in [(1.0_f32, true), (4.0, false)] {
+            let value = factor.to_le_bytes().to_vec();
+            writer.metadata.retain(|(found, ..)| found != key);
+            writer.metadata.push((key.to_owned(), 6, value));
+            let bytes = writer.bytes(3);
+            let read = load_weights(&Gguf::parse("g", &bytes).unwrap());
+            match read {
+                Ok(_) => assert!(accepted, "{key}"),
+                Err(error) => {
+                    let expected = format!("{key}: scaled rotary is not supported");
+                    assert!(
+                        !accepted && error.to_string().contains(&expected),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    }
+    let factors = refused(|w| {
+        w.tensors
+            .push(("rope_freqs.weight".to_owned(), vec![8], 0, vec![0; 32]))
+    });
+    assert!(
+        factors.contains("tensors: rope_freqs.weight is not supported"),
+        "{factors}"
     );
     let bias = refused(|w| {
         w.tensors
