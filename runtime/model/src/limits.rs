@@ -44,8 +44,11 @@ pub const GGUF_METADATA_MAX: usize = 4096;
 pub const GGUF_NAME_BYTES_MAX: usize = 256;
 /// Bytes of a GGUF metadata string: 1 MiB.
 pub const GGUF_STRING_BYTES_MAX: usize = 1 << 20;
-/// Elements of all GGUF metadata arrays together.
-pub const GGUF_ARRAY_ELEMENTS_MAX: usize = 1 << 21;
+/// Elements of all GGUF metadata arrays together: texts, scores, kinds and merges of the largest
+/// vocabulary, twice over. They are left in the file, so this bounds time, not memory.
+pub const GGUF_ARRAY_ELEMENTS_MAX: usize = 1 << 23;
+/// Elements of a GGUF tensor: the most values of a matrix.
+pub const GGUF_TENSOR_ELEMENTS_MAX: usize = 1 << 30;
 /// Dimensions of a GGUF tensor.
 pub const GGUF_DIMENSIONS_MAX: usize = 4;
 /// The largest value of `general.alignment`.

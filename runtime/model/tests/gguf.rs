@@ -7,108 +7,12 @@
 
 mod common;
 
+use common::writer::{Writer, string};
 use common::{Numbers, base_gguf, config, float_weights, tokenizer_metadata};
 use trafficllm_kernels::WeightMatrix;
 use trafficllm_model::gguf::{
-    Array, DataType, FloatWeights, Gguf, Value, load_weights, read_config, write_llama,
+    DataType, FloatWeights, Gguf, Value, load_weights, read_config, write_llama,
 };
-
-/// An F32 or F16 or Q8_0 file with the given tensors, written here from the format's description.
-struct Writer {
-    metadata: Vec<(String, u32, Vec<u8>)>,
-    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
-}
-
-impl Writer {
-    /// The tiny model with every matrix in a number format.
-    fn tiny(weights: &FloatWeights, code: u32, encode: fn(&[f32]) -> Vec<u8>) -> Self {
-        let config = &weights.config;
-        let mut metadata = vec![("general.architecture".to_owned(), 8, string("llama"))];
-        for (key, size) in [
-            ("llama.context_length", config.context),
-            ("llama.embedding_length", config.hidden),
-            ("llama.block_count", config.layers),
-            ("llama.feed_forward_length", config.feed_forward),
-            ("llama.attention.head_count", config.heads),
-            ("llama.attention.head_count_kv", config.kv_heads),
-        ] {
-            metadata.push((key.to_owned(), 4, (size as u32).to_le_bytes().to_vec()));
-        }
-        let epsilon = config.rms_epsilon.to_le_bytes().to_vec();
-        metadata.push((
-            "llama.attention.layer_norm_rms_epsilon".to_owned(),
-            6,
-            epsilon,
-        ));
-        let (hidden, inner) = (config.hidden as u64, config.feed_forward as u64);
-        let (query, key) = (config.query_size() as u64, config.key_size() as u64);
-        let mut tensors = Vec::new();
-        let mut matrix = |name: String, columns, rows, values: &[f32]| {
-            tensors.push((name, vec![columns, rows], code, encode(values)));
-        };
-        matrix(
-            "token_embd.weight".to_owned(),
-            hidden,
-            config.vocabulary as u64,
-            &weights.token_embedding,
-        );
-        for (index, layer) in weights.layers.iter().enumerate() {
-            let name = |part| format!("blk.{index}.{part}.weight");
-            matrix(name("attn_q"), hidden, query, &layer.query);
-            matrix(name("attn_k"), hidden, key, &layer.key);
-            matrix(name("attn_v"), hidden, key, &layer.value);
-            matrix(name("attn_output"), query, hidden, &layer.output);
-            matrix(name("ffn_gate"), hidden, inner, &layer.gate);
-            matrix(name("ffn_up"), hidden, inner, &layer.up);
-            matrix(name("ffn_down"), inner, hidden, &layer.down);
-        }
-        let mut norm =
-            |name: String, values: &[f32]| tensors.push((name, vec![hidden], 0, f32_bytes(values)));
-        norm("output_norm.weight".to_owned(), &weights.output_norm);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            norm(
-                format!("blk.{index}.attn_norm.weight"),
-                &layer.attention_norm,
-            );
-            norm(format!("blk.{index}.ffn_norm.weight"), &layer.mlp_norm);
-        }
-        Self { metadata, tensors }
-    }
-
-    fn bytes(&self, version: u32) -> Vec<u8> {
-        let mut out = b"GGUF".to_vec();
-        out.extend(version.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.metadata.len() as u64).to_le_bytes());
-        for (key, code, value) in &self.metadata {
-            out.extend(string(key));
-            out.extend(code.to_le_bytes());
-            out.extend(value);
-        }
-        let mut offset = 0_u64;
-        for (name, shape, code, data) in &self.tensors {
-            out.extend(string(name));
-            out.extend((shape.len() as u32).to_le_bytes());
-            out.extend(shape.iter().flat_map(|size| size.to_le_bytes()));
-            out.extend(code.to_le_bytes());
-            out.extend(offset.to_le_bytes());
-            offset = (offset + data.len() as u64).next_multiple_of(32);
-        }
-        for (_, _, _, data) in &self.tensors {
-            out.resize(out.len().next_multiple_of(32), 0);
-            out.extend(data);
-        }
-        out
-    }
-}
-
-fn string(text: &str) -> Vec<u8> {
-    [
-        (text.len() as u64).to_le_bytes().as_slice(),
-        text.as_bytes(),
-    ]
-    .concat()
-}
 
 fn f32_bytes(values: &[f32]) -> Vec<u8> {
     values
@@ -194,6 +98,14 @@ fn quantising_floats_twice_changes_nothing_more() {
     assert!(difference(&original.token_embedding, &floats.token_embedding) < 0.5 / 127.0 * 1.01);
 }
 
+fn elements<'a>(gguf: &Gguf<'a>, key: &str) -> Vec<Value<'a>> {
+    let Value::Array(array) = gguf.metadata()[key] else {
+        panic!("{key} is no array");
+    };
+    assert_eq!(array.len(), array.values().len());
+    array.values()
+}
+
 #[test]
 fn metadata_and_tensors_are_those_other_tools_look_for() {
     let bytes = base_gguf();
@@ -203,13 +115,11 @@ fn metadata_and_tensors_are_those_other_tools_look_for() {
     assert_eq!(gguf.string("tokenizer.ggml.model").unwrap(), "gpt2");
     assert_eq!(read_config(&gguf).unwrap(), config());
     let tokens: Vec<String> = (0..16).map(|id| format!("t{id}")).collect();
+    let tokens: Vec<Value<'_>> = tokens.iter().map(|token| Value::String(token)).collect();
+    assert_eq!(elements(&gguf, "tokenizer.ggml.tokens"), tokens);
     assert_eq!(
-        gguf.metadata()["tokenizer.ggml.tokens"],
-        Value::Array(Array::String(tokens))
-    );
-    assert_eq!(
-        gguf.metadata()["tokenizer.ggml.token_type"],
-        Value::Array(Array::Signed(vec![1; 16]))
+        elements(&gguf, "tokenizer.ggml.token_type"),
+        [Value::Signed(1); 16]
     );
     assert_eq!(gguf.tensors().len(), 11);
     let tensor = gguf.tensor("blk.0.attn_k.weight").unwrap();
@@ -218,6 +128,51 @@ fn metadata_and_tensors_are_those_other_tools_look_for() {
         ([16, 32].as_slice(), DataType::Q8_0)
     );
     assert_eq!((tensor.elements(), tensor.data.len()), (512, 16 * 34));
+}
+
+#[test]
+fn arrays_of_any_type_are_left_in_the_file() {
+    let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+    let array = |code: u32, count: u64, elements: &[u8]| {
+        [&code.to_le_bytes()[..], &count.to_le_bytes(), elements].concat()
+    };
+    let texts = [string("a"), string("")].concat();
+    let cases: [(u32, Vec<u8>, Vec<Value<'_>>); 7] = [
+        (
+            0,
+            vec![7, 255],
+            vec![Value::Unsigned(7), Value::Unsigned(255)],
+        ),
+        (3, vec![0xff, 0xff], vec![Value::Signed(-1)]),
+        (6, 2.5_f32.to_le_bytes().to_vec(), vec![Value::Float(2.5)]),
+        (7, vec![1, 0], vec![Value::Bool(true), Value::Bool(false)]),
+        (8, texts, vec![Value::String("a"), Value::String("")]),
+        (11, (-9_i64).to_le_bytes().to_vec(), vec![Value::Signed(-9)]),
+        (12, Vec::new(), Vec::new()),
+    ];
+    for (code, bytes, values) in &cases {
+        let value = array(*code, values.len() as u64, bytes);
+        writer.metadata.push((format!("array.{code}"), 9, value));
+    }
+    let bytes = writer.bytes(3);
+    let gguf = Gguf::parse("g", &bytes).unwrap();
+    for (code, _, values) in &cases {
+        assert_eq!(&elements(&gguf, &format!("array.{code}")), values, "{code}");
+    }
+    assert!(load_weights(&gguf).is_ok());
+    for (value, expected) in [
+        (array(7, 2, &[1, 2]), "bad: expected 0 or 1, found 2"),
+        (
+            array(8, 1, &[1, 0, 0, 0, 0, 0, 0, 0, 0xff]),
+            "bad: expected UTF-8",
+        ),
+        (array(5, 1 << 20, &[0; 8]), "bad: expected 4194304 bytes"),
+    ] {
+        let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+        writer.metadata.push(("bad".to_owned(), 9, value));
+        let error = Gguf::parse("g", &writer.bytes(3)).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]
@@ -307,6 +262,34 @@ fn what_the_engine_does_not_have_is_refused() {
     assert!(
         scaled.contains("scaled rotary is not supported"),
         "{scaled}"
+    );
+    for key in ["llama.rope.scaling.factor", "llama.rope.scale_linear"] {
+        let mut writer = Writer::tiny(&float_weights(&config(), 5), 0, f32_bytes);
+        for (factor, accepted) in [(1.0_f32, true), (4.0, false)] {
+            let value = factor.to_le_bytes().to_vec();
+            writer.metadata.retain(|(found, ..)| found != key);
+            writer.metadata.push((key.to_owned(), 6, value));
+            let bytes = writer.bytes(3);
+            let read = load_weights(&Gguf::parse("g", &bytes).unwrap());
+            match read {
+                Ok(_) => assert!(accepted, "{key}"),
+                Err(error) => {
+                    let expected = format!("{key}: scaled rotary is not supported");
+                    assert!(
+                        !accepted && error.to_string().contains(&expected),
+                        "{error}"
+                    );
+                }
+            }
+        }
+    }
+    let factors = refused(|w| {
+        w.tensors
+            .push(("rope_freqs.weight".to_owned(), vec![8], 0, vec![0; 32]))
+    });
+    assert!(
+        factors.contains("tensors: rope_freqs.weight is not supported"),
+        "{factors}"
     );
     let bias = refused(|w| {
         w.tensors

@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Parts, pack};
+use common::writer::Writer;
+use common::{Numbers, Parts, pack};
 use proptest::prelude::*;
-use trafficllm_model::gguf::{Gguf, load_weights};
+use trafficllm_model::gguf::{DataType, Gguf, load_weights};
+use trafficllm_model::transformer::TransformerConfig;
 use trafficllm_model::{Adapter, Bundle, Level, Model, ModelError};
 
 /// Set to write `tests/hostile/bundles` anew instead of comparing with it.
@@ -161,6 +163,129 @@ fn a_base_cut_at_any_byte_of_its_tensors_is_refused() {
     }
 }
 
+/// Rows of 256, so that every number format fits.
+fn wide_config() -> TransformerConfig {
+    TransformerConfig {
+        hidden: 256,
+        heads: 16,
+        feed_forward: 256,
+        ..common::config()
+    }
+}
+
+#[test]
+fn tensors_of_any_format_cut_at_any_byte_are_refused() {
+    let mut writer = Writer {
+        metadata: Vec::new(),
+        tensors: Vec::new(),
+    };
+    for data_type in DataType::ALL {
+        let data = vec![0; 512 / data_type.block_elements() * data_type.block_bytes()];
+        let name = data_type.name().to_owned();
+        writer
+            .tensors
+            .push((name, vec![256, 2], data_type.code(), data));
+    }
+    let bytes = writer.bytes(3);
+    assert_eq!(Gguf::parse("g", &bytes).unwrap().tensors().len(), 11);
+    for length in 0..bytes.len() {
+        assert!(
+            Gguf::parse("g", &bytes[..length]).is_err(),
+            "cut at {length}"
+        );
+    }
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_are_refused() {
+    for data_type in DataType::ALL {
+        let block = data_type.block_elements();
+        let refused = |columns: usize| {
+            let size = columns.div_ceil(block) * data_type.block_bytes();
+            let writer = Writer {
+                metadata: Vec::new(),
+                tensors: vec![(
+                    "t".to_owned(),
+                    vec![columns as u64],
+                    data_type.code(),
+                    vec![0; size],
+                )],
+            };
+            Gguf::parse("g", &writer.bytes(3)).err()
+        };
+        assert!(refused(block).is_none(), "{}", data_type.name());
+        if block > 1 {
+            let error = refused(block + 1).unwrap().to_string();
+            let expected = format!("rows of a multiple of {block}, the block of");
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
+}
+
+#[test]
+fn scales_that_are_no_numbers_are_refused_in_any_format() {
+    use DataType::{BF16, F16, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+    // Where 16-bit floats stand in a block.
+    let places: [(DataType, &[usize]); 10] = [
+        (F16, &[0]),
+        (BF16, &[0]),
+        (Q4_0, &[0]),
+        (Q4_1, &[0, 2]),
+        (Q5_0, &[0]),
+        (Q5_1, &[0, 2]),
+        (Q8_0, &[0]),
+        (Q4K, &[0, 2]),
+        (Q5K, &[0, 2]),
+        (Q6K, &[208]),
+    ];
+    for (data_type, offsets) in places {
+        let (elements, block_bytes) = (data_type.block_elements(), data_type.block_bytes());
+        for (at, bits) in offsets
+            .iter()
+            .flat_map(|&at| [(at, 0x7fc0_u16), (at, 0xffff)])
+        {
+            let mut writer = Writer::model(&wide_config(), |_, count| {
+                (data_type.code(), vec![0; count / elements * block_bytes])
+            });
+            // The first block of the second row of the embedding.
+            let start = 256 / elements * block_bytes + at;
+            writer.tensors[0].3[start..start + 2].copy_from_slice(&bits.to_le_bytes());
+            let bytes = writer.bytes(3);
+            let error = load_weights(&Gguf::parse("g", &bytes).unwrap())
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(
+                    "token_embd.weight: expected finite numbers, found NaN at element 256"
+                ),
+                "{}: {error}",
+                data_type.name()
+            );
+        }
+    }
+}
+
+#[test]
+fn norms_in_blocks_are_refused_with_the_formats_that_are_read() {
+    let mut writer = Writer::model(&wide_config(), |_, count| (0, vec![0; count * 4]));
+    let norm = writer
+        .tensors
+        .iter_mut()
+        .find(|(name, ..)| name == "output_norm.weight")
+        .unwrap();
+    (norm.2, norm.3) = (DataType::Q8_0.code(), vec![0; 256 / 32 * 34]);
+    let bytes = writer.bytes(3);
+    let error = load_weights(&Gguf::parse("g", &bytes).unwrap())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(
+            "data type of output_norm.weight: Q8_0 is not supported (supported: F32 (0), F16 (1), BF16 (30))"
+        ),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_adapter_cut_at_any_byte_is_refused() {
     let bytes = common::random_adapter(3, 1).write(common::shape()).unwrap();
@@ -233,6 +358,29 @@ proptest! {
         let place = |at: usize| if in_header { at % 2000 } else { at };
         let changes: Vec<_> = changes.iter().map(|(at, value)| (place(*at), *value)).collect();
         let _ = open(rehashed_with_changes("base.gguf", &changes));
+    }
+
+    #[test]
+    fn any_numbers_in_any_format_never_panic(
+        kind in 0..DataType::ALL.len(),
+        seed in any::<u64>(),
+        finite in any::<bool>(),
+    ) {
+        let data_type = DataType::ALL[kind];
+        let mut numbers = Numbers::new(seed);
+        // Without this bit no float of either size is infinite or not a number.
+        let mask = if finite { 0xbf } else { 0xff };
+        let writer = Writer::model(&wide_config(), |_, count| {
+            let size = count / data_type.block_elements() * data_type.block_bytes();
+            (data_type.code(), (0..size).map(|_| numbers.below(256) as u8 & mask).collect())
+        });
+        let bytes = writer.bytes(3);
+        // Floats without that bit are below 2; large ones do not fit int8 rows.
+        if let Ok(weights) = load_weights(&Gguf::parse("g", &bytes).unwrap()) {
+            prop_assert!(weights.validate().is_ok());
+        } else {
+            prop_assert!(!finite, "{data_type:?}");
+        }
     }
 
     #[test]

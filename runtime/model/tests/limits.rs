@@ -310,7 +310,7 @@ fn gguf_limits() {
     held(limits::GGUF_DIMENSIONS_MAX, |count| {
         parse_base(after("blk.0.attn_q.weight"), &(count as u32).to_le_bytes())
     });
-    held(limits::FILE_BYTES_MAX, |size| {
+    held(limits::GGUF_TENSOR_ELEMENTS_MAX, |size| {
         parse_base(
             after("output_norm.weight") + 4,
             &(size as u64).to_le_bytes(),

@@ -1,21 +1,21 @@
 //! Writes a llama-family model as GGUF version 3; the same weights give the same bytes.
 
-use trafficllm_kernels::{WeightMatrix, half};
-
-use super::weights::layer_name;
 use bytemuck::Zeroable;
+use trafficllm_kernels::{Int4Matrix, QuantisedMatrix, WeightMatrix, half};
 
-use super::{ALIGNMENT_DEFAULT, BLOCK_ELEMENTS, MAGIC, Q8Block};
+use super::blocks::{BLOCK_ELEMENTS, Q4_0, Q8_0};
+use super::data_type::DataType;
+use super::weights::layer_name;
+use super::{ALIGNMENT_DEFAULT, MAGIC};
 use crate::error::{ModelError, check_finite};
-use crate::transformer::TransformerWeights;
+use crate::transformer::{TransformerConfig, TransformerWeights};
 
 const FILE: &str = "base.gguf";
 const VERSION: u32 = 3;
-/// GGML numbers of the tensor formats that are written.
-const TYPE_F32: u32 = 0;
-const TYPE_Q8_0: u32 = 8;
 /// `general.file_type`: mostly `Q8_0`.
 const FILE_TYPE_Q8_0: u32 = 7;
+/// `general.file_type`: mostly `Q4_0`.
+const FILE_TYPE_Q4_0: u32 = 2;
 
 /// The vocabulary, in the form that other tools read it from a GGUF file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,12 +32,12 @@ pub struct TokenizerMetadata {
     pub padding_token: Option<u32>,
 }
 
-/// The bytes of a GGUF file with these weights: matrices as `Q8_0` with one scale per row, norms as
-/// F32, the output matrix left out where it is tied.
+/// The bytes of a GGUF file with these weights: 8-bit matrices as `Q8_0` with one scale per row, 4-bit
+/// ones as `Q4_0`, norms as F32, the output matrix left out where it is tied.
 ///
 /// # Errors
-/// Weights that do not fit their configuration or `Q8_0` (rows of a multiple of 32), or a
-/// vocabulary of another size.
+/// Weights that do not fit their configuration or format (rows of a multiple of 32, scales that are
+/// 16-bit floats, no minimums), or a vocabulary of another size.
 pub fn write_llama(
     name: &str,
     weights: &TransformerWeights,
@@ -58,7 +58,7 @@ pub fn write_llama(
         }
     }
     let tensors = collect_tensors(weights)?;
-    let metadata = metadata(name, weights, tokenizer);
+    let metadata = metadata(name, config, tokenizer, file_type(&tensors));
 
     let mut out = Vec::new();
     out.extend_from_slice(&MAGIC);
@@ -73,7 +73,7 @@ pub fn write_llama(
         for &size in tensor.shape.iter().rev() {
             out.extend_from_slice(&(size as u64).to_le_bytes());
         }
-        out.extend_from_slice(&tensor.type_code.to_le_bytes());
+        out.extend_from_slice(&tensor.data_type.code().to_le_bytes());
         out.extend_from_slice(&offset.to_le_bytes());
         offset = (offset + tensor.data.len() as u64).next_multiple_of(ALIGNMENT_DEFAULT as u64);
     }
@@ -90,7 +90,7 @@ pub fn write_llama(
 struct OutTensor {
     name: String,
     shape: Vec<usize>,
-    type_code: u32,
+    data_type: DataType,
     data: Vec<u8>,
 }
 
@@ -153,60 +153,104 @@ fn vector(name: String, values: &[f32], size: usize) -> Result<OutTensor, ModelE
     Ok(OutTensor {
         name,
         shape: vec![size],
-        type_code: TYPE_F32,
+        data_type: DataType::F32,
         data,
     })
 }
 
 fn matrix(name: String, matrix: &WeightMatrix) -> Result<OutTensor, ModelError> {
-    let WeightMatrix::Int8(matrix) = matrix else {
-        return Err(ModelError::invalid(
-            FILE,
-            format!("tensor {name}"),
-            "8-bit weights",
-            "4-bit weights",
-        ));
-    };
     matrix.validate().map_err(|error| {
         ModelError::invalid(FILE, format!("tensor {name}"), "a whole matrix", error)
     })?;
-    if !matrix.columns.is_multiple_of(BLOCK_ELEMENTS) {
+    if !matrix.columns().is_multiple_of(BLOCK_ELEMENTS) {
         let expected = format!("a multiple of {BLOCK_ELEMENTS}");
         return Err(ModelError::invalid(
             FILE,
             format!("columns of {name}"),
             expected,
-            matrix.columns,
+            matrix.columns(),
         ));
     }
-    let mut data = Vec::with_capacity(matrix.values.len() / BLOCK_ELEMENTS * super::BLOCK_BYTES);
+    let (data_type, data) = match matrix {
+        WeightMatrix::Int8(matrix) => (DataType::Q8_0, int8_blocks(&name, matrix)?),
+        WeightMatrix::Int4(matrix) => (DataType::Q4_0, int4_blocks(&name, matrix)?),
+    };
+    Ok(OutTensor {
+        name,
+        shape: vec![matrix.rows(), matrix.columns()],
+        data_type,
+        data,
+    })
+}
+
+fn int8_blocks(name: &str, matrix: &QuantisedMatrix) -> Result<Vec<u8>, ModelError> {
+    let mut data = Vec::with_capacity(matrix.values.len() / BLOCK_ELEMENTS * size_of::<Q8_0>());
     for (values, &scale) in matrix
         .values
         .chunks_exact(matrix.columns)
         .zip(&matrix.scales)
     {
-        let bits = half::to_bits(scale);
-        if half::from_bits(bits) != scale {
-            return Err(ModelError::invalid(
-                FILE,
-                format!("scales of {name}"),
-                "16-bit floats",
-                scale,
-            ));
-        }
+        let scale = stored(name, scale)?;
         for part in values.chunks_exact(BLOCK_ELEMENTS) {
-            let mut block = Q8Block::zeroed();
-            block.scale = bits.to_le_bytes();
+            let mut block = Q8_0::zeroed();
+            block.scale = scale;
             block.values.copy_from_slice(part);
             data.extend_from_slice(bytemuck::bytes_of(&block));
         }
     }
-    Ok(OutTensor {
-        name,
-        shape: vec![matrix.rows, matrix.columns],
-        type_code: TYPE_Q8_0,
-        data,
-    })
+    Ok(data)
+}
+
+fn int4_blocks(name: &str, matrix: &Int4Matrix) -> Result<Vec<u8>, ModelError> {
+    if !matrix.minimums.is_empty() {
+        return Err(ModelError::invalid(
+            FILE,
+            format!("tensor {name}"),
+            "4-bit weights without minimums",
+            "minimums",
+        ));
+    }
+    let mut data = Vec::with_capacity(matrix.scales.len() * size_of::<Q4_0>());
+    let mut block = Q4_0::zeroed();
+    let groups = matrix.nibbles.chunks_exact(block.nibbles.len());
+    for (nibbles, &scale) in groups.zip(&matrix.scales) {
+        block.scale = stored(name, scale)?;
+        block.nibbles.copy_from_slice(nibbles);
+        data.extend_from_slice(bytemuck::bytes_of(&block));
+    }
+    Ok(data)
+}
+
+/// A scale as a 16-bit float, if it is one.
+fn stored(name: &str, scale: f32) -> Result<[u8; 2], ModelError> {
+    let bits = half::to_bits(scale);
+    if half::from_bits(bits) == scale {
+        Ok(bits.to_le_bytes())
+    } else {
+        Err(ModelError::invalid(
+            FILE,
+            format!("scales of {name}"),
+            "16-bit floats",
+            scale,
+        ))
+    }
+}
+
+/// `general.file_type` by what most of the numbers are.
+fn file_type(tensors: &[OutTensor]) -> u32 {
+    let elements = |data_type| {
+        let found = tensors
+            .iter()
+            .filter(|tensor| tensor.data_type == data_type);
+        found
+            .map(|tensor| tensor.shape.iter().product::<usize>())
+            .sum::<usize>()
+    };
+    if elements(DataType::Q4_0) > elements(DataType::Q8_0) {
+        FILE_TYPE_Q4_0
+    } else {
+        FILE_TYPE_Q8_0
+    }
 }
 
 /// The metadata section as it is written.
@@ -218,14 +262,14 @@ struct MetadataWriter {
 
 fn metadata(
     name: &str,
-    weights: &TransformerWeights,
+    config: &TransformerConfig,
     tokenizer: &TokenizerMetadata,
+    file_type: u32,
 ) -> MetadataWriter {
-    let config = &weights.config;
     let mut out = MetadataWriter::default();
     out.string("general.architecture", "llama");
     out.string("general.name", name);
-    out.unsigned("general.file_type", FILE_TYPE_Q8_0);
+    out.unsigned("general.file_type", file_type);
     out.unsigned("general.quantization_version", 2);
     for (key, size) in [
         ("llama.vocab_size", config.vocabulary),

@@ -7,6 +7,8 @@
     reason = "shared by tests only"
 )]
 
+pub(crate) mod writer;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
