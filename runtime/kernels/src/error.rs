@@ -52,9 +52,29 @@ pub enum KernelError {
         /// The scale.
         found: f32,
     },
+    /// A scale or minimum of a group of 4-bit weights is NaN or infinite.
+    #[error("row {row}, group {group}: expected a finite scale and minimum, found {found}")]
+    GroupScale {
+        /// Output channel.
+        row: usize,
+        /// Group of 32 input channels.
+        group: usize,
+        /// The scale or minimum.
+        found: f32,
+    },
+    /// The system does not give memory for packed weights.
+    #[error("{bytes} bytes for packed weights: {message}")]
+    Memory {
+        /// What was asked for.
+        bytes: usize,
+        /// What the system says.
+        message: String,
+    },
     /// No kernels have this name.
-    #[error("TLLM_CPU: expected one of portable, avx512vnni, found {found:?}")]
+    #[error("TLLM_CPU: expected one of {known}, found {found:?}")]
     UnknownLevel {
+        /// The names of all levels.
+        known: String,
         /// The name that was asked for.
         found: String,
     },
@@ -66,4 +86,13 @@ pub enum KernelError {
         /// First instruction set that is missing.
         missing: &'static str,
     },
+}
+
+impl KernelError {
+    pub(crate) fn memory(bytes: usize, source: &std::io::Error) -> Self {
+        Self::Memory {
+            bytes,
+            message: source.to_string(),
+        }
+    }
 }

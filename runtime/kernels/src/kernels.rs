@@ -3,10 +3,11 @@
 use crate::attention::{
     AttentionScratch, AttentionShape, CONTEXT_PARTS_MAX, KeyBlocks, KeysValues,
 };
-#[cfg(target_arch = "x86_64")]
-use crate::avx512;
+use crate::fast::attend::Attend;
+use crate::fast::rows::{Dequantise, Quantise, RmsNorm, Rotate};
 use crate::rotary::RotaryTable;
-use crate::{KernelError, Level, QuantisedMatrix, QuantisedRows, portable};
+use crate::vector::{Task, Vector};
+use crate::{KernelError, Level, QuantisedRows, WeightMatrix, portable};
 
 /// A level that this processor is known to have: the proof that the fast kernels need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,32 @@ impl Kernels {
         self.level
     }
 
+    /// Runs a kernel on the level's registers; gives it back where the level has none but the reference's plain loops.
+    #[inline]
+    pub(crate) fn run<T: Task>(self, task: T) -> Option<T> {
+        #[cfg(target_arch = "aarch64")]
+        use crate::vector::neon::Neon;
+        #[cfg(target_arch = "x86_64")]
+        use crate::vector::{avx2::Avx2, avx512::Avx512};
+        // SAFETY: `Kernels` of a level exist only where the level's instructions do.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Amx | Level::Avx512Vnni => Avx512::new().run(task),
+                #[cfg(target_arch = "x86_64")]
+                Level::AvxVnni => Avx2::<true>::new().run(task),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => Avx2::<false>::new().run(task),
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonDot => Neon::<true>::new().run(task),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon => Neon::<false>::new().run(task),
+                _ => return Some(task),
+            }
+        }
+        None
+    }
+
     /// RMSNorm of each row: `input * weight / sqrt(mean(input^2) + epsilon)`; `input` and `output` `[rows, columns]`,
     /// `weight` `[columns]`.
     ///
@@ -39,20 +66,20 @@ impl Kernels {
     pub fn rms_norm(self, input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) {
         let columns = check_rows(input.len(), weight.len());
         assert_eq!(input.len(), output.len(), "size of the output");
-        for (input, output) in input
-            .chunks_exact(columns)
-            .zip(output.chunks_exact_mut(columns))
-        {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512Vnni => avx512::rms_norm(self, input, weight, epsilon, output),
-                _ => {
-                    let normed = portable::rms_norm(input, weight, epsilon);
-                    output
-                        .iter_mut()
-                        .zip(normed)
-                        .for_each(|(output, value)| *output = value);
-                }
+        let task = RmsNorm {
+            input,
+            weight,
+            epsilon,
+            output,
+        };
+        if let Some(RmsNorm { output, .. }) = self.run(task) {
+            let rows = input.chunks_exact(columns);
+            for (input, output) in rows.zip(output.chunks_exact_mut(columns)) {
+                let normed = portable::rms_norm(input, weight, epsilon);
+                output
+                    .iter_mut()
+                    .zip(normed)
+                    .for_each(|(output, value)| *output = value);
             }
         }
     }
@@ -70,18 +97,7 @@ impl Kernels {
     ) {
         let columns = check_rows(input.len(), weight.len());
         output.reset(input.len() / columns, columns);
-        for (input, (values, scale, sum)) in input.chunks_exact(columns).zip(output.rows_mut()) {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512Vnni => {
-                    avx512::rms_norm_quantise(self, input, weight, epsilon, values, scale, sum)
-                }
-                _ => {
-                    let normed = portable::rms_norm(input, weight, epsilon);
-                    portable::quantise(normed, values, scale, sum);
-                }
-            }
-        }
+        self.quantise_rows(input, columns, Some((weight, epsilon)), output);
     }
 
     /// Quantises the first `columns` values of each row of `input` `[rows, stride]`: scale = largest magnitude / 127. A
@@ -99,30 +115,58 @@ impl Kernels {
         check_rows(input.len(), stride);
         assert!((1..=stride).contains(&columns), "columns of a row");
         output.reset(input.len() / stride, columns);
-        for (input, (values, scale, sum)) in input.chunks_exact(stride).zip(output.rows_mut()) {
-            let input = &input[..columns];
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512Vnni => avx512::quantise(self, input, values, scale, sum),
-                _ => portable::quantise(input.iter().copied(), values, scale, sum),
-            }
-        }
+        self.quantise_rows(input, stride, None, output);
     }
 
-    /// Writes row `row` of a matrix to `output` `[columns]`, as [`QuantisedMatrix::dequantise_row`]. Every level gives the
+    fn quantise_rows(
+        self,
+        input: &[f32],
+        stride: usize,
+        norm: Option<(&[f32], f32)>,
+        output: &mut QuantisedRows,
+    ) {
+        let task = Quantise {
+            input,
+            stride,
+            norm,
+            output: &mut *output,
+        };
+        if let Some(Quantise { output, .. }) = self.run(task) {
+            let columns = output.columns();
+            for (input, (values, scale, sum)) in input.chunks_exact(stride).zip(output.rows_mut()) {
+                let input = &input[..columns];
+                match norm {
+                    Some((weight, epsilon)) => {
+                        let normed = portable::rms_norm(input, weight, epsilon);
+                        portable::quantise(normed, values, scale, sum);
+                    }
+                    None => portable::quantise(input.iter().copied(), values, scale, sum),
+                }
+            }
+        }
+        output.complete(self.level == Level::Avx2);
+    }
+
+    /// Writes row `row` of a matrix to `output` `[columns]`, as [`WeightMatrix::dequantise_row`]. Every level gives the
     /// same bits.
     ///
     /// # Panics
     /// If `row` or the length of `output` is wrong.
-    pub fn dequantise_row(self, matrix: &QuantisedMatrix, row: usize, output: &mut [f32]) {
-        assert_eq!(output.len(), matrix.columns, "size of the output");
-        match self.level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => {
+    pub fn dequantise_row(self, matrix: &WeightMatrix, row: usize, output: &mut [f32]) {
+        assert_eq!(output.len(), matrix.columns(), "size of the output");
+        match matrix {
+            WeightMatrix::Int8(matrix) => {
                 let values = &matrix.values[row * matrix.columns..][..matrix.columns];
-                avx512::dequantise(self, values, matrix.scales[row], output);
+                let task = Dequantise {
+                    values,
+                    scale: matrix.scales[row],
+                    output,
+                };
+                if let Some(Dequantise { output, .. }) = self.run(task) {
+                    matrix.dequantise_row(row, output);
+                }
             }
-            _ => matrix.dequantise_row(row, output),
+            WeightMatrix::Int4(matrix) => matrix.dequantise_row(row, output),
         }
     }
 
@@ -133,10 +177,13 @@ impl Kernels {
     pub fn rotate(self, row: &mut [f32], table: &RotaryTable, position: usize) {
         assert!(row.len().is_multiple_of(table.head_dim), "whole heads");
         assert!(position < table.positions, "position in the table");
-        match self.level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => avx512::rotate(self, row, table, position),
-            _ => portable::rotate(row, table, position),
+        let task = Rotate {
+            row,
+            table,
+            position,
+        };
+        if let Some(Rotate { row, .. }) = self.run(task) {
+            portable::rotate(row, table, position);
         }
     }
 
@@ -174,10 +221,15 @@ impl Kernels {
                 "values of the context"
             );
         }
-        match self.level {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni => avx512::attend(self, shape, context, own, rows, scratch),
-            _ => portable::attend(shape, context, own, rows, &mut scratch.scores),
+        let task = Attend {
+            shape,
+            context,
+            own,
+            rows,
+            memory: &mut scratch.scores,
+        };
+        if let Some(Attend { rows, memory, .. }) = self.run(task) {
+            portable::attend(shape, context, own, rows, memory);
         }
     }
 }

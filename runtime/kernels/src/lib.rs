@@ -11,15 +11,18 @@
 //! On one level every row's result is the same bits whatever it is batched with: sums run in an order that depends on the
 //! row alone.
 
-mod attention;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
+mod amx;
+mod attention;
 pub mod error;
+mod fast;
 pub mod half;
+mod int4;
 mod kernels;
 pub mod level;
 pub mod limits;
 pub mod matrix;
+mod memory;
 mod packed;
 mod portable;
 mod rotary;
@@ -28,9 +31,11 @@ mod rows;
 mod tests;
 #[cfg(feature = "training")]
 pub mod training;
+mod vector;
 
 pub use attention::{AttentionScratch, AttentionShape, KeyBlocks, KeysValues};
 pub use error::KernelError;
+pub use int4::{GROUP_COLUMNS, Int4Matrix, WeightMatrix};
 pub use kernels::Kernels;
 pub use level::Level;
 pub use matrix::QuantisedMatrix;

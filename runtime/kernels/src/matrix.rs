@@ -97,7 +97,7 @@ impl QuantisedMatrix {
 }
 
 /// `rows * columns`, if both are within limits.
-fn checked_size(rows: usize, columns: usize) -> Result<usize, KernelError> {
+pub(crate) fn checked_size(rows: usize, columns: usize) -> Result<usize, KernelError> {
     check_size("rows", limits::ROWS_MAX, rows)?;
     check_size("columns", limits::COLUMNS_MAX, columns)?;
     // No overflow: the limits multiply to 2^36; on a 32-bit target the saturated product is refused.
@@ -114,7 +114,11 @@ fn check_size(what: &'static str, limit: usize, found: usize) -> Result<(), Kern
     }
 }
 
-fn check_length(what: &'static str, expected: usize, found: usize) -> Result<(), KernelError> {
+pub(crate) fn check_length(
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), KernelError> {
     if expected == found {
         Ok(())
     } else {

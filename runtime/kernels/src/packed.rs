@@ -3,25 +3,37 @@
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use crate::avx512;
-use crate::{KernelError, Kernels, QuantisedMatrix, QuantisedRows, portable};
+use crate::amx;
+use crate::fast::int4::{self, Int4Panels};
+use crate::fast::int8::{self, Int8Panels};
+use crate::fast::output::Then;
+use crate::int4::GROUP_BYTES;
+#[cfg(target_arch = "aarch64")]
+use crate::vector::neon::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::vector::{avx2::Avx2, avx512::Avx512};
+use crate::{
+    Int4Matrix, KernelError, Kernels, Level, QuantisedMatrix, QuantisedRows, WeightMatrix, portable,
+};
 
-/// Output channels of one panel: the 32-bit lanes of the widest register.
+/// Output channels of a panel of the reference; a multiple of the lanes of every level, so that ranges of channels may start at
+/// any multiple of it.
 pub(crate) const PANEL_CHANNELS: usize = 16;
 
 /// One or more matrices, stacked along their output channels and packed for one level of kernels. Read-only.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PackedMatrix {
+    kernels: Kernels,
     channels: usize,
     columns: usize,
     layout: Layout,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Layout {
-    Portable(QuantisedMatrix),
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(avx512::Panels),
+    Portable(WeightMatrix),
+    Int8(Int8Panels),
+    Int4(Int4Panels),
 }
 
 /// What a product does with its result.
@@ -34,68 +46,70 @@ pub(crate) enum Epilogue {
 }
 
 impl PackedMatrix {
-    /// Packs `parts` (all with the same number of columns) stacked in this order.
+    /// Packs `parts` (all with the same number of columns) stacked in this order. Where 4-bit and 8-bit weights are stacked, all
+    /// become 8-bit ones.
     ///
     /// # Errors
-    /// What [`QuantisedMatrix::validate`] refuses; different numbers of columns.
-    pub fn stacked(kernels: Kernels, parts: &[&QuantisedMatrix]) -> Result<Self, KernelError> {
+    /// What [`WeightMatrix::validate`] refuses; different numbers of columns; memory that the system does not give.
+    pub fn stacked(kernels: Kernels, parts: &[&WeightMatrix]) -> Result<Self, KernelError> {
         Self::pack(kernels, stack(parts)?)
     }
 
-    /// Packs a gate and an up projection (of the same shape) for [`PackedMatrix::multiply_gated`]: panels of 16 channels
-    /// of either in turn, so that both halves of an output are in registers at the same time.
+    /// Packs a gate and an up projection (of the same shape) for [`PackedMatrix::multiply_gated`]: panels of either in turn, so
+    /// that both halves of an output are in registers at the same time.
     ///
     /// # Errors
-    /// What [`QuantisedMatrix::validate`] refuses; different shapes; a number of channels that is not a multiple of 16.
+    /// As [`PackedMatrix::stacked`]; different shapes; a number of channels that is not a multiple of 16.
     pub fn gated(
         kernels: Kernels,
-        gate: &QuantisedMatrix,
-        up: &QuantisedMatrix,
+        gate: &WeightMatrix,
+        up: &WeightMatrix,
     ) -> Result<Self, KernelError> {
         let stacked = stack(&[gate, up])?;
-        if gate.rows != up.rows {
+        if gate.rows() != up.rows() {
             return Err(KernelError::Length {
                 what: "rows of the up projection",
-                expected: gate.rows,
-                found: up.rows,
+                expected: gate.rows(),
+                found: up.rows(),
             });
         }
-        if !gate.rows.is_multiple_of(PANEL_CHANNELS) {
-            let expected = gate.rows.next_multiple_of(PANEL_CHANNELS);
+        if !gate.rows().is_multiple_of(PANEL_CHANNELS) {
+            let expected = gate.rows().next_multiple_of(PANEL_CHANNELS);
             return Err(KernelError::Length {
                 what: "rows of the gate projection",
                 expected,
-                found: gate.rows,
+                found: gate.rows(),
             });
-        }
-        let mut values = Vec::with_capacity(stacked.values.len());
-        let mut scales = Vec::with_capacity(stacked.scales.len());
-        for panel in (0..gate.rows).step_by(PANEL_CHANNELS) {
-            for part in [gate, up] {
-                values.extend_from_slice(
-                    &part.values[panel * part.columns..][..PANEL_CHANNELS * part.columns],
-                );
-                scales.extend_from_slice(&part.scales[panel..][..PANEL_CHANNELS]);
-            }
         }
         Self::pack(
             kernels,
-            QuantisedMatrix {
-                values,
-                scales,
-                ..stacked
-            },
+            take_turns(stacked, panel_channels(kernels.level())),
         )
     }
 
-    fn pack(kernels: Kernels, matrix: QuantisedMatrix) -> Result<Self, KernelError> {
-        let (channels, columns) = (matrix.rows, matrix.columns);
+    fn pack(kernels: Kernels, matrix: WeightMatrix) -> Result<Self, KernelError> {
+        let (channels, columns) = (matrix.rows(), matrix.columns());
         let layout = match kernels.level() {
             #[cfg(target_arch = "x86_64")]
-            crate::Level::Avx512Vnni => Layout::Avx512Vnni(avx512::Panels::new(kernels, &matrix)),
+            Level::Amx => match matrix {
+                WeightMatrix::Int8(matrix) => Layout::Int8(amx::pack(&matrix)?),
+                // The scales of groups would break a tile in two: these products stay with AVX-512.
+                WeightMatrix::Int4(matrix) => Layout::Int4(Int4Panels::new::<Avx512>(&matrix)?),
+            },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => panels::<Avx512>(&matrix)?,
+            #[cfg(target_arch = "x86_64")]
+            Level::AvxVnni => panels::<Avx2<true>>(&matrix)?,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => panels::<Avx2<false>>(&matrix)?,
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => panels::<Neon<true>>(&matrix)?,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon => panels::<Neon<false>>(&matrix)?,
             _ => Layout::Portable(matrix),
         };
         Ok(Self {
+            kernels,
             channels,
             columns,
             layout,
@@ -118,10 +132,19 @@ impl PackedMatrix {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.layout {
-            Layout::Portable(matrix) => matrix.values.capacity() + matrix.scales.capacity() * 4,
-            #[cfg(target_arch = "x86_64")]
-            Layout::Avx512Vnni(panels) => panels.bytes(),
+            Layout::Portable(matrix) => matrix.bytes(),
+            Layout::Int8(panels) => panels.bytes(),
+            Layout::Int4(panels) => panels.bytes(),
         }
+    }
+
+    /// Whether products need [`QuantisedRows::set_group_sums`].
+    #[must_use]
+    pub fn needs_group_sums(&self) -> bool {
+        matches!(
+            self.layout,
+            Layout::Int4(_) | Layout::Portable(WeightMatrix::Int4(_))
+        )
     }
 
     /// Writes the products of `rows` with the output channels `channels` to `output`: channel `c` of row `r` goes to
@@ -136,7 +159,7 @@ impl PackedMatrix {
         output: &mut [f32],
         stride: usize,
     ) {
-        self.product(rows, channels, output, stride, Epilogue::Store);
+        self.product(rows, channels, output, stride, Then::Plain(Epilogue::Store));
     }
 
     /// Adds the products of `rows` with all output channels to `output` `[rows, channels]`. Every level gives the same
@@ -145,7 +168,14 @@ impl PackedMatrix {
     /// # Panics
     /// If sizes do not fit each other.
     pub fn multiply_add(&self, rows: &QuantisedRows, output: &mut [f32]) {
-        self.product(rows, 0..self.channels, output, self.channels, Epilogue::Add);
+        let channels = 0..self.channels;
+        self.product(
+            rows,
+            channels,
+            output,
+            self.channels,
+            Then::Plain(Epilogue::Add),
+        );
     }
 
     /// For weights from [`PackedMatrix::gated`]: writes `silu(gate) * up` to `output` `[rows, channels / 2]`.
@@ -163,11 +193,13 @@ impl PackedMatrix {
             rows.rows() * self.channels / 2,
             "size of the output"
         );
-        match &self.layout {
-            Layout::Portable(matrix) => portable::multiply_gated(matrix, rows, output),
-            #[cfg(target_arch = "x86_64")]
-            Layout::Avx512Vnni(panels) => panels.multiply_gated(rows, output),
-        }
+        self.run(
+            rows,
+            0..self.channels,
+            output,
+            self.channels / 2,
+            Then::Gated,
+        );
     }
 
     fn product(
@@ -176,7 +208,7 @@ impl PackedMatrix {
         channels: Range<usize>,
         output: &mut [f32],
         stride: usize,
-        then: Epilogue,
+        then: Then,
     ) {
         if rows.rows() == 0 || channels.is_empty() {
             return;
@@ -192,19 +224,138 @@ impl PackedMatrix {
             (rows.rows() - 1) * stride + channels.end <= output.len(),
             "size of the output"
         );
-        match &self.layout {
+        self.run(rows, channels, output, stride, then);
+    }
+
+    /// The sizes have been checked.
+    fn run(
+        &self,
+        rows: &QuantisedRows,
+        channels: Range<usize>,
+        output: &mut [f32],
+        stride: usize,
+        then: Then,
+    ) {
+        if self.needs_group_sums() {
+            let groups = self.columns / crate::GROUP_COLUMNS;
+            assert_eq!(
+                rows.group_sums.len(),
+                rows.rows() * groups,
+                "group sums of the activations"
+            );
+        }
+        let left = match &self.layout {
             Layout::Portable(matrix) => {
-                portable::multiply(matrix, rows, channels, output, stride, then)
+                return portable::product(matrix, rows, channels, output, stride, then);
             }
             #[cfg(target_arch = "x86_64")]
-            Layout::Avx512Vnni(panels) => panels.multiply(rows, channels, output, stride, then),
-        }
+            Layout::Int8(panels) if self.kernels.level() == Level::Amx => {
+                // SAFETY: `Kernels` of this level exist only where AMX does, with the system's permission.
+                let task = unsafe {
+                    amx::Multiply::<amx::Hardware>::new(
+                        panels, rows, channels, output, stride, then,
+                    )
+                };
+                self.kernels.run(task).is_some()
+            }
+            Layout::Int8(panels) => {
+                let task = int8::Multiply {
+                    panels,
+                    rows,
+                    channels,
+                    output,
+                    stride,
+                    then,
+                };
+                self.kernels.run(task).is_some()
+            }
+            Layout::Int4(panels) => {
+                let task = int4::Multiply {
+                    panels,
+                    rows,
+                    channels,
+                    output,
+                    stride,
+                    then,
+                };
+                self.kernels.run(task).is_some()
+            }
+        };
+        assert!(!left, "panels of a level without registers");
+    }
+}
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn panels<V: crate::vector::Vector>(matrix: &WeightMatrix) -> Result<Layout, KernelError> {
+    Ok(match matrix {
+        WeightMatrix::Int8(matrix) => Layout::Int8(Int8Panels::new::<V>(matrix)?),
+        WeightMatrix::Int4(matrix) => Layout::Int4(Int4Panels::new::<V>(matrix)?),
+    })
+}
+
+/// Output channels of a panel: lanes of a register.
+fn panel_channels(level: Level) -> usize {
+    match level {
+        Level::Portable | Level::Avx512Vnni | Level::Amx => 16,
+        Level::Avx2 | Level::AvxVnni => 8,
+        Level::Neon | Level::NeonDot => 4,
     }
 }
 
 /// The parts as one matrix.
-fn stack(parts: &[&QuantisedMatrix]) -> Result<QuantisedMatrix, KernelError> {
-    let columns = parts.first().map_or(0, |part| part.columns);
+fn stack(parts: &[&WeightMatrix]) -> Result<WeightMatrix, KernelError> {
+    let columns = parts.first().map_or(0, |part| part.columns());
+    for part in parts {
+        part.validate()?;
+        if part.columns() != columns {
+            return Err(KernelError::Length {
+                what: "columns of a stacked matrix",
+                expected: columns,
+                found: part.columns(),
+            });
+        }
+    }
+    let mut int4_parts = Vec::with_capacity(parts.len());
+    for part in parts {
+        if let WeightMatrix::Int4(part) = part {
+            int4_parts.push(part);
+        }
+    }
+    let minimums = int4_parts
+        .first()
+        .is_some_and(|part| !part.minimums.is_empty());
+    let alike = int4_parts
+        .iter()
+        .all(|part| part.minimums.is_empty() != minimums);
+    let stacked = if int4_parts.len() == parts.len() && alike {
+        WeightMatrix::Int4(stack_int4(&int4_parts, columns))
+    } else {
+        WeightMatrix::Int8(stack_int8(parts, columns)?)
+    };
+    stacked.validate()?;
+    Ok(stacked)
+}
+
+fn stack_int4(parts: &[&Int4Matrix], columns: usize) -> Int4Matrix {
+    Int4Matrix {
+        rows: parts.iter().map(|part| part.rows).sum(),
+        columns,
+        nibbles: parts
+            .iter()
+            .flat_map(|part| part.nibbles.iter().copied())
+            .collect(),
+        scales: parts
+            .iter()
+            .flat_map(|part| part.scales.iter().copied())
+            .collect(),
+        minimums: parts
+            .iter()
+            .flat_map(|part| part.minimums.iter().copied())
+            .collect(),
+    }
+}
+
+fn stack_int8(parts: &[&WeightMatrix], columns: usize) -> Result<QuantisedMatrix, KernelError> {
     let mut stacked = QuantisedMatrix {
         rows: 0,
         columns,
@@ -212,18 +363,35 @@ fn stack(parts: &[&QuantisedMatrix]) -> Result<QuantisedMatrix, KernelError> {
         scales: Vec::new(),
     };
     for part in parts {
-        part.validate()?;
-        if part.columns != columns {
-            return Err(KernelError::Length {
-                what: "columns of a stacked matrix",
-                expected: columns,
-                found: part.columns,
-            });
-        }
+        let part = part.to_int8()?;
         stacked.rows += part.rows;
         stacked.values.extend_from_slice(&part.values);
         stacked.scales.extend_from_slice(&part.scales);
     }
-    stacked.validate()?;
     Ok(stacked)
+}
+
+/// The rows of the first and of the second half of a matrix, `panel` of either in turn.
+fn take_turns(matrix: WeightMatrix, panel: usize) -> WeightMatrix {
+    match matrix {
+        WeightMatrix::Int8(matrix) => WeightMatrix::Int8(QuantisedMatrix {
+            values: in_turns(&matrix.values, panel * matrix.columns),
+            scales: in_turns(&matrix.scales, panel),
+            ..matrix
+        }),
+        WeightMatrix::Int4(matrix) => WeightMatrix::Int4(Int4Matrix {
+            nibbles: in_turns(&matrix.nibbles, panel * matrix.groups() * GROUP_BYTES),
+            scales: in_turns(&matrix.scales, panel * matrix.groups()),
+            minimums: in_turns(&matrix.minimums, panel * matrix.groups()),
+            ..matrix
+        }),
+    }
+}
+
+fn in_turns<T: Copy>(values: &[T], chunk: usize) -> Vec<T> {
+    let (first, second) = values.split_at(values.len() / 2);
+    let pairs = first.chunks_exact(chunk).zip(second.chunks_exact(chunk));
+    pairs
+        .flat_map(|(first, second)| [first, second].concat())
+        .collect()
 }

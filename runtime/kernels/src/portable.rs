@@ -3,50 +3,80 @@
 use std::ops::Range;
 
 use crate::attention::{AttentionShape, KeyBlocks, KeysValues};
+use crate::fast::output::Then;
+use crate::int4::NIBBLE_OFFSET;
 use crate::packed::{Epilogue, PANEL_CHANNELS};
 use crate::rotary::RotaryTable;
-use crate::{QuantisedMatrix, QuantisedRows};
+use crate::{GROUP_COLUMNS, QuantisedRows, WeightMatrix};
 
-/// The product of one row and one output channel: exact in `i32`, then scaled by the channel and by the row.
-fn product(matrix: &QuantisedMatrix, channel: usize, rows: &QuantisedRows, row: usize) -> f32 {
+/// The product of row `row` and output channel `channel`.
+fn dot(matrix: &WeightMatrix, channel: usize, rows: &QuantisedRows, row: usize) -> f32 {
     let (activations, row_scale) = rows.row(row);
-    let weights = &matrix.values[channel * matrix.columns..][..matrix.columns];
-    let sum: i32 = weights
-        .iter()
-        .zip(activations)
-        .map(|(&weight, &activation)| i32::from(weight) * i32::from(activation))
-        .sum();
-    sum as f32 * matrix.scales[channel] * row_scale
-}
-
-pub(crate) fn multiply(
-    matrix: &QuantisedMatrix,
-    rows: &QuantisedRows,
-    channels: Range<usize>,
-    output: &mut [f32],
-    stride: usize,
-    then: Epilogue,
-) {
-    for row in 0..rows.rows() {
-        for channel in channels.clone() {
-            let product = product(matrix, channel, rows, row);
-            let output = &mut output[row * stride + channel];
-            match then {
-                Epilogue::Store => *output = product,
-                Epilogue::Add => *output += product,
-            }
+    match matrix {
+        // Exact in `i32`, then scaled by the channel and by the row.
+        WeightMatrix::Int8(matrix) => {
+            let weights = &matrix.values[channel * matrix.columns..][..matrix.columns];
+            let sum: i32 = weights
+                .iter()
+                .zip(activations)
+                .map(|(&weight, &activation)| i32::from(weight) * i32::from(activation))
+                .sum();
+            sum as f32 * matrix.scales[channel] * row_scale
+        }
+        // Exact in `i32` within a group, then summed over the groups, each step rounded once.
+        WeightMatrix::Int4(matrix) => {
+            let groups = matrix.groups();
+            let product = (0..groups).fold(0.0_f32, |product, group| {
+                let columns = group * GROUP_COLUMNS..(group + 1) * GROUP_COLUMNS;
+                let sum: i32 = columns
+                    .map(|column| {
+                        i32::from(matrix.nibble(channel, column)) * i32::from(activations[column])
+                    })
+                    .sum();
+                let scale = matrix.scales[channel * groups + group];
+                let group_sum = rows.group_sums[row * groups + group];
+                match matrix.minimums.get(channel * groups + group) {
+                    None => ((sum - NIBBLE_OFFSET * group_sum) as f32).mul_add(scale, product),
+                    Some(minimum) => {
+                        (-group_sum as f32).mul_add(*minimum, (sum as f32).mul_add(scale, product))
+                    }
+                }
+            });
+            product * row_scale
         }
     }
 }
 
-/// Panels of 16 gate channels and of 16 up channels take turns in `matrix`.
-pub(crate) fn multiply_gated(matrix: &QuantisedMatrix, rows: &QuantisedRows, output: &mut [f32]) {
-    for (row, output) in output.chunks_exact_mut(matrix.rows / 2).enumerate() {
-        for (channel, output) in output.iter_mut().enumerate() {
-            let gate_channel = channel + channel / PANEL_CHANNELS * PANEL_CHANNELS;
-            let gate = product(matrix, gate_channel, rows, row);
-            let up = product(matrix, gate_channel + PANEL_CHANNELS, rows, row);
-            *output = gate / (1.0 + (-gate).exp()) * up;
+/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply), which checks the sizes.
+pub(crate) fn product(
+    matrix: &WeightMatrix,
+    rows: &QuantisedRows,
+    channels: Range<usize>,
+    output: &mut [f32],
+    stride: usize,
+    then: Then,
+) {
+    for row in 0..rows.rows() {
+        match then {
+            // Panels of 16 gate channels and of 16 up channels take turns in `matrix`.
+            Then::Gated => {
+                for channel in 0..matrix.rows() / 2 {
+                    let gate_channel = channel + channel / PANEL_CHANNELS * PANEL_CHANNELS;
+                    let gate = dot(matrix, gate_channel, rows, row);
+                    let up = dot(matrix, gate_channel + PANEL_CHANNELS, rows, row);
+                    output[row * stride + channel] = gate / (1.0 + (-gate).exp()) * up;
+                }
+            }
+            Then::Plain(epilogue) => {
+                for channel in channels.clone() {
+                    let product = dot(matrix, channel, rows, row);
+                    let output = &mut output[row * stride + channel];
+                    match epilogue {
+                        Epilogue::Store => *output = product,
+                        Epilogue::Add => *output += product,
+                    }
+                }
+            }
         }
     }
 }

@@ -3,8 +3,9 @@
 //! row's largest magnitude.
 
 use crate::{
-    AttentionScratch, AttentionShape, KernelError, Kernels, KeyBlocks, KeysValues, Level,
-    PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable, limits,
+    AttentionScratch, AttentionShape, GROUP_COLUMNS, Int4Matrix, KernelError, Kernels, KeyBlocks,
+    KeysValues, Level, PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable, WeightMatrix,
+    limits,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -33,8 +34,26 @@ impl Random {
         (0..count).map(|_| self.value() * magnitude).collect()
     }
 
-    fn matrix(&mut self, rows: usize, columns: usize) -> QuantisedMatrix {
+    fn int8(&mut self, rows: usize, columns: usize) -> QuantisedMatrix {
         QuantisedMatrix::quantise(&self.values(rows * columns, 0.2), rows, columns).unwrap()
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize) -> WeightMatrix {
+        self.int8(rows, columns).into()
+    }
+
+    /// 4-bit weights with any nibbles; `columns` are rounded up to whole groups.
+    fn int4(&mut self, rows: usize, columns: usize, minimums: bool) -> WeightMatrix {
+        let columns = columns.next_multiple_of(GROUP_COLUMNS);
+        let groups = rows * columns / GROUP_COLUMNS;
+        Int4Matrix {
+            rows,
+            columns,
+            nibbles: (0..rows * columns / 2).map(|_| self.next() as u8).collect(),
+            scales: self.values(groups, 0.1),
+            minimums: self.values(if minimums { groups } else { 0 }, 0.5),
+        }
+        .into()
     }
 
     /// Rows with everything that rows can be: ordinary, huge, tiny, zero, one value only.
@@ -57,14 +76,12 @@ fn portable() -> Kernels {
     Kernels::new(Level::Portable).unwrap()
 }
 
-/// The level to hold against the reference, if this processor has one.
-fn fast() -> Option<Kernels> {
-    match Level::detect() {
-        Level::Portable => {
-            println!("skipped: this processor has no level but portable");
-            None
-        }
-        level => Some(Kernels::new(level).unwrap()),
+/// Calls a test with each level but the reference that this processor has.
+fn each_level(test: impl Fn(Kernels)) {
+    let fast: Vec<_> = Level::all_available().skip(1).collect();
+    println!("levels held against the reference: {fast:?}");
+    for level in fast {
+        test(Kernels::new(level).unwrap());
     }
 }
 
@@ -102,6 +119,7 @@ fn assert_close(expected: &[f32], found: &[f32], columns: usize, tolerance: f32)
 
 fn quantised(kernels: Kernels, input: &[f32], columns: usize) -> QuantisedRows {
     let mut rows = QuantisedRows::default();
+    rows.set_group_sums(true);
     kernels.quantise(input, columns, columns, &mut rows);
     rows
 }
@@ -114,6 +132,7 @@ fn shapes(random: &mut Random) -> Vec<(usize, usize, usize)> {
         (13, 17, 5),
         (23, 33, 191),
         (48, 320, 192),
+        (33, 64, 100),
     ];
     shapes.extend((0..60).map(|_| {
         (
@@ -127,7 +146,10 @@ fn shapes(random: &mut Random) -> Vec<(usize, usize, usize)> {
 
 #[test]
 fn quantised_rows_are_the_same_bytes() {
-    let Some(fast) = fast() else { return };
+    each_level(quantised_rows_are_the_same_bytes_at);
+}
+
+fn quantised_rows_are_the_same_bytes_at(fast: Kernels) {
     let mut random = Random(1);
     let mut reused = QuantisedRows::default();
     for (rows, _, columns) in shapes(&mut random) {
@@ -147,13 +169,22 @@ fn quantised_rows_are_the_same_bytes() {
             }
         }
         // Sums and padding too: a buffer that was another shape before leaves nothing behind.
-        assert_eq!(expected, reused);
+        assert_eq!(
+            (&expected.values, &expected.sums),
+            (&reused.values, &reused.sums)
+        );
+        assert_eq!(expected.stride, reused.stride);
+        let wide: Vec<i16> = reused.values.iter().copied().map(i16::from).collect();
+        assert!(reused.wide.is_empty() || wide.starts_with(&reused.wide));
     }
 }
 
 #[test]
 fn dequantised_rows_are_the_same_bits() {
-    let Some(fast) = fast() else { return };
+    each_level(dequantised_rows_are_the_same_bits_at);
+}
+
+fn dequantised_rows_are_the_same_bits_at(fast: Kernels) {
     let mut random = Random(11);
     for (_, rows, columns) in shapes(&mut random) {
         let matrix = random.matrix(rows, columns);
@@ -170,10 +201,30 @@ fn dequantised_rows_are_the_same_bits() {
 
 #[test]
 fn products_are_the_same_bits() {
-    let Some(fast) = fast() else { return };
-    let mut random = Random(2);
-    for (rows, channels, columns) in shapes(&mut random) {
-        let matrix = random.matrix(channels, columns);
+    each_level(|fast| {
+        products_agree(fast, &mut Random(2), Random::matrix);
+    });
+}
+
+#[test]
+fn products_of_4_bit_weights_are_the_same_bits() {
+    each_level(|fast| {
+        for minimums in [false, true] {
+            products_agree(fast, &mut Random(13), |random, rows, columns| {
+                random.int4(rows, columns, minimums)
+            });
+        }
+    });
+}
+
+fn products_agree(
+    fast: Kernels,
+    random: &mut Random,
+    matrix: impl Fn(&mut Random, usize, usize) -> WeightMatrix,
+) {
+    for (rows, channels, columns) in shapes(random) {
+        let matrix = matrix(random, channels, columns);
+        let columns = matrix.columns();
         let input = random.rows(rows, columns);
         let start = random.below(channels) / 16 * 16;
         let stride = channels + random.below(3);
@@ -207,7 +258,13 @@ fn products_are_the_same_bits() {
                     .zip(values)
                     .map(|(weight, value)| f64::from(*weight) * f64::from(*value));
                 let exact = terms.clone().sum::<f64>() * f64::from(scale);
-                let bound = terms.map(f64::abs).sum::<f64>() * f64::from(scale) * 1e-6;
+                // Scaled nibbles and minimums are larger than the weights that they make.
+                let parts = terms.map(f64::abs).sum::<f64>()
+                    + values
+                        .iter()
+                        .map(|value| f64::from(*value).abs())
+                        .sum::<f64>();
+                let bound = parts * f64::from(scale) * 2e-6;
                 assert!((f64::from(found) - exact).abs() <= bound, "{found} {exact}");
                 let added =
                     expected[1][row * channels + channel] - sum_initial[row * channels + channel];
@@ -220,15 +277,74 @@ fn products_are_the_same_bits() {
     }
 }
 
+/// Where there is no AMX, a model of its tile unit stands in for it: packing, loops and writing are held against the reference all
+/// the same.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn tiles_agree_with_a_model_of_their_unit() {
+    use crate::amx::{Multiply, model::Model, pack};
+    use crate::fast::output::Then;
+    use crate::packed::Epilogue;
+    let Ok(kernels) = Kernels::new(Level::Avx512Vnni) else {
+        println!("skipped: what surrounds the tiles is AVX-512");
+        return;
+    };
+    let mut random = Random(14);
+    for (rows, channels, columns) in shapes(&mut random) {
+        let matrix = random.int8(channels, columns);
+        let panels = pack(&matrix).unwrap();
+        let quantised = quantised(kernels, &random.rows(rows, columns), columns);
+        let start = random.below(channels) / 16 * 16;
+        let stride = channels + random.below(3);
+        let initial = random.values(rows * stride, 1.0);
+        let reference = PackedMatrix::stacked(portable(), &[&matrix.into()]).unwrap();
+        let mut expected = initial.clone();
+        reference.multiply(&quantised, start..channels, &mut expected, stride);
+        let run = |channels, output: &mut [f32], stride, then| {
+            // SAFETY: the model needs no instructions.
+            let task = unsafe {
+                Multiply::<Model>::new(&panels, &quantised, channels, output, stride, then)
+            };
+            assert!(kernels.run(task).is_none());
+        };
+        let mut found = initial.clone();
+        run(
+            start..channels,
+            &mut found,
+            stride,
+            Then::Plain(Epilogue::Store),
+        );
+        assert_same_bits(&expected, &found);
+        let mut expected = initial[..rows * channels].to_vec();
+        let mut found = expected.clone();
+        reference.multiply_add(&quantised, &mut expected);
+        run(
+            0..channels,
+            &mut found,
+            channels,
+            Then::Plain(Epilogue::Add),
+        );
+        assert_same_bits(&expected, &found);
+        if channels.is_multiple_of(32) {
+            let mut expected = vec![0.0; rows * channels / 2];
+            let mut found = expected.clone();
+            reference.multiply_gated(&quantised, &mut expected);
+            run(0..channels, &mut found, channels / 2, Then::Gated);
+            assert_close(&expected, &found, channels / 2, TOLERANCE);
+        }
+    }
+}
+
 /// The largest sums that the limits allow, of either sign, do not overflow.
 #[test]
 fn the_longest_rows_stay_exact() {
     let columns = limits::COLUMNS_MAX;
-    for level in [Level::Portable, Level::detect()] {
+    for level in Level::all_available() {
         let kernels = Kernels::new(level).unwrap();
         for (weight, activation) in [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)] {
             let matrix =
                 QuantisedMatrix::quantise(&vec![weight * 127.0; 2 * columns], 2, columns).unwrap();
+            let matrix = WeightMatrix::from(matrix);
             let packed = PackedMatrix::stacked(kernels, &[&matrix]).unwrap();
             let mut output = vec![0.0; 2];
             packed.multiply(
@@ -247,7 +363,10 @@ fn the_longest_rows_stay_exact() {
 
 #[test]
 fn gated_products_agree() {
-    let Some(fast) = fast() else { return };
+    each_level(gated_products_agree_at);
+}
+
+fn gated_products_agree_at(fast: Kernels) {
     let mut random = Random(3);
     for (rows, channels, columns) in shapes(&mut random) {
         let channels = channels.next_multiple_of(16);
@@ -288,7 +407,10 @@ fn gated_products_agree() {
 
 #[test]
 fn norms_agree() {
-    let Some(fast) = fast() else { return };
+    each_level(norms_agree_at);
+}
+
+fn norms_agree_at(fast: Kernels) {
     let mut random = Random(4);
     for (rows, _, columns) in shapes(&mut random) {
         let input = random.rows(rows, columns);
@@ -321,6 +443,7 @@ fn norms_agree() {
             let mut normed = vec![0.0; input.len()];
             kernels.rms_norm(&input, &weight, 1e-5, &mut normed);
             let mut fused = QuantisedRows::default();
+            fused.set_group_sums(true);
             kernels.rms_norm_quantise(&input, &weight, 1e-5, &mut fused);
             assert_eq!(fused, quantised(kernels, &normed, columns));
         }
@@ -336,11 +459,11 @@ fn rotary_is_the_same_bits() {
             let input = random.values(3 * head_dim, 1.0);
             let mut expected = input.clone();
             portable().rotate(&mut expected, &table, position);
-            if let Some(fast) = fast() {
+            each_level(|fast| {
                 let mut found = input.clone();
                 fast.rotate(&mut found, &table, position);
                 assert_same_bits(&expected, &found);
-            }
+            });
             for (at, (input, output)) in input
                 .chunks_exact(2)
                 .zip(expected.chunks_exact(2))
@@ -450,15 +573,16 @@ fn attention_agrees() {
             &mut attended[0],
             &mut AttentionScratch::default(),
         );
-        if let Some(fast) = fast() {
-            attended.push(rows.clone());
-            fast.attend(
+        for level in Level::all_available().skip(1) {
+            let mut found = rows.clone();
+            Kernels::new(level).unwrap().attend(
                 shape,
                 &parts,
                 &own,
-                &mut attended[1],
+                &mut found,
                 &mut AttentionScratch::default(),
             );
+            attended.push(found);
         }
         for found in attended {
             for row in 0..tokens {
@@ -487,7 +611,7 @@ fn attention_agrees() {
 /// NaN and infinity come out as NaN instead of as a plausible number, on every level.
 #[test]
 fn an_overflow_is_never_mistaken_for_a_result() {
-    for level in [Level::Portable, Level::detect()] {
+    for level in Level::all_available() {
         let kernels = Kernels::new(level).unwrap();
         let packed = PackedMatrix::stacked(kernels, &[&Random(7).matrix(20, 40)]).unwrap();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -512,7 +636,7 @@ fn an_overflow_is_never_mistaken_for_a_result() {
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for level in [Level::Portable, Level::detect()] {
+    for level in Level::all_available() {
         let kernels = Kernels::new(level).unwrap();
         let mut random = Random(9);
         let (columns, channels) = (100, 48);
@@ -578,10 +702,10 @@ fn what_does_not_fit_is_not_packed() {
     ));
     let broken = QuantisedMatrix {
         scales: vec![f32::NAN; 16],
-        ..wide
+        ..random.int8(16, 9)
     };
     assert!(matches!(
-        PackedMatrix::stacked(kernels, &[&broken]),
+        PackedMatrix::stacked(kernels, &[&broken.into()]),
         Err(KernelError::Scale { row: 0, .. })
     ));
     assert!(PackedMatrix::stacked(kernels, &[]).is_err());
@@ -591,7 +715,7 @@ fn what_does_not_fit_is_not_packed() {
 #[test]
 fn sizes_that_do_not_fit_panic_before_memory_is_touched() {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    for level in [Level::Portable, Level::detect()] {
+    for level in Level::all_available() {
         let kernels = Kernels::new(level).unwrap();
         let mut random = Random(12);
         let packed = PackedMatrix::stacked(kernels, &[&random.matrix(32, 40)]).unwrap();

@@ -18,9 +18,7 @@ pub use error::TransformerError;
 pub use scratch::Scratch;
 
 use pass::{Chunk, Outputs};
-use trafficllm_kernels::{
-    AttentionShape, Kernels, Level, PackedMatrix, QuantisedMatrix, RotaryTable,
-};
+use trafficllm_kernels::{AttentionShape, Kernels, Level, PackedMatrix, RotaryTable, WeightMatrix};
 
 /// The keys and values of one task's P-Tuning v2 prefix, seen by that task's query rows only.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -57,11 +55,13 @@ pub struct Transformer {
     config: TransformerConfig,
     shape: AttentionShape,
     kernels: Kernels,
-    token_embedding: QuantisedMatrix,
+    token_embedding: WeightMatrix,
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     output: PackedMatrix,
     rotary: RotaryTable,
+    /// Whether any matrix has 4-bit weights.
+    needs_group_sums: bool,
 }
 
 #[derive(Debug)]
@@ -89,8 +89,16 @@ impl Transformer {
             .layers
             .iter()
             .enumerate()
-            .map(|(index, layer)| Layer::new(kernels, index, layer));
+            .map(|(index, layer)| Layer::new(kernels, index, layer))
+            .collect::<Result<Vec<_>, _>>()?;
         let output = weights.output.as_ref().unwrap_or(&weights.token_embedding);
+        let output = pack(
+            "output".to_owned(),
+            PackedMatrix::stacked(kernels, &[output]),
+        )?;
+        let mut matrices = layers.iter().flat_map(Layer::matrices);
+        let needs_group_sums =
+            output.needs_group_sums() || matrices.any(PackedMatrix::needs_group_sums);
         Ok(Self {
             shape: AttentionShape {
                 heads: config.heads,
@@ -99,12 +107,10 @@ impl Transformer {
             },
             kernels,
             token_embedding: weights.token_embedding.clone(),
-            layers: layers.collect::<Result<_, _>>()?,
+            layers,
             output_norm: weights.output_norm.clone(),
-            output: pack(
-                "output".to_owned(),
-                PackedMatrix::stacked(kernels, &[output]),
-            )?,
+            output,
+            needs_group_sums,
             rotary: RotaryTable::new(config.context, config.head_dim, config.rope_base),
             config,
         })
@@ -126,19 +132,12 @@ impl Transformer {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let layers = self.layers.iter().map(|layer| {
-            let matrices = [
-                &layer.query_key_value,
-                &layer.output,
-                &layer.gate_up,
-                &layer.down,
-            ];
+            let matrices = layer.matrices();
             let norms = layer.attention_norm.capacity() + layer.mlp_norm.capacity();
             matrices.iter().map(|matrix| matrix.bytes()).sum::<usize>() + norms * 4
         });
-        let embedding =
-            self.token_embedding.values.capacity() + self.token_embedding.scales.capacity() * 4;
         layers.sum::<usize>()
-            + embedding
+            + self.token_embedding.bytes()
             + self.output_norm.capacity() * 4
             + self.output.bytes()
             + self.rotary.bytes()
@@ -162,6 +161,7 @@ impl Transformer {
         for (index, sequence) in sequences.iter().enumerate() {
             self.check(index, sequence)?;
         }
+        scratch.quantised.set_group_sums(self.needs_group_sums);
         scratch.prefixes.prepare(self, sequences);
         let mut first_query = 0;
         for sequences in Chunk::split(sequences, self.config.hidden) {
@@ -192,6 +192,7 @@ impl Transformer {
             queries: &[],
         };
         self.check(0, &sequence)?;
+        scratch.quantised.set_group_sums(self.needs_group_sums);
         let mut states = Vec::new();
         let chunk = Chunk {
             sequences: &[sequence],
@@ -276,6 +277,15 @@ impl Transformer {
 }
 
 impl Layer {
+    fn matrices(&self) -> [&PackedMatrix; 4] {
+        [
+            &self.query_key_value,
+            &self.output,
+            &self.gate_up,
+            &self.down,
+        ]
+    }
+
     fn new(
         kernels: Kernels,
         index: usize,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use trafficllm_kernels::{KernelError, QuantisedMatrix, half};
+use trafficllm_kernels::{KernelError, QuantisedMatrix, WeightMatrix, half};
 
 use super::read::{DataType, Gguf, Tensor, Value};
 use super::{BLOCK_BYTES, BLOCK_ELEMENTS, Q8Block};
@@ -144,7 +144,7 @@ impl FloatWeights {
             token_embedding: weights.token_embedding.dequantise(),
             layers: layers.collect(),
             output_norm: weights.output_norm.clone(),
-            output: weights.output.as_ref().map(QuantisedMatrix::dequantise),
+            output: weights.output.as_ref().map(WeightMatrix::dequantise),
         }
     }
 }
@@ -366,7 +366,7 @@ impl Loader<'_, '_> {
         Ok(values)
     }
 
-    fn matrix(&mut self, name: String, shape: [usize; 2]) -> Result<QuantisedMatrix, ModelError> {
+    fn matrix(&mut self, name: String, shape: [usize; 2]) -> Result<WeightMatrix, ModelError> {
         let file = self.gguf.file();
         let tensor = self.checked(&name, &shape)?;
         let matrix = match tensor.data_type {
@@ -398,7 +398,7 @@ fn read_q8_0(
     name: &str,
     data: &[u8],
     shape: [usize; 2],
-) -> Result<QuantisedMatrix, ModelError> {
+) -> Result<WeightMatrix, ModelError> {
     let [rows, columns] = shape;
     let row_bytes = columns / BLOCK_ELEMENTS * BLOCK_BYTES;
     let mut matrix = QuantisedMatrix {
@@ -429,7 +429,7 @@ fn read_q8_0(
         matrix.scales.extend(requantised.scales);
         matrix.values.extend(requantised.values);
     }
-    Ok(matrix)
+    Ok(matrix.into())
 }
 
 fn scale_of(block: &Q8Block) -> f32 {
@@ -448,11 +448,12 @@ fn quantise(
     name: &str,
     values: &[f32],
     shape: [usize; 2],
-) -> Result<QuantisedMatrix, ModelError> {
+) -> Result<WeightMatrix, ModelError> {
     if shape[0] * shape[1] != values.len() {
         return Err(length_error(file, name, &shape, values.len()));
     }
     QuantisedMatrix::quantise(values, shape[0], shape[1])
+        .map(WeightMatrix::from)
         .map_err(|error| matrix_error(file, name, error, 0, shape[1]))
 }
 

@@ -1,6 +1,6 @@
 //! Writes a llama-family model as GGUF version 3; the same weights give the same bytes.
 
-use trafficllm_kernels::{QuantisedMatrix, half};
+use trafficllm_kernels::{WeightMatrix, half};
 
 use super::weights::layer_name;
 use bytemuck::Zeroable;
@@ -158,7 +158,15 @@ fn vector(name: String, values: &[f32], size: usize) -> Result<OutTensor, ModelE
     })
 }
 
-fn matrix(name: String, matrix: &QuantisedMatrix) -> Result<OutTensor, ModelError> {
+fn matrix(name: String, matrix: &WeightMatrix) -> Result<OutTensor, ModelError> {
+    let WeightMatrix::Int8(matrix) = matrix else {
+        return Err(ModelError::invalid(
+            FILE,
+            format!("tensor {name}"),
+            "8-bit weights",
+            "4-bit weights",
+        ));
+    };
     matrix.validate().map_err(|error| {
         ModelError::invalid(FILE, format!("tensor {name}"), "a whole matrix", error)
     })?;

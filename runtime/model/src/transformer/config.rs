@@ -1,7 +1,7 @@
 //! The sizes and the weights of a model, before packing.
 
 use super::TransformerError;
-use trafficllm_kernels::{QuantisedMatrix, limits};
+use trafficllm_kernels::{WeightMatrix, limits};
 
 /// Most positions of one sequence, query rows included.
 pub const CONTEXT_MAX: usize = 8_192;
@@ -130,21 +130,21 @@ pub struct LayerWeights {
     /// `[hidden]` f32.
     pub attention_norm: Vec<f32>,
     /// `[heads * head_dim, hidden]`, rows of a head in interleaved rotary order (pairs 2i, 2i+1).
-    pub query: QuantisedMatrix,
+    pub query: WeightMatrix,
     /// `[kv_heads * head_dim, hidden]`, as `query`.
-    pub key: QuantisedMatrix,
+    pub key: WeightMatrix,
     /// `[kv_heads * head_dim, hidden]`.
-    pub value: QuantisedMatrix,
+    pub value: WeightMatrix,
     /// `[hidden, heads * head_dim]`.
-    pub output: QuantisedMatrix,
+    pub output: WeightMatrix,
     /// `[hidden]` f32.
     pub mlp_norm: Vec<f32>,
     /// `[feed_forward, hidden]`.
-    pub gate: QuantisedMatrix,
+    pub gate: WeightMatrix,
     /// `[feed_forward, hidden]`.
-    pub up: QuantisedMatrix,
+    pub up: WeightMatrix,
     /// `[hidden, feed_forward]`.
-    pub down: QuantisedMatrix,
+    pub down: WeightMatrix,
 }
 
 /// All weights of a model.
@@ -153,13 +153,13 @@ pub struct TransformerWeights {
     /// Sizes that the tensors must have.
     pub config: TransformerConfig,
     /// `[vocabulary, hidden]`.
-    pub token_embedding: QuantisedMatrix,
+    pub token_embedding: WeightMatrix,
     /// One per layer.
     pub layers: Vec<LayerWeights>,
     /// `[hidden]` f32.
     pub output_norm: Vec<f32>,
     /// `[vocabulary, hidden]`; absent where the output matrix is tied to `token_embedding`.
-    pub output: Option<QuantisedMatrix>,
+    pub output: Option<WeightMatrix>,
 }
 
 impl TransformerWeights {
@@ -207,12 +207,12 @@ impl TransformerWeights {
 
 fn check_matrix(
     tensor: String,
-    matrix: &QuantisedMatrix,
+    matrix: &WeightMatrix,
     rows: usize,
     columns: usize,
 ) -> Result<(), TransformerError> {
-    if (matrix.rows, matrix.columns) != (rows, columns) {
-        let (expected, found) = (vec![rows, columns], vec![matrix.rows, matrix.columns]);
+    if (matrix.rows(), matrix.columns()) != (rows, columns) {
+        let (expected, found) = (vec![rows, columns], vec![matrix.rows(), matrix.columns()]);
         return Err(TransformerError::Shape {
             tensor,
             expected,

@@ -4,7 +4,7 @@ mod reference;
 
 use super::*;
 use reference::{Activations, Random, config, model_weights, relative_difference};
-use trafficllm_kernels::KernelError;
+use trafficllm_kernels::{KernelError, QuantisedMatrix};
 
 /// Against the same mathematics with the same bytes, where no activation rounds to another byte.
 const SAME_BYTES_TOLERANCE: f64 = 1e-5;
@@ -13,9 +13,7 @@ const SAME_BYTES_TOLERANCE: f64 = 1e-5;
 const BYTES_TOLERANCE: f64 = 0.06;
 
 fn levels() -> Vec<Level> {
-    let mut levels = vec![Level::Portable, Level::detect()];
-    levels.dedup();
-    levels
+    Level::all_available().collect()
 }
 
 fn shapes() -> Vec<TransformerConfig> {
@@ -433,6 +431,13 @@ fn a_configuration_is_checked() {
     }
 }
 
+fn int8(matrix: &mut WeightMatrix) -> &mut QuantisedMatrix {
+    match matrix {
+        WeightMatrix::Int8(matrix) => matrix,
+        WeightMatrix::Int4(_) => panic!("4-bit weights"),
+    }
+}
+
 #[test]
 fn weights_are_checked() {
     let config = config(64, 2, (4, 2), 16, 96);
@@ -446,7 +451,7 @@ fn weights_are_checked() {
     assert!(
         matches!(&error, TransformerError::NotFinite { tensor, index: 5, .. } if tensor == "layer 1, mlp_norm")
     );
-    let error = refused(&|weights| weights.layers[1].down.scales[3] = f32::INFINITY);
+    let error = refused(&|weights| int8(&mut weights.layers[1].down).scales[3] = f32::INFINITY);
     let source = KernelError::Scale {
         row: 3,
         found: f32::INFINITY,
@@ -470,7 +475,8 @@ fn weights_are_checked() {
     );
     let error = refused(&|weights| assert!(weights.output_norm.pop().is_some()));
     assert!(matches!(error, TransformerError::Shape { tensor, .. } if tensor == "output_norm"));
-    let error = refused(&|weights| assert!(weights.token_embedding.values.pop().is_some()));
+    let error =
+        refused(&|weights| assert!(int8(&mut weights.token_embedding).values.pop().is_some()));
     assert!(
         matches!(error, TransformerError::Matrix { tensor, .. } if tensor == "token_embedding")
     );

@@ -1,7 +1,7 @@
 //! The forward pass written down naively in f64 over dequantised weights: one row at a time, no batch, no cache.
 
 use crate::transformer::{LayerWeights, Query, TransformerConfig, TransformerWeights};
-use trafficllm_kernels::QuantisedMatrix;
+use trafficllm_kernels::{QuantisedMatrix, WeightMatrix};
 
 /// What the reference does with the inputs of its products.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,10 +35,12 @@ impl Random {
             .collect()
     }
 
-    fn matrix(&mut self, rows: usize, columns: usize, gain: f32) -> QuantisedMatrix {
+    fn matrix(&mut self, rows: usize, columns: usize, gain: f32) -> WeightMatrix {
         // Uniform values of this size keep the variance times `gain` squared.
         let magnitude = gain * (3.0 / columns as f32).sqrt();
-        QuantisedMatrix::quantise(&self.values(rows * columns, magnitude), rows, columns).unwrap()
+        QuantisedMatrix::quantise(&self.values(rows * columns, magnitude), rows, columns)
+            .unwrap()
+            .into()
     }
 
     fn norm(&mut self, size: usize) -> Vec<f32> {
@@ -292,7 +294,7 @@ fn norm(row: &[f64], weight: &[f32], epsilon: f32) -> Vec<f64> {
         .collect()
 }
 
-fn product(matrix: &QuantisedMatrix, row: &[f64], activations: Activations) -> Vec<f64> {
+fn product(matrix: &WeightMatrix, row: &[f64], activations: Activations) -> Vec<f64> {
     let mut row = row.to_vec();
     if activations == Activations::Bytes {
         let scale = row
@@ -302,19 +304,15 @@ fn product(matrix: &QuantisedMatrix, row: &[f64], activations: Activations) -> V
         row.iter_mut()
             .for_each(|value| *value = (*value / scale).round_ties_even() * scale);
     }
-    let channel = |(weights, scale): (&[i8], &f32)| {
-        weights
-            .iter()
-            .zip(&row)
-            .map(|(weight, value)| f64::from(*weight) * value)
-            .sum::<f64>()
-            * f64::from(*scale)
-    };
-    matrix
-        .values
-        .chunks_exact(matrix.columns)
-        .zip(&matrix.scales)
-        .map(channel)
+    let weights = matrix.dequantise();
+    let channels = weights.chunks_exact(matrix.columns());
+    channels
+        .map(|weights| {
+            let terms = weights.iter().zip(&row);
+            terms
+                .map(|(weight, value)| f64::from(*weight) * value)
+                .sum()
+        })
         .collect()
 }
 
