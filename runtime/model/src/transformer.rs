@@ -96,9 +96,11 @@ impl Transformer {
             "output".to_owned(),
             PackedMatrix::stacked(kernels, &[output]),
         )?;
-        let mut matrices = layers.iter().flat_map(Layer::matrices);
-        let needs_group_sums =
-            output.needs_group_sums() || matrices.any(PackedMatrix::needs_group_sums);
+        let needs_group_sums = output.needs_group_sums()
+            || layers
+                .iter()
+                .flat_map(Layer::matrices)
+                .any(PackedMatrix::needs_group_sums);
         Ok(Self {
             shape: AttentionShape {
                 heads: config.heads,
