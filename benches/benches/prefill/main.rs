@@ -28,9 +28,6 @@ use workers::{Candle, Case, Own};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The levels of kernels, fastest first; those that this build or processor lacks are left out.
-const LEVELS: [&str; 5] = ["amx", "avx512vnni", "avxvnni", "avx2", "portable"];
-
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -50,7 +47,7 @@ enum Command {
         /// Shapes, of 10M, 135M, 0.5B.
         #[arg(long, value_delimiter = ',', default_value = "10M,135M")]
         shapes: Vec<String>,
-        /// Levels of kernels; all that this processor has, if absent.
+        /// Levels of kernels; all that this processor has, if absent, but the portable ones on the smallest shape only.
         #[arg(long, value_delimiter = ',')]
         levels: Vec<String>,
         #[arg(long, default_value_t = 5)]
@@ -81,6 +78,9 @@ enum Command {
         level: Option<String>,
         #[arg(long, default_value_t = 1)]
         threads: usize,
+        /// For candle: how many prompts a run has.
+        #[arg(long, default_value_t = shapes::PROMPTS)]
+        prompts: usize,
     },
 }
 
@@ -124,7 +124,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
             println!("{}", model_file::cached(models, &shape(name)?, *format)?.display());
             Ok(())
         }
-        Some(Command::Worker { engine, shape: name, format, case, level, threads }) => {
+        Some(Command::Worker { engine, shape: name, format, case, level, threads, prompts }) => {
             let shape = shape(name)?;
             match engine {
                 EngineName::Own => {
@@ -134,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
                 }
                 EngineName::Candle => {
                     let path = model_file::cached(models, &shape, *format)?;
-                    let mut candle = Candle::load(&path, &shape, *case)?;
+                    let mut candle = Candle::load(&path, &shape, *case, *prompts)?;
                     workers::serve(|| candle.run())
                 }
             }
@@ -162,10 +162,12 @@ fn print_shape(shape: &Shape) {
     );
 }
 
-/// The levels of those names, or all that there are.
+/// The levels of those names, or all that this processor has, fastest first.
 fn available(names: &[String]) -> Result<Vec<Level>, Failure> {
     if names.is_empty() {
-        return Ok(LEVELS.into_iter().filter_map(|name| Level::from_name(name).ok()).collect());
+        let mut levels: Vec<Level> = Level::all_available().collect();
+        levels.reverse();
+        return Ok(levels);
     }
     names.iter().map(|name| Ok(Level::from_name(name)?)).collect()
 }

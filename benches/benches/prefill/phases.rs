@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use trafficllm_kernels::{
     AttentionScratch, AttentionShape, KernelError, KeyBlocks, Kernels, Level, PackedMatrix, QuantisedMatrix, QuantisedRows,
-    RotaryTable,
+    RotaryTable, WeightMatrix,
 };
 
 use crate::model_file::random_weights;
@@ -43,7 +43,7 @@ pub(crate) struct Steps {
     shape: Shape,
     attention_shape: AttentionShape,
     kernels: Kernels,
-    embedding: QuantisedMatrix,
+    embedding: WeightMatrix,
     layers: Vec<Layer>,
     norm: Vec<f32>,
     rotary: RotaryTable,
@@ -60,7 +60,7 @@ impl Steps {
     pub(crate) fn new(shape: Shape, level: Level) -> Result<Self, KernelError> {
         let kernels = Kernels::new(level)?;
         let matrix = |seed: usize, rows, columns| {
-            QuantisedMatrix::quantise(&random_weights(seed as u64, rows, columns), rows, columns)
+            QuantisedMatrix::quantise(&random_weights(seed as u64, rows, columns), rows, columns).map(WeightMatrix::from)
         };
         let layers = (0..shape.layers).map(|layer| {
             let [query, key, value, output, gate, up, down] = shape.matrices().map(|(_, rows, columns)| matrix(layer, rows, columns));
@@ -112,7 +112,7 @@ impl Steps {
         self.attention_rows.resize(rows * row_size, 0.0);
         timed(&mut times[7], || {
             for (index, row) in self.residual.chunks_exact_mut(hidden).enumerate() {
-                let token = (first * PROMPT_TOKENS + index) * 104_729 % self.embedding.rows;
+                let token = (first * PROMPT_TOKENS + index) * 104_729 % self.embedding.rows();
                 self.kernels.dequantise_row(&self.embedding, token, row);
             }
         });

@@ -113,6 +113,9 @@ impl Own {
         let share = prompts.len() / workers.len();
         // The query row is the last of a prompt's 128 rows.
         let queries = [Query { prefix: no_prefix, embeddings: query }];
+        if let [(scratch, states)] = &mut workers[..] {
+            return Ok(run_share(model, case, prompts, &queries, scratch, states)?);
+        }
         thread::scope(|scope| {
             let running: Vec<_> = prompts
                 .chunks(share)
@@ -161,7 +164,7 @@ pub(crate) struct Candle {
 
 impl Candle {
     /// Threads are those of `RAYON_NUM_THREADS`.
-    pub(crate) fn load(path: &Path, shape: &Shape, case: Case) -> Result<Self, Failure> {
+    pub(crate) fn load(path: &Path, shape: &Shape, case: Case, prompts: usize) -> Result<Self, Failure> {
         if case == Case::AllRows {
             return Err("candle always computes all rows".into());
         }
@@ -178,7 +181,7 @@ impl Candle {
             model,
             prefix,
             device,
-            prompts: (0..PROMPTS).map(|prompt| tokens(prompt, case.prompt_tokens(), shape.vocabulary)).collect(),
+            prompts: (0..prompts).map(|prompt| tokens(prompt, case.prompt_tokens(), shape.vocabulary)).collect(),
         })
     }
 
