@@ -232,6 +232,7 @@ impl<U: TileUnit> Task for Multiply<'_, U> {
             output,
             stride,
             then,
+            #[inline(always)]
             |_, then, strip| match then {
                 STORE => pass::<V, U, STORE>(vector, &mut unit, panels, rows, strip),
                 ADD => pass::<V, U, ADD>(vector, &mut unit, panels, rows, strip),
@@ -311,18 +312,13 @@ fn write_rows<V: Vector, const ROWS: usize, const THEN: u8>(
     row: usize,
     strip: &mut Strip<'_>,
 ) {
-    let lanes: [[V::Ints; 2]; ROWS] = std::array::from_fn(
-        #[inline(always)]
-        |at| {
-            std::array::from_fn(
-                #[inline(always)]
-                |panel| {
-                    // SAFETY: a row of a tile has 16 values.
-                    unsafe { vector.load_ints(sums[panel][row + at].as_ptr()) }
-                },
-            )
-        },
-    );
+    let mut lanes = [[vector.zeros(); 2]; ROWS];
+    for (at, lanes) in lanes.iter_mut().enumerate() {
+        for (lanes, sums) in lanes.iter_mut().zip(sums) {
+            // SAFETY: a row of a tile has 16 values.
+            *lanes = unsafe { vector.load_ints(sums[row + at].as_ptr()) };
+        }
+    }
     let row = first_row + row;
     let products = scaled::<V, ROWS, 2>(vector, &lanes, panels, strip.channel, &rows.scales[row..]);
     write::<V, ROWS, 2, THEN>(vector, &products, row, strip);

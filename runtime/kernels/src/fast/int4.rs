@@ -112,6 +112,7 @@ impl Multiply<'_> {
             output,
             stride,
             then,
+            #[inline(always)]
             |both, then, strip| match (then, both) {
                 (STORE, true) => pass::<V, 2, STORE, MINIMUMS>(vector, panels, rows, strip),
                 (STORE, false) => pass::<V, 1, STORE, MINIMUMS>(vector, panels, rows, strip),

@@ -85,6 +85,7 @@ impl Task for Multiply<'_> {
             output,
             stride,
             then,
+            #[inline(always)]
             |both, then, strip| match (then, both) {
                 (STORE, true) => pass::<V, 2, STORE>(vector, panels, rows, strip),
                 (STORE, false) => pass::<V, 1, STORE>(vector, panels, rows, strip),
@@ -174,23 +175,15 @@ pub(crate) fn scaled<V: Vector, const ROWS: usize, const PANELS: usize>(
     row_scales: &[f32],
 ) -> [[V::Floats; PANELS]; ROWS] {
     let scales = &panels.scales[channel..][..PANELS * V::LANES];
-    // SAFETY: that many scales were taken.
-    let scales: [V::Floats; PANELS] = std::array::from_fn(
-        #[inline(always)]
-        |panel| unsafe { vector.load(scales.as_ptr().add(panel * V::LANES)) },
-    );
-    let row_scales = &row_scales[..ROWS];
-    std::array::from_fn(
-        #[inline(always)]
-        |row| {
-            std::array::from_fn(
-                #[inline(always)]
-                |panel| {
-                    let product =
-                        vector.multiply(vector.to_floats(sums[row][panel]), scales[panel]);
-                    vector.multiply(product, vector.splat(row_scales[row]))
-                },
-            )
-        },
-    )
+    let mut products = [[vector.splat(0.0); PANELS]; ROWS];
+    for ((products, sums), row_scale) in products.iter_mut().zip(sums).zip(&row_scales[..ROWS]) {
+        let row_scale = vector.splat(*row_scale);
+        for (panel, (product, sum)) in products.iter_mut().zip(sums).enumerate() {
+            // SAFETY: a register of scales was taken for each panel.
+            let scale = unsafe { vector.load(scales.as_ptr().add(panel * V::LANES)) };
+            let scaled = vector.multiply(vector.to_floats(*sum), scale);
+            *product = vector.multiply(scaled, row_scale);
+        }
+    }
+    products
 }

@@ -34,6 +34,14 @@ fn first(count: usize) -> __m256i {
     ))
 }
 
+/// `2^exponent` for exponents of normal floats.
+#[inline(always)]
+fn power_of_two(exponent: __m256i) -> __m256 {
+    have!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(
+        _mm256_add_epi32(exponent, _mm256_set1_epi32(127))
+    )))
+}
+
 impl<const VNNI: bool> Vector for Avx2<VNNI> {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
@@ -153,13 +161,9 @@ impl<const VNNI: bool> Vector for Avx2<VNNI> {
         have!({
             let exponent = _mm256_cvtps_epi32(floor);
             let half = _mm256_srai_epi32::<1>(exponent);
-            let bias = _mm256_set1_epi32(127);
-            let factor = |exponent| {
-                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(exponent, bias)))
-            };
             _mm256_mul_ps(
-                _mm256_mul_ps(power, factor(half)),
-                factor(_mm256_sub_epi32(exponent, half)),
+                _mm256_mul_ps(power, power_of_two(half)),
+                power_of_two(_mm256_sub_epi32(exponent, half)),
             )
         })
     }

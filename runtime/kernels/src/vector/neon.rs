@@ -47,6 +47,15 @@ fn place<const DOT: bool>(channel: usize, column: usize) -> usize {
     }
 }
 
+/// `2^exponent` for exponents of normal floats.
+#[inline(always)]
+fn power_of_two(exponent: int32x4_t) -> float32x4_t {
+    have!(vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(
+        exponent,
+        vdupq_n_s32(127)
+    ))))
+}
+
 impl<const DOT: bool> Vector for Neon<DOT> {
     const LANES: usize = 4;
     const TILE_ROWS: usize = 12;
@@ -157,12 +166,9 @@ impl<const DOT: bool> Vector for Neon<DOT> {
         have!({
             let exponent = vcvtq_s32_f32(floor);
             let half = vshrq_n_s32::<1>(exponent);
-            let bias = vdupq_n_s32(127);
-            let factor =
-                |exponent| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(exponent, bias)));
             vmulq_f32(
-                vmulq_f32(power, factor(half)),
-                factor(vsubq_s32(exponent, half)),
+                vmulq_f32(power, power_of_two(half)),
+                power_of_two(vsubq_s32(exponent, half)),
             )
         })
     }
