@@ -395,6 +395,7 @@ impl Model {
             .iter()
             .zip(&queries)
             .map(|(item, queries)| Sequence {
+                beginning: None,
                 tokens: item.tokens,
                 queries,
             })
@@ -420,6 +421,7 @@ impl Model {
             .iter()
             .zip(&queries)
             .map(|(label, queries)| Sequence {
+                beginning: None,
                 tokens: items[label.item].tokens,
                 queries,
             })

@@ -6,6 +6,7 @@
 //!
 //! A result depends on its own sequence and query alone: not on what it is batched with, nor on the thread.
 
+mod beginning;
 mod config;
 mod error;
 mod pass;
@@ -13,6 +14,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
+pub use beginning::Beginning;
 pub use config::{CONTEXT_MAX, LayerWeights, TransformerConfig, TransformerWeights};
 pub use error::TransformerError;
 pub use scratch::Scratch;
@@ -43,10 +45,19 @@ pub struct Query<'a> {
 /// One flow (or request) and the questions about it.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
+    /// What comes before the tokens and was run before: an instruction that many sequences share.
+    pub beginning: Option<&'a Beginning>,
     /// `[tokens]` ids; may be empty.
     pub tokens: &'a [u32],
     /// One per task; may be empty.
     pub queries: &'a [Query<'a>],
+}
+
+impl Sequence<'_> {
+    /// The position of the first token.
+    fn first_position(&self) -> usize {
+        self.beginning.map_or(0, Beginning::tokens)
+    }
 }
 
 /// A model, packed for one level of kernels; immutable, shared by all threads.
@@ -62,6 +73,8 @@ pub struct Transformer {
     rotary: RotaryTable,
     /// Whether any matrix has 4-bit weights.
     needs_group_sums: bool,
+    /// Rows that go through the products together.
+    tile_rows: usize,
 }
 
 #[derive(Debug)]
@@ -101,6 +114,12 @@ impl Transformer {
                 .iter()
                 .flat_map(Layer::matrices)
                 .any(PackedMatrix::needs_group_sums);
+        let largest = layers
+            .iter()
+            .flat_map(Layer::matrices)
+            .map(PackedMatrix::bytes)
+            .max();
+        let tile_rows = pass::tile_rows(level, largest.unwrap_or(0));
         Ok(Self {
             shape: AttentionShape {
                 heads: config.heads,
@@ -113,6 +132,7 @@ impl Transformer {
             output_norm: weights.output_norm.clone(),
             output,
             needs_group_sums,
+            tile_rows,
             rotary: RotaryTable::new(config.context, config.head_dim, config.rope_base),
             config,
         })
@@ -180,6 +200,36 @@ impl Transformer {
         Ok(())
     }
 
+    /// Runs tokens that many sequences begin with, once for all of them: see [`Sequence::beginning`].
+    ///
+    /// # Errors
+    /// As [`Transformer::forward`].
+    pub fn begin(
+        &self,
+        tokens: &[u32],
+        scratch: &mut Scratch,
+    ) -> Result<Beginning, TransformerError> {
+        let sequence = Sequence {
+            beginning: None,
+            tokens,
+            queries: &[],
+        };
+        self.check(0, &sequence)?;
+        scratch.quantised.set_group_sums(self.needs_group_sums);
+        let mut beginning = Beginning::new(tokens.len(), self.config.key_size());
+        let chunk = Chunk {
+            sequences: &[sequence],
+            first_query: 0,
+        };
+        self.run(
+            &chunk,
+            Outputs::Keys(&mut beginning),
+            scratch,
+            &mut Vec::new(),
+        );
+        Ok(beginning)
+    }
+
     /// Next-token logits `[tokens, vocabulary]` f32 of one sequence.
     ///
     /// # Errors
@@ -190,6 +240,7 @@ impl Transformer {
         scratch: &mut Scratch,
     ) -> Result<Vec<f32>, TransformerError> {
         let sequence = Sequence {
+            beginning: None,
             tokens,
             queries: &[],
         };
@@ -265,7 +316,20 @@ impl Transformer {
                 }
             }
         }
-        let (context, found) = (self.config.context, sequence.tokens.len() + longest_query);
+        if let Some(beginning) = sequence.beginning {
+            let shape = |layers: usize, key_size: usize| format!("{layers} x {key_size}");
+            let expected = shape(self.config.layers, self.config.key_size());
+            let found = shape(beginning.layers(), beginning.key_size());
+            if found != expected {
+                return Err(TransformerError::Beginning {
+                    sequence: index,
+                    expected,
+                    found,
+                });
+            }
+        }
+        let context = self.config.context;
+        let found = sequence.first_position() + sequence.tokens.len() + longest_query;
         if found > context {
             Err(TransformerError::Context {
                 sequence: index,

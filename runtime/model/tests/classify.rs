@@ -64,6 +64,7 @@ fn state(adapter: &Adapter, tokens: &[u32], words: &[u32]) -> Vec<f32> {
     transformer
         .forward(
             &[Sequence {
+                beginning: None,
                 tokens,
                 queries: &queries,
             }],

@@ -87,4 +87,14 @@ pub enum TransformerError {
         /// Number of values found.
         found: usize,
     },
+    /// A shared beginning was made by a model of other sizes.
+    #[error("sequence {sequence}: expected a beginning with keys {expected}, found {found}")]
+    Beginning {
+        /// Index of the sequence in the batch.
+        sequence: usize,
+        /// `layers x (kv_heads x head_dim)` of the model.
+        expected: String,
+        /// The same of what was given.
+        found: String,
+    },
 }

@@ -2,17 +2,35 @@
 //!
 //! Rows of a chunk: the tokens of all its sequences, then the query rows of all its sequences.
 
-use super::{Layer, Scratch, Sequence, Transformer};
+use super::{Beginning, Layer, Scratch, Sequence, Transformer};
 use std::ops::Range;
-use trafficllm_kernels::{KeyBlocks, KeysValues};
+use trafficllm_kernels::{KeyBlocks, KeysValues, Level};
 
-/// Rows that go through the products together: enough for a panel of weights to be reused from the first cache, few enough
-/// for what they produce to stay in the second.
-const TILE_ROWS: usize = 48;
+/// Rows that go through the products together where a layer's matrices stay in the second cache: enough for a panel of weights to be
+/// reused from the first, few enough for what they produce to stay there too.
+const TILE_ROWS_SMALL: usize = 48;
+
+/// The same where matrices come from further away, or are used up faster than they come: each is read once for so many rows.
+const TILE_ROWS_LARGE: usize = 192;
+
+/// Bytes of a matrix that count as small.
+const SMALL_MATRIX_BYTES: usize = 512 * 1024;
 
 /// Bytes of the residual stream at which a chunk is full: with queries, keys and values about as much again, and the
 /// weights of a layer, it stays in a second cache of 1 MiB.
 const CHUNK_BYTES: usize = 192 * 1024;
+
+/// Fewest rows of a full chunk: a large model's weights pass through the caches once for each chunk.
+const CHUNK_ROWS_MIN: usize = 256;
+
+/// Rows that go through the products together.
+pub(super) fn tile_rows(level: Level, largest_matrix_bytes: usize) -> usize {
+    if largest_matrix_bytes > SMALL_MATRIX_BYTES || level == Level::Amx {
+        TILE_ROWS_LARGE
+    } else {
+        TILE_ROWS_SMALL
+    }
+}
 
 /// Some sequences of a batch.
 pub(super) struct Chunk<'a> {
@@ -22,12 +40,13 @@ pub(super) struct Chunk<'a> {
 }
 
 /// Which rows the last layer finishes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outputs {
+pub(super) enum Outputs<'a> {
     /// The last row of each query; of tokens it computes keys and values only.
     Queries,
     /// All tokens.
     Tokens,
+    /// None: only the keys and values of all layers are wanted.
+    Keys(&'a mut Beginning),
 }
 
 impl<'a> Chunk<'a> {
@@ -41,7 +60,7 @@ impl<'a> Chunk<'a> {
             let full = sequences.iter().position(|sequence| {
                 let before = rows;
                 rows += sequence.tokens.len() + query_rows(sequence, hidden);
-                before > 0 && rows * hidden * 4 > CHUNK_BYTES
+                before > 0 && rows > CHUNK_ROWS_MIN.max(CHUNK_BYTES / (hidden * 4))
             });
             let chunk;
             (chunk, sequences) = sequences.split_at(full.unwrap_or(sequences.len()));
@@ -77,7 +96,7 @@ impl Transformer {
     pub(super) fn run(
         &self,
         chunk: &Chunk<'_>,
-        outputs: Outputs,
+        mut outputs: Outputs<'_>,
         scratch: &mut Scratch,
         states: &mut Vec<f32>,
     ) {
@@ -88,19 +107,22 @@ impl Transformer {
             .resize(rows * self.shape.row_size(), 0.0);
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
-            let keys_only = if index == last && outputs == Outputs::Queries {
-                tokens
-            } else {
-                0
+            let keys_only = match outputs {
+                Outputs::Queries | Outputs::Keys(_) if index == last => tokens,
+                _ => 0,
             };
             self.project(layer, chunk, keys_only, scratch);
+            if let Outputs::Keys(beginning) = &mut outputs {
+                beginning.take(self.shape, &scratch.attention_rows);
+                if index == last {
+                    return;
+                }
+            }
             self.attend(index, chunk, keys_only > 0, scratch);
-            let finished = if index < last {
-                0..rows
-            } else if outputs == Outputs::Tokens {
-                0..tokens
-            } else {
-                self.gather_last_rows(chunk, scratch)
+            let finished = match outputs {
+                _ if index < last => 0..rows,
+                Outputs::Queries => self.gather_last_rows(chunk, scratch),
+                _ => 0..tokens,
             };
             self.finish(layer, finished.clone(), scratch);
             if index == last {
@@ -154,7 +176,7 @@ impl Transformer {
         );
         let rows = scratch.residual.len() / hidden;
         for (tiles, first_channel) in [(0..keys_only, query_size), (keys_only..rows, 0)] {
-            for tile in tiles_of(tiles) {
+            for tile in tiles_of(tiles, self.tile_rows) {
                 let residual = &scratch.residual[tile.start * hidden..tile.end * hidden];
                 let epsilon = self.config.rms_epsilon;
                 self.kernels.rms_norm_quantise(
@@ -174,9 +196,9 @@ impl Transformer {
         let positions = chunk
             .sequences
             .iter()
-            .flat_map(|sequence| 0..sequence.tokens.len());
+            .flat_map(|sequence| (sequence.first_position()..).take(sequence.tokens.len()));
         let query_positions = chunk.sequences.iter().flat_map(|sequence| {
-            let start = sequence.tokens.len();
+            let start = sequence.first_position() + sequence.tokens.len();
             sequence
                 .queries
                 .iter()
@@ -216,10 +238,11 @@ impl Transformer {
             let rows;
             (rows, token_rows) = token_rows.split_at_mut(sequence.tokens.len() * row_size);
             fill(&mut scratch.sequence_keys, rows);
+            let beginning = sequence.beginning.map(|shared| shared.keys_values(layer));
             if !queries_only {
                 self.kernels.attend(
                     self.shape,
-                    &[],
+                    beginning.as_slice(),
                     &scratch.sequence_keys,
                     rows,
                     &mut scratch.attention,
@@ -243,10 +266,11 @@ impl Transformer {
                     values: &query.prefix.values[layer * query.prefix.prefix_tokens * key_size..],
                     stride: key_size,
                 };
-                let context = [prefix, tokens];
+                let context = [prefix, tokens, beginning.unwrap_or(tokens)];
+                let parts = 2 + usize::from(beginning.is_some());
                 self.kernels.attend(
                     self.shape,
-                    &context,
+                    &context[..parts],
                     &scratch.query_keys,
                     own,
                     &mut scratch.attention,
@@ -284,7 +308,7 @@ impl Transformer {
             self.shape.row_size(),
             self.config.feed_forward,
         );
-        for tile in tiles_of(rows) {
+        for tile in tiles_of(rows, self.tile_rows) {
             let quantised = &mut scratch.quantised;
             let attended = &scratch.attention_rows[tile.start * row_size..tile.end * row_size];
             let residual = &mut scratch.residual[tile.start * hidden..tile.end * hidden];
@@ -306,8 +330,8 @@ impl Transformer {
     }
 }
 
-fn tiles_of(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+fn tiles_of(rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Range<usize>> {
     let end = rows.end;
-    rows.step_by(TILE_ROWS)
-        .map(move |start| start..end.min(start + TILE_ROWS))
+    rows.step_by(tile_rows)
+        .map(move |start| start..end.min(start + tile_rows))
 }

@@ -120,6 +120,7 @@ fn query_states_agree_with_the_reference() {
             .tokens
             .iter()
             .map(|tokens| Sequence {
+                beginning: None,
                 tokens,
                 queries: &queries,
             })
@@ -168,7 +169,11 @@ fn queries_do_not_see_each_other_but_see_what_they_should() {
         let mut states = Vec::new();
         model
             .forward(
-                &[Sequence { tokens, queries }],
+                &[Sequence {
+                    beginning: None,
+                    tokens,
+                    queries,
+                }],
                 &mut Scratch::default(),
                 &mut states,
             )
@@ -227,6 +232,7 @@ fn a_flow_does_not_depend_on_its_batch_or_thread() {
         .iter()
         .enumerate()
         .map(|(at, tokens)| Sequence {
+            beginning: None,
             tokens,
             queries: &queries[at % 4 / 2..at % 4],
         })
@@ -261,6 +267,104 @@ fn a_flow_does_not_depend_on_its_batch_or_thread() {
     }
 }
 
+/// A beginning that was run once is as good as one that is run with every sequence.
+#[test]
+fn a_shared_beginning_agrees_with_the_whole_sequence() {
+    for (at, config) in shapes().into_iter().enumerate() {
+        let mut random = Random(at as u64 + 200);
+        let weights = model_weights(&config, &mut random, true);
+        let batch = Batch::new(&config, &mut random, &[0, 1, 17, 40], &[0, 5]);
+        let queries = batch.queries();
+        let shared = random.tokens([0, 1, 16, 37, 90][at], config.vocabulary);
+        let whole: Vec<_> = batch
+            .tokens
+            .iter()
+            .map(|tokens| [shared.as_slice(), tokens].concat())
+            .collect();
+        for level in levels() {
+            let model = Transformer::new(level, &weights).unwrap();
+            let mut scratch = Scratch::default();
+            let beginning = model.begin(&shared, &mut scratch).unwrap();
+            assert_eq!(beginning.tokens(), shared.len());
+            let mut run = |beginning, tokens: &[Vec<u32>]| {
+                let sequence = |tokens| Sequence {
+                    beginning,
+                    tokens,
+                    queries: &queries,
+                };
+                let sequences: Vec<_> = tokens.iter().map(|tokens| sequence(tokens)).collect();
+                let mut states = Vec::new();
+                model
+                    .forward(&sequences, &mut scratch, &mut states)
+                    .unwrap();
+                states
+            };
+            let expected = run(None, &whole);
+            let found = run(Some(&beginning), &batch.tokens);
+            let rows = expected
+                .chunks_exact(config.hidden)
+                .zip(found.chunks_exact(config.hidden));
+            let differences: Vec<_> = rows
+                .map(|(expected, found)| {
+                    let expected: Vec<_> = expected.iter().copied().map(f64::from).collect();
+                    relative_difference(&expected, found)
+                })
+                .collect();
+            assert!(
+                differences
+                    .iter()
+                    .all(|difference| *difference < BYTES_TOLERANCE),
+                "{differences:?} {level:?}"
+            );
+            assert_mostly_exact(differences);
+            // And it is looked at: another beginning gives other states.
+            let other = random.tokens(shared.len(), config.vocabulary);
+            if shared.len() > 1 {
+                let other = model.begin(&other, &mut Scratch::default()).unwrap();
+                assert_ne!(found, run(Some(&other), &batch.tokens));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_beginning_of_another_model_is_refused() {
+    let (small, large) = (config(64, 2, (4, 2), 16, 96), config(64, 3, (4, 2), 16, 96));
+    let mut random = Random(300);
+    let [small, large] = [small, large].map(|config| {
+        Transformer::new(Level::detect(), &model_weights(&config, &mut random, true)).unwrap()
+    });
+    let mut scratch = Scratch::default();
+    let batch = Batch::new(small.config(), &mut random, &[3], &[1]);
+    let (queries, tokens) = (batch.queries(), &batch.tokens[0]);
+    let context = small.config().context;
+    let foreign = large.begin(&[1, 2], &mut scratch).unwrap();
+    let long = small.begin(&vec![1; context - 3], &mut scratch).unwrap();
+    let mut run = |beginning| {
+        let sequence = Sequence {
+            beginning: Some(beginning),
+            tokens,
+            queries: &queries,
+        };
+        small.forward(&[sequence], &mut scratch, &mut Vec::new())
+    };
+    let error = run(&foreign).unwrap_err();
+    assert!(
+        matches!(&error, TransformerError::Beginning { sequence: 0, expected, found }
+            if expected == "2 x 32" && found == "3 x 32"),
+        "{error}"
+    );
+    let found = context + 1;
+    assert_eq!(
+        run(&long),
+        Err(TransformerError::Context {
+            sequence: 0,
+            context,
+            found
+        })
+    );
+}
+
 #[test]
 fn memory_is_reused_and_bounded() {
     let config = config(64, 2, (4, 2), 16, 96);
@@ -273,6 +377,7 @@ fn memory_is_reused_and_bounded() {
         .tokens
         .iter()
         .map(|tokens| Sequence {
+            beginning: None,
             tokens,
             queries: &queries,
         })
@@ -304,12 +409,20 @@ fn a_batch_is_checked() {
     let queries = batch.queries();
     let run = |tokens: &[u32], queries: &[Query<'_>]| {
         let good = Sequence {
+            beginning: None,
             tokens: &[0],
             queries: &[],
         };
         let mut states = vec![1.0];
         let result = model.forward(
-            &[good, Sequence { tokens, queries }],
+            &[
+                good,
+                Sequence {
+                    beginning: None,
+                    tokens,
+                    queries,
+                },
+            ],
             &mut Scratch::default(),
             &mut states,
         );
