@@ -105,26 +105,53 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let models = &arguments.models;
     match &arguments.command {
         None => {
-            let (shapes, rounds) = if arguments.bench { (&SHAPES[..2], 5) } else { (&SHAPES[..1], 1) };
+            let (shapes, rounds) = if arguments.bench {
+                (&SHAPES[..2], 5)
+            } else {
+                (&SHAPES[..1], 1)
+            };
             report::report(models, shapes, &available(&[])?, rounds)
         }
-        Some(Command::Report { shapes, levels, rounds }) => {
-            let shapes: Vec<Shape> = shapes.iter().map(|name| shape(name)).collect::<Result<_, _>>()?;
+        Some(Command::Report {
+            shapes,
+            levels,
+            rounds,
+        }) => {
+            let shapes: Vec<Shape> = shapes
+                .iter()
+                .map(|name| shape(name))
+                .collect::<Result<_, _>>()?;
             report::report(models, &shapes, &available(levels)?, *rounds)
         }
         Some(Command::Levels) => {
-            available(&[])?.iter().for_each(|level| println!("{}", level.name()));
+            available(&[])?
+                .iter()
+                .for_each(|level| println!("{}", level.name()));
             Ok(())
         }
         Some(Command::Shapes) => {
             SHAPES.iter().for_each(print_shape);
             Ok(())
         }
-        Some(Command::Model { shape: name, format }) => {
-            println!("{}", model_file::cached(models, &shape(name)?, *format)?.display());
+        Some(Command::Model {
+            shape: name,
+            format,
+        }) => {
+            println!(
+                "{}",
+                model_file::cached(models, &shape(name)?, *format)?.display()
+            );
             Ok(())
         }
-        Some(Command::Worker { engine, shape: name, format, case, level, threads, prompts }) => {
+        Some(Command::Worker {
+            engine,
+            shape: name,
+            format,
+            case,
+            level,
+            threads,
+            prompts,
+        }) => {
             let shape = shape(name)?;
             match engine {
                 EngineName::Own => {
@@ -144,7 +171,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 fn shape(name: &str) -> Result<Shape, Failure> {
     let found = SHAPES.iter().find(|shape| shape.name == name);
-    found.copied().ok_or_else(|| format!("no shape {name}; there are 10M, 135M and 0.5B").into())
+    found
+        .copied()
+        .ok_or_else(|| format!("no shape {name}; there are 10M, 135M and 0.5B").into())
 }
 
 fn print_shape(shape: &Shape) {
@@ -169,5 +198,8 @@ fn available(names: &[String]) -> Result<Vec<Level>, Failure> {
         levels.reverse();
         return Ok(levels);
     }
-    names.iter().map(|name| Ok(Level::from_name(name)?)).collect()
+    names
+        .iter()
+        .map(|name| Ok(Level::from_name(name)?))
+        .collect()
 }

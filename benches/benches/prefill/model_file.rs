@@ -57,7 +57,10 @@ impl Format {
     }
 
     fn block(self, values: &[f32; BLOCK], out: &mut Vec<u8>) {
-        let largest = values.iter().copied().fold(0.0_f32, |a, b| if b.abs() > a.abs() { b } else { a });
+        let largest = values
+            .iter()
+            .copied()
+            .fold(0.0_f32, |a, b| if b.abs() > a.abs() { b } else { a });
         let bits = half::to_bits(match self {
             Self::Q8_0 => largest.abs() / 127.0,
             Self::Q4_0 => largest / -8.0,
@@ -66,11 +69,19 @@ impl Format {
         let scale = half::from_bits(bits);
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         match self {
-            Self::Q8_0 => out.extend(values.iter().map(|value| (value * inverse).round() as i8 as u8)),
+            Self::Q8_0 => out.extend(
+                values
+                    .iter()
+                    .map(|value| (value * inverse).round() as i8 as u8),
+            ),
             Self::Q4_0 => {
                 let nibble = |value: f32| (value * inverse + 8.5).clamp(0.0, 15.0) as u8;
                 let (low, high) = values.split_at(BLOCK / 2);
-                out.extend(low.iter().zip(high).map(|(low, high)| nibble(*low) | nibble(*high) << 4));
+                out.extend(
+                    low.iter()
+                        .zip(high)
+                        .map(|(low, high)| nibble(*low) | nibble(*high) << 4),
+                );
             }
         }
     }
@@ -91,7 +102,9 @@ impl Random {
     /// Nearly normal with deviation 1: the sum of four uniform numbers.
     fn normal(&mut self) -> f32 {
         let bits = self.next();
-        let sum: i32 = (0..4).map(|part| (bits >> (16 * part) & 0xffff) as i32 - 0x8000).sum();
+        let sum: i32 = (0..4)
+            .map(|part| (bits >> (16 * part) & 0xffff) as i32 - 0x8000)
+            .sum();
         sum as f32 * (3.0_f32.sqrt() / 65_536.0)
     }
 }
@@ -100,7 +113,9 @@ impl Random {
 pub(crate) fn random_weights(seed: u64, rows: usize, columns: usize) -> Vec<f32> {
     let mut random = Random(seed);
     let deviation = 1.0 / (columns as f32).sqrt();
-    (0..rows * columns).map(|_| random.normal() * deviation).collect()
+    (0..rows * columns)
+        .map(|_| random.normal() * deviation)
+        .collect()
 }
 
 struct Metadata {
@@ -179,9 +194,15 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
 }
 
 fn metadata(shape: &Shape, format: Format) -> Metadata {
-    let mut metadata = Metadata { count: 0, bytes: Vec::new() };
+    let mut metadata = Metadata {
+        count: 0,
+        bytes: Vec::new(),
+    };
     metadata.string("general.architecture", "llama");
-    metadata.string("general.name", &format!("random {} {}", shape.name, format.name()));
+    metadata.string(
+        "general.name",
+        &format!("random {} {}", shape.name, format.name()),
+    );
     metadata.unsigned("general.file_type", format.codes().1 as usize);
     metadata.unsigned("general.quantization_version", 2);
     for (key, value) in [
@@ -205,7 +226,10 @@ fn metadata(shape: &Shape, format: Format) -> Metadata {
 /// Name, sizes (outermost first); one size is a norm.
 fn tensors(shape: &Shape) -> Vec<(String, Vec<usize>)> {
     let mut tensors = vec![
-        ("token_embd.weight".to_owned(), vec![shape.vocabulary, shape.hidden]),
+        (
+            "token_embd.weight".to_owned(),
+            vec![shape.vocabulary, shape.hidden],
+        ),
         ("output_norm.weight".to_owned(), vec![shape.hidden]),
     ];
     for layer in 0..shape.layers {
@@ -241,7 +265,11 @@ pub(crate) fn write(shape: &Shape, format: Format, out: &mut impl Write) -> io::
         for &size in sizes.iter().rev() {
             header.extend_from_slice(&(size as u64).to_le_bytes());
         }
-        let code = if sizes.len() == 1 { 0 } else { format.codes().0 };
+        let code = if sizes.len() == 1 {
+            0
+        } else {
+            format.codes().0
+        };
         header.extend_from_slice(&code.to_le_bytes());
         header.extend_from_slice(&(offset as u64).to_le_bytes());
         offset += data_bytes(format, sizes).next_multiple_of(ALIGNMENT);

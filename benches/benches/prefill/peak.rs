@@ -73,20 +73,36 @@ macro_rules! register_loop {
 register_loop!(
     avx512_vnni,
     "Twelve independent sums of 64 byte products.",
-    "vpdpbusd zmm0, zmm14, zmm15", "vpdpbusd zmm1, zmm14, zmm15", "vpdpbusd zmm2, zmm14, zmm15",
-    "vpdpbusd zmm3, zmm14, zmm15", "vpdpbusd zmm4, zmm14, zmm15", "vpdpbusd zmm5, zmm14, zmm15",
-    "vpdpbusd zmm6, zmm14, zmm15", "vpdpbusd zmm7, zmm14, zmm15", "vpdpbusd zmm8, zmm14, zmm15",
-    "vpdpbusd zmm9, zmm14, zmm15", "vpdpbusd zmm10, zmm14, zmm15", "vpdpbusd zmm11, zmm14, zmm15"
+    "vpdpbusd zmm0, zmm14, zmm15",
+    "vpdpbusd zmm1, zmm14, zmm15",
+    "vpdpbusd zmm2, zmm14, zmm15",
+    "vpdpbusd zmm3, zmm14, zmm15",
+    "vpdpbusd zmm4, zmm14, zmm15",
+    "vpdpbusd zmm5, zmm14, zmm15",
+    "vpdpbusd zmm6, zmm14, zmm15",
+    "vpdpbusd zmm7, zmm14, zmm15",
+    "vpdpbusd zmm8, zmm14, zmm15",
+    "vpdpbusd zmm9, zmm14, zmm15",
+    "vpdpbusd zmm10, zmm14, zmm15",
+    "vpdpbusd zmm11, zmm14, zmm15"
 );
 
 #[cfg(target_arch = "x86_64")]
 register_loop!(
     avx_vnni,
     "Twelve independent sums of 32 byte products.",
-    "{{vex}} vpdpbusd ymm0, ymm14, ymm15", "{{vex}} vpdpbusd ymm1, ymm14, ymm15", "{{vex}} vpdpbusd ymm2, ymm14, ymm15",
-    "{{vex}} vpdpbusd ymm3, ymm14, ymm15", "{{vex}} vpdpbusd ymm4, ymm14, ymm15", "{{vex}} vpdpbusd ymm5, ymm14, ymm15",
-    "{{vex}} vpdpbusd ymm6, ymm14, ymm15", "{{vex}} vpdpbusd ymm7, ymm14, ymm15", "{{vex}} vpdpbusd ymm8, ymm14, ymm15",
-    "{{vex}} vpdpbusd ymm9, ymm14, ymm15", "{{vex}} vpdpbusd ymm10, ymm14, ymm15", "{{vex}} vpdpbusd ymm11, ymm14, ymm15"
+    "{{vex}} vpdpbusd ymm0, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm1, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm2, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm3, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm4, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm5, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm6, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm7, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm8, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm9, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm10, ymm14, ymm15",
+    "{{vex}} vpdpbusd ymm11, ymm14, ymm15"
 );
 
 // Exact products of signed bytes need 16 bits here: `vpmaddwd` multiplies 16 of them and sums pairs, `vpaddd` adds these up.
@@ -94,9 +110,18 @@ register_loop!(
 register_loop!(
     avx2,
     "Six independent sums of 16 products.",
-    "vpmaddwd ymm6, ymm14, ymm15", "vpaddd ymm0, ymm0, ymm6", "vpmaddwd ymm7, ymm14, ymm15", "vpaddd ymm1, ymm1, ymm7",
-    "vpmaddwd ymm8, ymm14, ymm15", "vpaddd ymm2, ymm2, ymm8", "vpmaddwd ymm9, ymm14, ymm15", "vpaddd ymm3, ymm3, ymm9",
-    "vpmaddwd ymm10, ymm14, ymm15", "vpaddd ymm4, ymm4, ymm10", "vpmaddwd ymm11, ymm14, ymm15", "vpaddd ymm5, ymm5, ymm11"
+    "vpmaddwd ymm6, ymm14, ymm15",
+    "vpaddd ymm0, ymm0, ymm6",
+    "vpmaddwd ymm7, ymm14, ymm15",
+    "vpaddd ymm1, ymm1, ymm7",
+    "vpmaddwd ymm8, ymm14, ymm15",
+    "vpaddd ymm2, ymm2, ymm8",
+    "vpmaddwd ymm9, ymm14, ymm15",
+    "vpaddd ymm3, ymm3, ymm9",
+    "vpmaddwd ymm10, ymm14, ymm15",
+    "vpaddd ymm4, ymm4, ymm10",
+    "vpmaddwd ymm11, ymm14, ymm15",
+    "vpaddd ymm5, ymm5, ymm11"
 );
 
 /// What `ldtilecfg` reads.
@@ -113,7 +138,13 @@ struct TileConfig {
 /// Four independent sums of 16 x 16 x 64 byte products, in tiles of 16 rows of 64 bytes.
 #[cfg(target_arch = "x86_64")]
 fn amx(iterations: u64) {
-    let mut config = TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+    let mut config = TileConfig {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: [0; 16],
+        rows: [0; 16],
+    };
     config.row_bytes[..8].fill(64);
     config.rows[..8].fill(16);
     // SAFETY: `instruction_loop` gives this out only where the level is there: asking for it has made the operating system allow

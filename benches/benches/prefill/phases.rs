@@ -4,16 +4,20 @@
 use std::time::{Duration, Instant};
 
 use trafficllm_kernels::{
-    AttentionScratch, AttentionShape, KernelError, KeyBlocks, Kernels, Level, PackedMatrix, QuantisedMatrix, QuantisedRows,
-    RotaryTable, WeightMatrix,
+    AttentionScratch, AttentionShape, KernelError, Kernels, KeyBlocks, Level, PackedMatrix,
+    QuantisedMatrix, QuantisedRows, RotaryTable, WeightMatrix,
 };
 
 use crate::model_file::random_weights;
 use crate::shapes::{CONTEXT, HEAD_DIM, PROMPT_TOKENS, PROMPTS, Shape};
 
-/// Rows that go through the products together, and bytes of the residual stream of a chunk: as in the engine's pass.
-const TILE_ROWS: usize = 48;
+/// As in the engine's pass: rows that go through the products together, where the largest matrix is small and where it is not ...
+const TILE_ROWS_SMALL: usize = 48;
+const TILE_ROWS_LARGE: usize = 192;
+const SMALL_MATRIX_BYTES: usize = 512 * 1024;
+/// ... and how large a chunk is.
 const CHUNK_BYTES: usize = 192 * 1024;
+const CHUNK_ROWS_MIN: usize = 256;
 const EPSILON: f32 = 1e-5;
 
 /// What is told apart, in the order of [`Times`].
@@ -43,6 +47,7 @@ pub(crate) struct Steps {
     shape: Shape,
     attention_shape: AttentionShape,
     kernels: Kernels,
+    tile_rows: usize,
     embedding: WeightMatrix,
     layers: Vec<Layer>,
     norm: Vec<f32>,
@@ -60,10 +65,13 @@ impl Steps {
     pub(crate) fn new(shape: Shape, level: Level) -> Result<Self, KernelError> {
         let kernels = Kernels::new(level)?;
         let matrix = |seed: usize, rows, columns| {
-            QuantisedMatrix::quantise(&random_weights(seed as u64, rows, columns), rows, columns).map(WeightMatrix::from)
+            QuantisedMatrix::quantise(&random_weights(seed as u64, rows, columns), rows, columns)
+                .map(WeightMatrix::from)
         };
         let layers = (0..shape.layers).map(|layer| {
-            let [query, key, value, output, gate, up, down] = shape.matrices().map(|(_, rows, columns)| matrix(layer, rows, columns));
+            let [query, key, value, output, gate, up, down] = shape
+                .matrices()
+                .map(|(_, rows, columns)| matrix(layer, rows, columns));
             Ok(Layer {
                 query_key_value: PackedMatrix::stacked(kernels, &[&query?, &key?, &value?])?,
                 output: PackedMatrix::stacked(kernels, &[&output?])?,
@@ -71,13 +79,19 @@ impl Steps {
                 down: PackedMatrix::stacked(kernels, &[&down?])?,
             })
         });
+        let layers = layers.collect::<Result<Vec<_>, KernelError>>()?;
         // Enough rows of the vocabulary to lie outside the caches.
         let embedding = matrix(99, shape.vocabulary.min(8192), shape.hidden)?;
         Ok(Self {
-            attention_shape: AttentionShape { heads: shape.heads(), kv_heads: shape.kv_heads, head_dim: HEAD_DIM },
+            attention_shape: AttentionShape {
+                heads: shape.heads(),
+                kv_heads: shape.kv_heads,
+                head_dim: HEAD_DIM,
+            },
             kernels,
+            tile_rows: tile_rows(&layers, level),
             embedding,
-            layers: layers.collect::<Result<_, KernelError>>()?,
+            layers,
             norm: vec![1.0; shape.hidden],
             rotary: RotaryTable::new(CONTEXT, HEAD_DIM, 10_000.0),
             residual: Vec::new(),
@@ -91,11 +105,15 @@ impl Steps {
         })
     }
 
+    fn chunk_rows(&self) -> usize {
+        CHUNK_ROWS_MIN.max(CHUNK_BYTES / (self.shape.hidden * 4))
+    }
+
     /// All prompts through all layers, every row.
     pub(crate) fn run(&mut self) -> Times {
         let mut times = Times::default();
         // The engine closes a chunk with the sequence that fills it.
-        let per_chunk = (CHUNK_BYTES / (self.shape.hidden * 4 * PROMPT_TOKENS)).max(1);
+        let per_chunk = (self.chunk_rows() / PROMPT_TOKENS).max(1);
         let mut first = 0;
         while first < PROMPTS {
             let prompts = per_chunk.min(PROMPTS - first);
@@ -124,7 +142,8 @@ impl Steps {
         timed(&mut times[7], || {
             for row in self.residual.chunks_exact(PROMPT_TOKENS * hidden) {
                 let last = &row[(PROMPT_TOKENS - 1) * hidden..];
-                self.kernels.rms_norm(last, &self.norm, EPSILON, &mut self.normed);
+                self.kernels
+                    .rms_norm(last, &self.norm, EPSILON, &mut self.normed);
             }
         });
     }
@@ -132,17 +151,25 @@ impl Steps {
     fn project(&mut self, layer: usize, rows: usize, times: &mut Times) {
         let (hidden, row_size) = (self.shape.hidden, self.attention_shape.row_size());
         let layer = &self.layers[layer];
-        for start in (0..rows).step_by(TILE_ROWS) {
-            let end = rows.min(start + TILE_ROWS);
+        for start in (0..rows).step_by(self.tile_rows) {
+            let end = rows.min(start + self.tile_rows);
             let residual = &self.residual[start * hidden..end * hidden];
-            timed(&mut times[2], || self.kernels.rms_norm_quantise(residual, &self.norm, EPSILON, &mut self.quantised));
+            timed(&mut times[2], || {
+                self.kernels
+                    .rms_norm_quantise(residual, &self.norm, EPSILON, &mut self.quantised)
+            });
             let output = &mut self.attention_rows[start * row_size..end * row_size];
-            timed(&mut times[0], || layer.query_key_value.multiply(&self.quantised, 0..row_size, output, row_size));
+            timed(&mut times[0], || {
+                layer
+                    .query_key_value
+                    .multiply(&self.quantised, 0..row_size, output, row_size)
+            });
         }
         let rotated = self.attention_shape.query_size() + self.attention_shape.key_size();
         timed(&mut times[4], || {
             for (index, row) in self.attention_rows.chunks_exact_mut(row_size).enumerate() {
-                self.kernels.rotate(&mut row[..rotated], &self.rotary, index % PROMPT_TOKENS);
+                self.kernels
+                    .rotate(&mut row[..rotated], &self.rotary, index % PROMPT_TOKENS);
             }
         });
     }
@@ -150,57 +177,117 @@ impl Steps {
     fn attend(&mut self, times: &mut Times) {
         let shape = self.attention_shape;
         let row_size = shape.row_size();
-        for rows in self.attention_rows.chunks_exact_mut(PROMPT_TOKENS * row_size) {
-            timed(&mut times[5], || self.keys.fill(shape, &rows[shape.query_size()..], row_size, PROMPT_TOKENS));
-            timed(&mut times[6], || self.kernels.attend(shape, &[], &self.keys, rows, &mut self.scratch));
+        for rows in self
+            .attention_rows
+            .chunks_exact_mut(PROMPT_TOKENS * row_size)
+        {
+            timed(&mut times[5], || {
+                self.keys
+                    .fill(shape, &rows[shape.query_size()..], row_size, PROMPT_TOKENS)
+            });
+            timed(&mut times[6], || {
+                self.kernels
+                    .attend(shape, &[], &self.keys, rows, &mut self.scratch)
+            });
         }
     }
 
     fn finish(&mut self, layer: usize, rows: usize, times: &mut Times) {
-        let (hidden, row_size, feed_forward) = (self.shape.hidden, self.attention_shape.row_size(), self.shape.feed_forward);
+        let (hidden, row_size, feed_forward) = (
+            self.shape.hidden,
+            self.attention_shape.row_size(),
+            self.shape.feed_forward,
+        );
         let layer = &self.layers[layer];
-        for start in (0..rows).step_by(TILE_ROWS) {
-            let end = rows.min(start + TILE_ROWS);
+        for start in (0..rows).step_by(self.tile_rows) {
+            let end = rows.min(start + self.tile_rows);
             let attended = &self.attention_rows[start * row_size..end * row_size];
             let residual = &mut self.residual[start * hidden..end * hidden];
             let query_size = self.attention_shape.query_size();
-            timed(&mut times[3], || self.kernels.quantise(attended, row_size, query_size, &mut self.quantised));
-            timed(&mut times[0], || layer.output.multiply_add(&self.quantised, residual));
-            timed(&mut times[2], || self.kernels.rms_norm_quantise(residual, &self.norm, EPSILON, &mut self.quantised));
+            timed(&mut times[3], || {
+                self.kernels
+                    .quantise(attended, row_size, query_size, &mut self.quantised)
+            });
+            timed(&mut times[0], || {
+                layer.output.multiply_add(&self.quantised, residual)
+            });
+            timed(&mut times[2], || {
+                self.kernels
+                    .rms_norm_quantise(residual, &self.norm, EPSILON, &mut self.quantised)
+            });
             self.gated.resize((end - start) * feed_forward, 0.0);
-            timed(&mut times[1], || layer.gate_up.multiply_gated(&self.quantised, &mut self.gated));
-            timed(&mut times[3], || self.kernels.quantise(&self.gated, feed_forward, feed_forward, &mut self.quantised));
-            timed(&mut times[0], || layer.down.multiply_add(&self.quantised, residual));
+            timed(&mut times[1], || {
+                layer
+                    .gate_up
+                    .multiply_gated(&self.quantised, &mut self.gated)
+            });
+            timed(&mut times[3], || {
+                self.kernels
+                    .quantise(&self.gated, feed_forward, feed_forward, &mut self.quantised)
+            });
+            timed(&mut times[0], || {
+                layer.down.multiply_add(&self.quantised, residual)
+            });
         }
     }
 
     /// The products alone, of the same rows, layers and tiles: no SiLU, no norm, no attention.
     pub(crate) fn products(&mut self) -> Duration {
-        let rows = vec![0.5_f32; TILE_ROWS * self.shape.feed_forward.max(self.shape.hidden)];
+        let tile_rows = self.tile_rows;
+        let rows = vec![0.5_f32; tile_rows * self.shape.feed_forward.max(self.shape.hidden)];
         let mut inputs = [QuantisedRows::default(), QuantisedRows::default()];
-        for (columns, input) in [self.shape.hidden, self.shape.feed_forward].into_iter().zip(&mut inputs) {
-            self.kernels.quantise(&rows[..TILE_ROWS * columns], columns, columns, input);
+        for (columns, input) in [self.shape.hidden, self.shape.feed_forward]
+            .into_iter()
+            .zip(&mut inputs)
+        {
+            self.kernels
+                .quantise(&rows[..tile_rows * columns], columns, columns, input);
         }
         let [narrow, wide] = inputs;
-        let mut output = vec![0.0; TILE_ROWS * 2 * self.shape.feed_forward.max(self.attention_shape.row_size())];
-        let tiles = (PROMPTS * PROMPT_TOKENS) as f64 / TILE_ROWS as f64;
+        let mut output =
+            vec![0.0; tile_rows * 2 * self.shape.feed_forward.max(self.attention_shape.row_size())];
+        let tiles = (PROMPTS * PROMPT_TOKENS) as f64 / tile_rows as f64;
         // As many tiles per layer as a chunk has.
-        let per_chunk = (CHUNK_BYTES / (self.shape.hidden * 4 * TILE_ROWS)).max(1);
+        let per_chunk = self.chunk_rows().div_ceil(tile_rows);
         let chunks = (tiles / per_chunk as f64).ceil() as usize;
         let start = Instant::now();
         for _ in 0..chunks {
             for layer in &self.layers {
-                for matrix in [&layer.query_key_value, &layer.output, &layer.gate_up, &layer.down] {
-                    let input = if matrix.columns() == self.shape.hidden { &narrow } else { &wide };
+                for matrix in [
+                    &layer.query_key_value,
+                    &layer.output,
+                    &layer.gate_up,
+                    &layer.down,
+                ] {
+                    let input = if matrix.columns() == self.shape.hidden {
+                        &narrow
+                    } else {
+                        &wide
+                    };
                     let channels = matrix.channels();
                     for _ in 0..per_chunk {
-                        matrix.multiply(input, 0..channels, &mut output[..TILE_ROWS * channels], channels);
+                        matrix.multiply(
+                            input,
+                            0..channels,
+                            &mut output[..tile_rows * channels],
+                            channels,
+                        );
                     }
                 }
             }
         }
         // Whole chunks are a little more than all rows.
         start.elapsed().mul_f64(tiles / (chunks * per_chunk) as f64)
+    }
+}
+
+fn tile_rows(layers: &[Layer], level: Level) -> usize {
+    // The gate and the up projection together are the largest.
+    let largest = layers.iter().map(|layer| layer.gate_up.bytes()).max();
+    if largest.unwrap_or(0) > SMALL_MATRIX_BYTES || level == Level::Amx {
+        TILE_ROWS_LARGE
+    } else {
+        TILE_ROWS_SMALL
     }
 }
 

@@ -77,7 +77,11 @@ impl Shape {
 
     /// Weights of the linear layers: each takes one multiplication and one addition per token.
     pub(crate) fn linear_weights(&self) -> usize {
-        let layer: usize = self.matrices().iter().map(|(_, rows, columns)| rows * columns).sum();
+        let layer: usize = self
+            .matrices()
+            .iter()
+            .map(|(_, rows, columns)| rows * columns)
+            .sum();
         layer * self.layers
     }
 
@@ -89,5 +93,7 @@ impl Shape {
 
 /// Token ids of prompt `prompt`: the same in every run.
 pub(crate) fn tokens(prompt: usize, length: usize, vocabulary: usize) -> Vec<u32> {
-    (0..length).map(|at| ((prompt * 7919 + at * 104_729 + 13) % vocabulary) as u32).collect()
+    (0..length)
+        .map(|at| ((prompt * 7919 + at * 104_729 + 13) % vocabulary) as u32)
+        .collect()
 }

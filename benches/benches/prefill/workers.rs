@@ -14,7 +14,7 @@ use candle_transformers::models::quantized_llama::ModelWeights;
 use clap::ValueEnum;
 use trafficllm_kernels::Level;
 use trafficllm_model::gguf::{Gguf, load_weights};
-use trafficllm_model::transformer::{Query, Scratch, Sequence, TaskPrefix, Transformer};
+use trafficllm_model::transformer::{Beginning, Query, Scratch, Sequence, TaskPrefix, Transformer};
 
 use crate::Failure;
 use crate::model_file::{self, Format};
@@ -71,6 +71,7 @@ pub(crate) fn serve(mut run: impl FnMut() -> Result<(), Failure>) -> Result<(), 
 /// This project's engine.
 pub(crate) struct Own {
     model: Transformer,
+    beginning: Option<Beginning>,
     case: Case,
     prompts: Vec<Vec<u32>>,
     query: Vec<f32>,
@@ -80,9 +81,19 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    pub(crate) fn load(folder: &Path, shape: &Shape, format: Format, level: Level, case: Case, threads: usize) -> Result<Self, Failure> {
+    pub(crate) fn load(
+        folder: &Path,
+        shape: &Shape,
+        format: Format,
+        level: Level,
+        case: Case,
+        threads: usize,
+    ) -> Result<Self, Failure> {
         let bytes = if case == Case::AllRows {
-            let cut = Shape { vocabulary: 32, ..*shape };
+            let cut = Shape {
+                vocabulary: 32,
+                ..*shape
+            };
             let mut bytes = Vec::new();
             model_file::write(&cut, format, &mut bytes)?;
             bytes
@@ -91,15 +102,26 @@ impl Own {
         };
         let weights = load_weights(&Gguf::parse(shape.name, &bytes)?)?;
         let model = Transformer::new(level, &weights)?;
-        if case == Case::SharedPrefix {
-            // PLACE FOR A SHARED TOKEN PREFIX: today's `Sequence` has none that all of its rows see.
-            return Err("the engine has no shared token prefix yet".into());
-        }
         let vocabulary = model.config().vocabulary;
+        let beginning = if case == Case::SharedPrefix {
+            let shared = tokens(PROMPTS, PREFIX_TOKENS, vocabulary);
+            Some(model.begin(&shared, &mut Scratch::default())?)
+        } else {
+            None
+        };
         let prompt_tokens = case.prompt_tokens();
         Ok(Self {
+            beginning,
             case,
-            prompts: (0..PROMPTS).map(|prompt| tokens(prompt, prompt_tokens - usize::from(case != Case::AllRows), vocabulary)).collect(),
+            prompts: (0..PROMPTS)
+                .map(|prompt| {
+                    tokens(
+                        prompt,
+                        prompt_tokens - usize::from(case != Case::AllRows),
+                        vocabulary,
+                    )
+                })
+                .collect(),
             query: model_file::random_weights(9, 1, model.config().hidden),
             no_prefix: TaskPrefix::default(),
             workers: (0..threads).map(|_| Default::default()).collect(),
@@ -108,13 +130,26 @@ impl Own {
     }
 
     pub(crate) fn run(&mut self) -> Result<(), Failure> {
-        let Self { model, case, prompts, query, no_prefix, workers } = self;
-        let case = *case;
+        let Self {
+            model,
+            beginning,
+            case,
+            prompts,
+            query,
+            no_prefix,
+            workers,
+        } = self;
+        let (case, beginning) = (*case, beginning.as_ref());
         let share = prompts.len() / workers.len();
         // The query row is the last of a prompt's 128 rows.
-        let queries = [Query { prefix: no_prefix, embeddings: query }];
+        let queries = [Query {
+            prefix: no_prefix,
+            embeddings: query,
+        }];
         if let [(scratch, states)] = &mut workers[..] {
-            return Ok(run_share(model, case, prompts, &queries, scratch, states)?);
+            return Ok(run_share(
+                model, case, beginning, prompts, &queries, scratch, states,
+            )?);
         }
         thread::scope(|scope| {
             let running: Vec<_> = prompts
@@ -122,7 +157,9 @@ impl Own {
                 .zip(workers)
                 .map(|(prompts, (scratch, states))| {
                     let (model, queries) = (&*model, &queries[..]);
-                    scope.spawn(move || run_share(model, case, prompts, queries, scratch, states))
+                    scope.spawn(move || {
+                        run_share(model, case, beginning, prompts, queries, scratch, states)
+                    })
                 })
                 .collect();
             for thread in running {
@@ -136,6 +173,7 @@ impl Own {
 fn run_share(
     model: &Transformer,
     case: Case,
+    beginning: Option<&Beginning>,
     prompts: &[Vec<u32>],
     queries: &[Query<'_>],
     scratch: &mut Scratch,
@@ -146,7 +184,14 @@ fn run_share(
             black_box(model.logits(tokens, scratch)?);
         }
     } else {
-        let sequences: Vec<Sequence<'_>> = prompts.iter().map(|tokens| Sequence { tokens, queries }).collect();
+        let sequences: Vec<Sequence<'_>> = prompts
+            .iter()
+            .map(|tokens| Sequence {
+                beginning,
+                tokens,
+                queries,
+            })
+            .collect();
         model.forward(&sequences, scratch, states)?;
         black_box(&states);
     }
@@ -164,7 +209,12 @@ pub(crate) struct Candle {
 
 impl Candle {
     /// Threads are those of `RAYON_NUM_THREADS`.
-    pub(crate) fn load(path: &Path, shape: &Shape, case: Case, prompts: usize) -> Result<Self, Failure> {
+    pub(crate) fn load(
+        path: &Path,
+        shape: &Shape,
+        case: Case,
+        prompts: usize,
+    ) -> Result<Self, Failure> {
         if case == Case::AllRows {
             return Err("candle always computes all rows".into());
         }
@@ -172,7 +222,11 @@ impl Candle {
         let content = gguf_file::Content::read(&mut file)?;
         let device = Device::Cpu;
         let mut model = ModelWeights::from_gguf(content, &mut file, &device)?;
-        let prefix = if case == Case::SharedPrefix { PREFIX_TOKENS } else { 0 };
+        let prefix = if case == Case::SharedPrefix {
+            PREFIX_TOKENS
+        } else {
+            0
+        };
         if prefix > 0 {
             let prefix = tokens(PROMPTS, prefix, shape.vocabulary);
             model.forward(&Tensor::new(prefix.as_slice(), &device)?.unsqueeze(0)?, 0)?;
@@ -181,7 +235,9 @@ impl Candle {
             model,
             prefix,
             device,
-            prompts: (0..prompts).map(|prompt| tokens(prompt, case.prompt_tokens(), shape.vocabulary)).collect(),
+            prompts: (0..prompts)
+                .map(|prompt| tokens(prompt, case.prompt_tokens(), shape.vocabulary))
+                .collect(),
         })
     }
 
