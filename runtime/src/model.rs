@@ -164,19 +164,23 @@ impl Model {
         &self.encoder
     }
 
-    /// The default settings of a flow table, with at least the packets and payload bytes that the profile looks at.
+    /// The default settings of a flow table, with at least the packets and the payload that the profile looks at.
     #[must_use]
     pub fn flow_config(&self) -> FlowConfig {
-        let profile = self.encoder.profile();
-        let default = FlowConfig::default();
-        FlowConfig {
-            max_packets: default.max_packets.max(profile.max_packets as usize),
-            max_payload_bytes: default
-                .max_payload_bytes
-                .max(profile.payload_bytes_per_packet as usize)
-                .max(profile.text_bytes_per_packet as usize),
-            ..default
-        }
+        flow_config(self.encoder.profile())
+    }
+}
+
+fn flow_config(profile: &Profile) -> FlowConfig {
+    let default = FlowConfig::default();
+    FlowConfig {
+        max_packets: default.max_packets.max(profile.max_packets as usize),
+        max_payload_bytes: default
+            .max_payload_bytes
+            .max(profile.payload_bytes_per_packet as usize)
+            .max(profile.text_bytes_per_packet as usize),
+        max_payloads: default.max_payloads.max(profile.payload_packets as usize),
+        ..default
     }
 }
 
@@ -211,6 +215,26 @@ mod tests {
         profile.ports = true;
         profile.tls_random = true;
         assert_eq!(name_of(&profile), "clean+ports+tls_random");
+    }
+
+    #[test]
+    fn a_flow_keeps_what_the_profile_looks_at() {
+        let mut profile = Profile::default();
+        assert_eq!(flow_config(&profile), FlowConfig::default());
+        profile.max_packets = 30;
+        profile.payload_packets = 7;
+        profile.text_bytes_per_packet = 900;
+        let config = flow_config(&profile);
+        assert_eq!(
+            (
+                config.max_packets,
+                config.max_payloads,
+                config.max_payload_bytes
+            ),
+            (30, 7, 900)
+        );
+        profile.payload_bytes_per_packet = 1_000;
+        assert_eq!(flow_config(&profile).max_payload_bytes, 1_000);
     }
 
     #[test]

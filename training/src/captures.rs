@@ -1,4 +1,4 @@
-//! Captures to flows, the way the runtime does it: same reader, same table, same limits.
+//! Captures to flows, the way the runtime does it: same reader, same table, same limits but that on payload.
 
 use std::fs::File;
 use std::path::Path;
@@ -20,7 +20,12 @@ pub fn read_flows(path: &Path) -> Result<Vec<Flow>> {
         source,
     };
     let mut reader = CaptureReader::new(file).map_err(broken)?;
-    let mut table = FlowTable::new(FlowConfig::default())?;
+    // The runtime keeps the payload of the packets that a profile shows; baselines and the search for repeated items take all.
+    let default = FlowConfig::default();
+    let mut table = FlowTable::new(FlowConfig {
+        max_payloads: default.max_packets,
+        ..default
+    })?;
     let mut flows = Vec::new();
     while let Some(raw) = reader.next_packet().map_err(broken)? {
         if let Ok(packet) = decode(raw.link_type, raw.bytes, raw.wire_bytes, raw.timestamp_ns) {

@@ -345,8 +345,8 @@ impl Content {
         match self {
             Self::Request(text) => hash.update(text.as_bytes()),
             Self::Flow(flow) => {
-                for record in flow.records.iter().filter(|record| record.payload_kept > 0) {
-                    hash.update(flow.payload_of(record));
+                for (record, payload) in flow.kept().filter(|(_, payload)| !payload.is_empty()) {
+                    hash.update(payload);
                     // A border, so that two packets never hash like one.
                     hash.update(&[0xFF, record.direction as u8, 0xFE]);
                 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use trafficllm_model::{Model, SelfTest};
 use trafficllm_traffic::token::{EncodeScratch, Encoder};
-use trafficllm_traffic::{Direction, Endpoints, Flow, PacketRecord, TcpFlags};
+use trafficllm_traffic::{Direction, Endpoints, Flow, PacketRecord, Payload, TcpFlags};
 
 use crate::data::{Content, TaskKind};
 use crate::engine;
@@ -82,7 +82,7 @@ fn made_up_flow(random: &mut Random) -> Flow {
         packets: 0,
         bytes: 0,
         records: Vec::new(),
-        payload: Vec::new(),
+        payload: Payload::default(),
     };
     if is_tcp {
         push(&mut flow, Direction::FromInitiator, TcpFlags::SYN, 0, &[]);
@@ -125,23 +125,22 @@ fn made_up_flow(random: &mut Random) -> Flow {
             &mut flow,
             direction,
             flags,
-            random.below(50_000) as u64,
+            random.below(50_000) as u32,
             &payload,
         );
     }
     flow
 }
 
-fn push(flow: &mut Flow, direction: Direction, flags: u8, gap_us: u64, payload: &[u8]) {
-    flow.records.push(PacketRecord {
+fn push(flow: &mut Flow, direction: Direction, flags: u8, gap_us: u32, payload: &[u8]) {
+    let record = PacketRecord {
         direction,
         tcp_flags: TcpFlags(flags),
         gap_us,
         payload_bytes: payload.len() as u32,
-        payload_start: flow.payload.len() as u32,
-        payload_kept: payload.len() as u32,
-    });
-    flow.payload.extend_from_slice(payload);
+        payload_kept: 0,
+    };
+    flow.push(record, payload);
     flow.packets += 1;
     flow.bytes += 40 + payload.len() as u64;
 }

@@ -5,11 +5,11 @@
 //! [`PackedMatrix`] are the operations; `portable` holds the reference that every level is tested against:
 //!
 //! - products ([`PackedMatrix::multiply`], [`PackedMatrix::multiply_add`]) and rotary are the same bits on all levels;
-//! - RMSNorm, SiLU and attention sum and take exponentials in their own order, and agree within 1e-5 relative to the
-//!   largest magnitude of the row.
+//! - RMSNorm, SiLU and attention sum in the same order and round alike on all levels too, whatever the width of their registers;
+//!   only the portable level may differ in the last bit where its target has no fused multiply-add.
 //!
-//! On one level every row's result is the same bits whatever it is batched with: sums run in an order that depends on the
-//! row alone.
+//! Every row's result is the same bits whatever it is batched with: sums run in an order that depends on the row alone. So a verdict
+//! is the same on every processor that has one of the faster levels.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

@@ -7,6 +7,7 @@ use crate::fast::output::Then;
 use crate::int4::NIBBLE_OFFSET;
 use crate::packed::{Epilogue, PANEL_CHANNELS};
 use crate::rotary::RotaryTable;
+use crate::vector::{EXP2_COEFFICIENTS, SUM_LANES};
 use crate::{GROUP_COLUMNS, QuantisedRows, WeightMatrix};
 
 /// The product of row `row` and output channel `channel`.
@@ -64,7 +65,8 @@ pub(crate) fn product(
                     let gate_channel = channel + channel / PANEL_CHANNELS * PANEL_CHANNELS;
                     let gate = dot(matrix, gate_channel, rows, row);
                     let up = dot(matrix, gate_channel + PANEL_CHANNELS, rows, row);
-                    output[row * stride + channel] = gate / (1.0 + (-gate).exp()) * up;
+                    let power = exp2(gate * -std::f32::consts::LOG2_E);
+                    output[row * stride + channel] = gate / (power + 1.0) * up;
                 }
             }
             Then::Plain(epilogue) => {
@@ -81,14 +83,58 @@ pub(crate) fn product(
     }
 }
 
+/// `a * b + c`. Rounded once where the target's instructions do so; else through f64, which differs from that once in some hundred
+/// million times, but does not take a call.
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+        a.mul_add(b, c)
+    } else {
+        (f64::from(a) * f64::from(b) + f64::from(c)) as f32
+    }
+}
+
+/// `2^x`, as the other levels compute it.
+fn exp2(x: f32) -> f32 {
+    let x = x.clamp(-250.0, 250.0);
+    let floor = x.floor();
+    let [first, rest @ ..] = EXP2_COEFFICIENTS;
+    let power = rest.iter().fold(first, |power, coefficient| {
+        fused(power, x - floor, *coefficient)
+    });
+    // In two factors, so that each has a normal exponent and the product rounds once. NaN makes `power` NaN.
+    let exponent = floor as i32;
+    let factor = |exponent: i32| f32::from_bits(((exponent + 127) << 23).cast_unsigned());
+    power * factor(exponent >> 1) * factor(exponent - (exponent >> 1))
+}
+
+/// Adds halves to halves, down to one value.
+fn fold(mut sums: [f32; SUM_LANES]) -> f32 {
+    let mut half = SUM_LANES / 2;
+    while half > 0 {
+        let (low, high) = sums.split_at_mut(half);
+        low.iter_mut()
+            .zip(high)
+            .for_each(|(low, high)| *low += *high);
+        half /= 2;
+    }
+    sums[0]
+}
+
 /// `input * weight / sqrt(mean(input^2) + epsilon)`, value by value.
 pub(crate) fn rms_norm<'a>(
     input: &'a [f32],
     weight: &'a [f32],
     epsilon: f32,
 ) -> impl Iterator<Item = f32> + Clone + 'a {
-    let mean_square = input.iter().map(|value| value * value).sum::<f32>() / input.len() as f32;
-    let factor = 1.0 / (mean_square + epsilon).sqrt();
+    let mut squares = [[0.0; SUM_LANES]; 4];
+    for (group, values) in input.chunks(SUM_LANES).enumerate() {
+        for (square, value) in squares[group % 4].iter_mut().zip(values) {
+            *square = fused(*value, *value, *square);
+        }
+    }
+    let [first, second, third, fourth] = squares;
+    let sums = std::array::from_fn(|at| (first[at] + second[at]) + (third[at] + fourth[at]));
+    let factor = 1.0 / (fold(sums) / input.len() as f32 + epsilon).sqrt();
     input
         .iter()
         .zip(weight)
@@ -151,18 +197,17 @@ pub(crate) fn attend(
     scores: &mut Vec<f32>,
 ) {
     let (row_size, value_start) = (shape.row_size(), shape.query_size() + shape.key_size());
-    let scale = 1.0 / (shape.head_dim as f32).sqrt();
+    // exp(x) = 2^(x log2(e)).
+    let factor = std::f32::consts::LOG2_E / (shape.head_dim as f32).sqrt();
     for row in 0..rows.len() / row_size {
         for head in 0..shape.heads {
             let kv_head = head / shape.group();
             let query = row * row_size + head * shape.head_dim;
             let score = |keys: &KeyBlocks, key: usize, query: &[f32]| {
-                let dot: f32 = query
-                    .iter()
-                    .enumerate()
-                    .map(|(at, value)| value * keys.at(kv_head, key, at))
-                    .sum();
-                dot * scale
+                let values = query.iter().enumerate();
+                values.fold(0.0, |sum, (at, value)| {
+                    fused(keys.at(kv_head, key, at), *value, sum)
+                })
             };
             let query = query..query + shape.head_dim;
             scores.clear();
@@ -172,38 +217,41 @@ pub(crate) fn attend(
                 );
             }
             scores.extend((0..=row).map(|key| score(own, key, &rows[query.clone()])));
-            softmax(scores);
+            let counts = context.iter().map(|part| part.keys.keys()).chain([row + 1]);
+            let sum = weigh(scores, counts, factor);
             for dimension in 0..shape.head_dim {
                 let mut weights = scores.iter();
                 let column = kv_head * shape.head_dim + dimension;
-                let mut sum = 0.0;
+                let mut result = 0.0;
                 for part in context {
-                    let values =
-                        (0..part.keys.keys()).map(|key| part.values[key * part.stride + column]);
-                    sum += values
-                        .zip(&mut weights)
-                        .map(|(value, weight)| value * weight)
-                        .sum::<f32>();
+                    for key in 0..part.keys.keys() {
+                        let weight = weights.next().copied().unwrap_or_default();
+                        result = fused(part.values[key * part.stride + column], weight, result);
+                    }
                 }
-                let values = (0..=row).map(|key| rows[key * row_size + value_start + column]);
-                sum += values
-                    .zip(&mut weights)
-                    .map(|(value, weight)| value * weight)
-                    .sum::<f32>();
+                for (key, weight) in weights.enumerate() {
+                    result = fused(rows[key * row_size + value_start + column], *weight, result);
+                }
                 // The query is no longer needed: its scores are known.
-                rows[row * row_size + head * shape.head_dim + dimension] = sum;
+                rows[row * row_size + head * shape.head_dim + dimension] = result * (1.0 / sum);
             }
         }
     }
 }
 
-fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for score in scores.iter_mut() {
-        *score = (*score - largest).exp();
+/// Replaces scores by `2^(score * factor - largest)` and gives back their sum. Key `j` of a part of that many keys is added up with the others
+/// whose number leaves the same rest.
+fn weigh(scores: &mut [f32], counts: impl Iterator<Item = usize>, factor: f32) -> f32 {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max) * factor;
+    let mut sums = [0.0; SUM_LANES];
+    let mut rest = scores;
+    for count in counts {
+        let part;
+        (part, rest) = rest.split_at_mut(count);
+        for (key, score) in part.iter_mut().enumerate() {
+            *score = exp2(fused(*score, factor, -largest));
+            sums[key % SUM_LANES] += *score;
+        }
     }
-    let sum: f32 = scores.iter().sum();
-    for score in scores {
-        *score /= sum;
-    }
+    fold(sums)
 }

@@ -1,6 +1,6 @@
 //! One suite for all levels: each is held against the portable reference, over shapes with ragged tails and over extreme
-//! values. Products and rotary must be the same bits; what sums or exponentiates floats agrees within `TOLERANCE` of the
-//! row's largest magnitude.
+//! values. Products and rotary must be the same bits as the reference's; what sums or exponentiates floats must be the same bits on
+//! all levels but the reference, and agree with that within `TOLERANCE` of the row's largest magnitude.
 
 use crate::{
     AttentionScratch, AttentionShape, GROUP_COLUMNS, Int4Matrix, KernelError, Kernels, KeyBlocks,
@@ -83,6 +83,26 @@ fn each_level(test: impl Fn(Kernels)) {
     for level in fast {
         test(Kernels::new(level).unwrap());
     }
+}
+
+/// Holds the results of a floating-point kernel `[rows, columns]` on all levels against each other; gives back the reference's.
+#[track_caller]
+fn assert_levels_agree(columns: usize, run: impl Fn(Kernels) -> Vec<f32>) -> Vec<f32> {
+    let reference = run(portable());
+    let mut first: Option<Vec<f32>> = None;
+    for level in Level::all_available().skip(1) {
+        let found = run(Kernels::new(level).unwrap());
+        assert_close(&reference, &found, columns, TOLERANCE);
+        if cfg!(target_arch = "aarch64") {
+            // The reference fuses as the instructions do.
+            assert_same_bits(&reference, &found);
+        }
+        match &first {
+            Some(first) => assert_same_bits(first, &found),
+            None => first = Some(found),
+        }
+    }
+    reference
 }
 
 #[track_caller]
@@ -363,10 +383,6 @@ fn the_longest_rows_stay_exact() {
 
 #[test]
 fn gated_products_agree() {
-    each_level(gated_products_agree_at);
-}
-
-fn gated_products_agree_at(fast: Kernels) {
     let mut random = Random(3);
     for (rows, channels, columns) in shapes(&mut random) {
         let channels = channels.next_multiple_of(16);
@@ -376,13 +392,12 @@ fn gated_products_agree_at(fast: Kernels) {
         );
         let magnitude = [0.1, 3.0, 1e4][random.below(3)];
         let input = random.values(rows * columns, magnitude);
-        let [expected, found] = [portable(), fast].map(|kernels| {
+        let expected = assert_levels_agree(channels, |kernels| {
             let packed = PackedMatrix::gated(kernels, &gate, &up).unwrap();
             let mut output = vec![f32::NAN; rows * channels];
             packed.multiply_gated(&quantised(kernels, &input, columns), &mut output);
             output
         });
-        assert_close(&expected, &found, channels, TOLERANCE);
         // And the reference is right: channel by channel from the two plain products.
         let [gates, ups] = [&gate, &up].map(|matrix| {
             let mut output = vec![0.0; rows * channels];
@@ -407,20 +422,15 @@ fn gated_products_agree_at(fast: Kernels) {
 
 #[test]
 fn norms_agree() {
-    each_level(norms_agree_at);
-}
-
-fn norms_agree_at(fast: Kernels) {
     let mut random = Random(4);
     for (rows, _, columns) in shapes(&mut random) {
         let input = random.rows(rows, columns);
         let weight = random.values(columns, 2.0);
-        let [expected, found] = [portable(), fast].map(|kernels| {
+        let expected = assert_levels_agree(columns, |kernels| {
             let mut output = vec![f32::NAN; input.len()];
             kernels.rms_norm(&input, &weight, 1e-5, &mut output);
             output
         });
-        assert_close(&expected, &found, columns, TOLERANCE);
         for (input, output) in input
             .chunks_exact(columns)
             .zip(expected.chunks_exact(columns))
@@ -439,7 +449,7 @@ fn norms_agree_at(fast: Kernels) {
             }
         }
         // Fused with quantisation: the same bytes as one after the other, on the same level.
-        for kernels in [portable(), fast] {
+        for kernels in Level::all_available().map(|level| Kernels::new(level).unwrap()) {
             let mut normed = vec![0.0; input.len()];
             kernels.rms_norm(&input, &weight, 1e-5, &mut normed);
             let mut fused = QuantisedRows::default();
@@ -583,6 +593,9 @@ fn attention_agrees() {
                 &mut AttentionScratch::default(),
             );
             attended.push(found);
+        }
+        for pair in attended[1..].windows(2) {
+            assert_same_bits(&pair[0], &pair[1]);
         }
         for found in attended {
             for row in 0..tokens {

@@ -19,6 +19,12 @@ pub(crate) trait Task {
     fn run<V: Vector>(self, vector: V);
 }
 
+/// Lanes in which every level adds up, whatever its registers: so that all levels round alike.
+pub(crate) const SUM_LANES: usize = 16;
+
+/// Registers that hold these lanes, at most.
+pub(crate) const SUM_REGISTERS_MAX: usize = 4;
+
 /// Bytes of activations that one step of a product takes from a row.
 pub(crate) const STEP_ACTIVATION_BYTES: usize = 4;
 
@@ -78,7 +84,18 @@ pub(crate) trait Vector: Copy {
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// Lanes below `count` of `a`, the others of `b`.
     fn first_of(self, count: usize, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// Halves added to halves, down to one lane.
     fn reduce_add(self, lanes: Self::Floats) -> f32;
+    /// The sum of [`SUM_LANES`] lanes, in the first registers: halves added to halves, as in `reduce_add`.
+    #[inline(always)]
+    fn reduce_add_all(self, registers: [Self::Floats; SUM_REGISTERS_MAX]) -> f32 {
+        let [first, second, third, fourth] = registers;
+        self.reduce_add(match SUM_LANES / Self::LANES {
+            1 => first,
+            2 => self.add(first, second),
+            _ => self.add(self.add(first, third), self.add(second, fourth)),
+        })
+    }
     fn reduce_max(self, lanes: Self::Floats) -> f32;
     /// Each even lane and the odd one after it in each other's place.
     fn swap_pairs(self, lanes: Self::Floats) -> Self::Floats;

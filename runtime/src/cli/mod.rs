@@ -50,7 +50,7 @@ struct DetectArgs {
     /// Threads that run the model; verdicts do not depend on it (default: one per processor)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     threads: Option<u16>,
-    /// Most flows open at once; beyond it the least recently active flow is judged early (default: 65536)
+    /// Most flows open at once; beyond it the least recently active flow is judged early (default: 131072)
     #[arg(long, value_name = "N")]
     max_flows: Option<usize>,
     /// pcap or pcapng, plain or gzip; `-` reads standard input; FILE.jsonl holds one HTTP request per line in the key "request"

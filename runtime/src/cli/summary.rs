@@ -140,7 +140,7 @@ impl Totals {
                 flows.packets_beyond_limit,
             ),
             (
-                "payload bytes beyond the first of their packet cut",
+                "payload bytes beyond the first of their packet or flow cut",
                 flows.payload_bytes_cut,
             ),
             ("first fragments judged without the rest", flows.fragments),

@@ -26,3 +26,5 @@ pub const TIMEOUT_US_MIN: u64 = 1_000;
 pub const TIMEOUT_US_MAX: u64 = 30 * 24 * 3600 * 1_000_000;
 /// Most emptied flow records that a table keeps for reuse.
 pub const RECYCLED_FLOWS_MAX: usize = 1024;
+/// Most bytes of payload buffers that a table keeps for reuse.
+pub const RECYCLED_PAYLOAD_BYTES_MAX: usize = 1 << 20;

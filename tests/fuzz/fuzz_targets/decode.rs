@@ -27,6 +27,7 @@ const CONFIG: FlowConfig = FlowConfig {
     max_flows: 3,
     max_packets: 4,
     max_payload_bytes: 16,
+    max_payloads: 2,
     tcp_idle_timeout_us: 3_000_000,
     other_idle_timeout_us: 2_000_000,
     active_timeout_us: 10_000_000,
@@ -36,11 +37,14 @@ const CONFIG: FlowConfig = FlowConfig {
 fn check(flow: &Flow) {
     assert!(flow.packets >= flow.records.len() as u64 && !flow.records.is_empty());
     assert!(flow.records.len() <= CONFIG.max_packets && flow.end_ns >= flow.start_ns);
-    for record in &flow.records {
-        assert!(record.payload_kept <= record.payload_bytes);
-        assert!(record.payload_kept as usize <= CONFIG.max_payload_bytes);
-        assert_eq!(flow.payload_of(record).len(), record.payload_kept as usize);
+    let mut kept = 0;
+    for (record, payload) in flow.kept() {
+        assert!(u32::from(record.payload_kept) <= record.payload_bytes);
+        assert_eq!(payload.len(), usize::from(record.payload_kept));
+        assert!(payload.len() <= CONFIG.max_payload_bytes);
+        kept += payload.len();
     }
+    assert!(kept <= CONFIG.max_payloads * CONFIG.max_payload_bytes);
 }
 
 fuzz_target!(|bytes: &[u8]| {

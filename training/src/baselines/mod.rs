@@ -101,8 +101,8 @@ fn pair_counts(content: &Content) -> SparseVector {
     match content {
         Content::Request(text) => pairs_into(text.as_bytes(), &mut pairs),
         Content::Flow(flow) => {
-            for record in &flow.records {
-                pairs_into(flow.payload_of(record), &mut pairs);
+            for (_, payload) in flow.kept() {
+                pairs_into(payload, &mut pairs);
             }
         }
     }

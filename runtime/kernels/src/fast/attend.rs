@@ -1,10 +1,12 @@
 //! Attention in f32: scores, softmax and weighted values of several rows at a time.
 
 use crate::attention::{AttentionShape, BLOCK_KEYS, CONTEXT_PARTS_MAX, KeyBlocks, KeysValues};
-use crate::vector::{Task, Vector};
+use crate::vector::{SUM_LANES, SUM_REGISTERS_MAX, Task, Vector};
 
 /// Registers of keys, or of values, that a tile works on.
 const REGISTERS: usize = 2;
+/// A block of keys is what one sum of weights spans.
+const _: () = assert!(BLOCK_KEYS == SUM_LANES);
 /// Values of a query that lie together, for all rows of a tile.
 const QUERY_CHUNK: usize = 16;
 
@@ -287,24 +289,27 @@ impl<V: Vector> Tile<'_, V> {
         let factor = std::f32::consts::LOG2_E / (self.shape.head_dim as f32).sqrt();
         let largest = vector.splat(-vector.reduce_max(largest) * factor);
         let factor = vector.splat(factor);
-        let mut sum = vector.splat(0.0);
+        let mut sums = [vector.splat(0.0); SUM_REGISTERS_MAX];
         let mut first_block = 0;
         for part in parts {
             let seen = seen(part);
-            for key in (0..part.blocks() * BLOCK_KEYS).step_by(V::LANES) {
-                // SAFETY: as above.
-                unsafe {
-                    let scores = place(first_block, key);
-                    let power = vector.exp2(vector.fused(vector.load(scores), factor, largest));
-                    let weights =
-                        vector.first_of(seen.saturating_sub(key), power, vector.splat(0.0));
-                    sum = vector.add(sum, weights);
-                    vector.store(scores, weights);
+            for block in 0..part.blocks() {
+                for (register, sum) in sums[..BLOCK_KEYS / V::LANES].iter_mut().enumerate() {
+                    let key = block * BLOCK_KEYS + register * V::LANES;
+                    // SAFETY: as above.
+                    unsafe {
+                        let scores = place(first_block, key);
+                        let power = vector.exp2(vector.fused(vector.load(scores), factor, largest));
+                        let unseen = vector.splat(0.0);
+                        let weights = vector.first_of(seen.saturating_sub(key), power, unseen);
+                        *sum = vector.add(*sum, weights);
+                        vector.store(scores, weights);
+                    }
                 }
             }
             first_block += part.blocks();
         }
-        vector.reduce_add(sum)
+        vector.reduce_add_all(sums)
     }
 
     /// Sums weighted values, `COUNT` registers from `dimension`, and writes them over the queries.

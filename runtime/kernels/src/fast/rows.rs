@@ -3,10 +3,10 @@
 use crate::QuantisedRows;
 use crate::portable::quantisation;
 use crate::rotary::RotaryTable;
-use crate::vector::{Task, Vector};
+use crate::vector::{SUM_LANES, SUM_REGISTERS_MAX, Task, Vector};
 
-/// Sums of squares that run side by side.
-const SUMS: usize = 4;
+/// Groups of [`SUM_LANES`] sums of squares that run side by side.
+const SUM_GROUPS: usize = 4;
 
 /// Walks along registers of a row: `count` lanes from value `at`.
 #[inline(always)]
@@ -16,27 +16,30 @@ fn registers<V: Vector>(columns: usize) -> impl Iterator<Item = (usize, usize)> 
         .map(move |at| (at, columns - at))
 }
 
-/// `1 / sqrt(mean(input^2) + epsilon)`; the sums fold in an order that depends on the length alone.
+/// `1 / sqrt(mean(input^2) + epsilon)`: 64 sums take every 64th value each, then fold, in the same order on every level.
 #[inline(always)]
 fn rms_factor<V: Vector>(vector: V, input: &[f32], epsilon: f32) -> f32 {
-    let mut squares = [vector.splat(0.0); SUMS];
-    let whole = input.len() / (SUMS * V::LANES) * (SUMS * V::LANES);
-    for at in (0..whole).step_by(SUMS * V::LANES) {
-        for (sum, squares) in squares.iter_mut().enumerate() {
-            // SAFETY: whole groups of registers lie within the input.
-            let values = unsafe { vector.load(input.as_ptr().add(at + sum * V::LANES)) };
-            *squares = vector.fused(values, values, *squares);
+    let registers = SUM_LANES / V::LANES;
+    let mut squares = [[vector.splat(0.0); SUM_REGISTERS_MAX]; SUM_GROUPS];
+    for start in (0..input.len()).step_by(SUM_GROUPS * SUM_LANES) {
+        for (group, squares) in squares.iter_mut().enumerate() {
+            for (register, squares) in squares[..registers].iter_mut().enumerate() {
+                let at = start + group * SUM_LANES + register * V::LANES;
+                if at < input.len() {
+                    // SAFETY: that many values are left.
+                    let values = unsafe { load(vector, input, at, input.len() - at) };
+                    *squares = vector.fused(values, values, *squares);
+                }
+            }
         }
     }
-    let rest = &input[whole..];
-    for ((at, count), squares) in registers::<V>(rest.len()).zip(&mut squares) {
-        // SAFETY: `count` values are left.
-        let values = unsafe { vector.load_first(rest.as_ptr().add(at), count) };
-        *squares = vector.fused(values, values, *squares);
-    }
     let [first, second, third, fourth] = squares;
-    let sum = vector.add(vector.add(first, second), vector.add(third, fourth));
-    1.0 / (vector.reduce_add(sum) / input.len() as f32 + epsilon).sqrt()
+    let mut sums = first;
+    for (register, sum) in sums[..registers].iter_mut().enumerate() {
+        let low = vector.add(first[register], second[register]);
+        *sum = vector.add(low, vector.add(third[register], fourth[register]));
+    }
+    1.0 / (vector.reduce_add_all(sums) / input.len() as f32 + epsilon).sqrt()
 }
 
 /// RMSNorm of each row.

@@ -112,8 +112,13 @@ impl Vector for Avx512 {
     }
     #[inline(always)]
     fn exp2(self, x: __m512) -> __m512 {
-        // x - floor(x); scaling by 2^x takes the floor of x again.
-        let rest = have!(_mm512_reduce_ps::<9>(x));
+        // Past these bounds f32 has nothing but 0 and infinity. The second operand is what comes out where one is NaN.
+        let x = have!(_mm512_max_ps(
+            _mm512_set1_ps(-250.0),
+            _mm512_min_ps(_mm512_set1_ps(250.0), x)
+        ));
+        // `vreduceps` would take one instruction, but does not round as the other levels do.
+        let rest = have!(_mm512_sub_ps(x, _mm512_roundscale_ps::<1>(x)));
         let mut power = self.splat(EXP2_COEFFICIENTS[0]);
         for coefficient in &EXP2_COEFFICIENTS[1..] {
             power = self.fused(power, rest, self.splat(*coefficient));

@@ -139,7 +139,10 @@ impl<const DOT: bool> Vector for Neon<DOT> {
     }
     #[inline(always)]
     fn reduce_add(self, lanes: float32x4_t) -> f32 {
-        have!(vaddvq_f32(lanes))
+        have!({
+            let halves = vadd_f32(vget_low_f32(lanes), vget_high_f32(lanes));
+            vget_lane_f32::<0>(vpadd_f32(halves, halves))
+        })
     }
     #[inline(always)]
     fn reduce_max(self, lanes: float32x4_t) -> f32 {

@@ -9,6 +9,9 @@ struct Links {
     next: u32,
 }
 
+/// What one slot takes in an [`Arena`].
+pub(super) const LINKS_BYTES: usize = size_of::<Links>();
+
 /// One list; the links of all slots live in an [`Arena`] so that a slot can move between lists.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct List {

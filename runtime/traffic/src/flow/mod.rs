@@ -3,10 +3,12 @@
 mod config;
 mod key;
 mod list;
+mod payload;
 pub mod record;
 mod table;
 mod tcp;
 
 pub use config::{FlowConfig, FlowCounters};
+pub use payload::Payload;
 pub use record::{Direction, Endpoints, Flow, PacketRecord, TcpFlags};
 pub use table::FlowTable;

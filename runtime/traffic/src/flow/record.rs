@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::payload::Payload;
+use crate::limits::PACKET_PAYLOAD_BYTES_MAX;
+
 /// Which side of the flow sent a packet. The side that sent the flow's first packet is the initiator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
@@ -51,25 +54,27 @@ pub struct Endpoints {
     pub protocol: u8,
 }
 
-/// What is kept of one packet.
+/// What is kept of one packet, beside its payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketRecord {
     /// Who sent it.
     pub direction: Direction,
     /// TCP flags; zero for other protocols.
     pub tcp_flags: TcpFlags,
-    /// Time since the flow's previous packet in microseconds; 0 for the first packet and where time ran backwards.
-    pub gap_us: u64,
+    /// Kept payload bytes: at most `payload_bytes` and at most what the configured limits leave.
+    pub payload_kept: u16,
     /// Transport payload length in bytes as the headers say (not what the capture kept).
     pub payload_bytes: u32,
-    /// Start of the kept payload in [`Flow::payload`].
-    pub payload_start: u32,
-    /// Kept payload bytes: at most `payload_bytes` and at most the configured limit.
-    pub payload_kept: u32,
+    /// Time since the flow's previous packet in microseconds; 0 for the first packet and where time ran backwards,
+    /// `u32::MAX` for that (71 minutes) and all that is longer.
+    pub gap_us: u32,
 }
 
+// A table holds two million of these: a field more is felt.
+const _: () = assert!(size_of::<PacketRecord>() == 12);
+
 /// A bounded record of one bidirectional flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Flow {
     /// Number of the flow in its capture, from 0, in the order of first packets.
     pub index: u64,
@@ -86,15 +91,41 @@ pub struct Flow {
     /// The first packets, at most the configured number.
     pub records: Vec<PacketRecord>,
     /// The kept payload bytes of all records, one after the other.
-    pub payload: Vec<u8>,
+    pub payload: Payload,
 }
 
 impl Flow {
-    /// The kept payload of one record; empty where the record does not belong to this flow.
-    #[must_use]
-    pub fn payload_of(&self, record: &PacketRecord) -> &[u8] {
-        let start = record.payload_start as usize;
-        let end = start.saturating_add(record.payload_kept as usize);
-        self.payload.get(start..end).unwrap_or(&[])
+    /// Adds a record with its kept payload, of which the first [`PACKET_PAYLOAD_BYTES_MAX`] bytes are taken, and sets the
+    /// record's `payload_kept` to match. For flows that come from elsewhere than a table: no other limit is applied.
+    pub fn push(&mut self, record: PacketRecord, payload: &[u8]) {
+        let kept = payload.get(..PACKET_PAYLOAD_BYTES_MAX).unwrap_or(payload);
+        self.payload.push_whole(kept);
+        self.records.push(PacketRecord {
+            payload_kept: kept.len() as u16,
+            ..record
+        });
+    }
+
+    /// The records with their kept payload, which is empty where none was kept.
+    pub fn kept(&self) -> impl Iterator<Item = (&PacketRecord, &[u8])> {
+        let mut payloads = self.payload.reader();
+        self.records
+            .iter()
+            .map(move |record| (record, payloads.next(usize::from(record.payload_kept))))
     }
 }
+
+/// Flows are equal if they say the same; how their payload lies in memory makes no difference.
+impl PartialEq for Flow {
+    fn eq(&self, other: &Self) -> bool {
+        let head = |flow: &Self| {
+            (
+                (flow.index, flow.endpoints, flow.packets, flow.bytes),
+                (flow.start_ns, flow.end_ns, flow.records.len()),
+            )
+        };
+        head(self) == head(other) && self.kept().eq(other.kept())
+    }
+}
+
+impl Eq for Flow {}

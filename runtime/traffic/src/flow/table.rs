@@ -1,10 +1,13 @@
 //! The table of open flows: bounded, and constant work per packet.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use super::config::{FlowConfig, FlowCounters};
 use super::key::FlowKey;
-use super::list::{Arena, List};
+use super::list::{Arena, LINKS_BYTES, List};
+use super::payload::{Payload, SpareBuffers};
 use super::record::{Direction, Endpoints, Flow, PacketRecord};
 use super::tcp::{Belongs, TcpState};
 use crate::decode::Packet;
@@ -12,12 +15,14 @@ use crate::error::FlowConfigError;
 use crate::limits::RECYCLED_FLOWS_MAX;
 
 const TCP: u8 = 6;
-/// Room that a flow begins with, so that short flows grow once.
-const FIRST_RECORDS: usize = 8;
-const FIRST_PAYLOAD_BYTES: usize = 256;
+/// Records that a flow has room for at first; the default settings allow no more, so that no flow ever grows.
+const FIRST_RECORDS: usize = 20;
+/// What a flow takes beside records and payload. A place in `slots` is a slot number and a byte, and in the worst case, right
+/// after it has grown, each has 16 / 7 of them.
+pub(super) const FLOW_BYTES_FIXED: usize =
+    size_of::<Option<Entry>>() + LINKS_BYTES + (size_of::<u32>() + 1) * 16 / 7;
 
 struct Entry {
-    key: FlowKey,
     flow: Flow,
     tcp: TcpState,
     /// Time of the last packet that came, which may be before that of an earlier one.
@@ -61,15 +66,19 @@ enum End {
 pub struct FlowTable {
     config: FlowConfig,
     active_timeout_ns: u64,
-    /// Keyed by a random seed: a sender cannot choose colliding keys. Never iterated, so the seed has no effect on order.
-    slots: HashMap<FlowKey, u32>,
+    /// Finds the slot of a key. The key itself is not kept: a flow's endpoints tell it. Never iterated, so `seed` has no effect
+    /// on order.
+    slots: HashTable<u32>,
+    /// Random: a sender cannot choose colliding keys.
+    seed: RandomState,
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
     links: Arena,
     /// Indexed by [`Queue`].
     waiting: [Waiting; 3],
     counters: FlowCounters,
-    recycled: Vec<(Vec<PacketRecord>, Vec<u8>)>,
+    spare_records: Vec<Vec<PacketRecord>>,
+    spare_buffers: SpareBuffers,
 }
 
 impl FlowTable {
@@ -86,7 +95,8 @@ impl FlowTable {
         Ok(Self {
             config,
             active_timeout_ns: config.active_timeout_us * 1_000,
-            slots: HashMap::new(),
+            slots: HashTable::new(),
+            seed: RandomState::new(),
             entries: Vec::new(),
             free: Vec::new(),
             links: Arena::default(),
@@ -96,7 +106,8 @@ impl FlowTable {
                 waiting(config.closed_timeout_us),
             ],
             counters: FlowCounters::default(),
-            recycled: Vec::new(),
+            spare_records: Vec::new(),
+            spare_buffers: SpareBuffers::default(),
         })
     }
 
@@ -106,7 +117,9 @@ impl FlowTable {
         self.counters.fragments += u64::from(packet.fragment);
         self.expire(packet.timestamp_ns, emit);
         let (key, source_is_lower) = FlowKey::of(packet);
-        if let Some(&slot) = self.slots.get(&key) {
+        let hash = self.seed.hash_one(key);
+        let is_own = |slot: &u32| self.entry(*slot).is_some_and(|entry| entry.key() == key);
+        if let Some(&slot) = self.slots.find(hash, is_own) {
             match self.ends_before(slot, packet, source_is_lower) {
                 None => return self.append(slot, packet, source_is_lower),
                 Some(end) => self.end(slot, end, emit),
@@ -115,36 +128,34 @@ impl FlowTable {
         if self.slots.len() >= self.config.max_flows {
             self.make_room(emit);
         }
-        let slot = self.begin(key, packet, source_is_lower);
+        let slot = self.begin(hash, packet, source_is_lower);
         self.append(slot, packet, source_is_lower);
     }
 
     /// Ends all flows, in the order of their first packets.
     pub fn flush(&mut self, emit: &mut impl FnMut(Flow)) {
-        let mut order: Vec<(u64, u32)> = self
-            .entries
-            .iter()
-            .zip(0..)
-            .filter_map(|(entry, slot)| entry.as_ref().map(|entry| (entry.flow.index, slot)))
+        let mut order: Vec<u32> = (0..self.entries.len() as u32)
+            .filter(|&slot| self.entry(slot).is_some())
             .collect();
-        order.sort_unstable();
-        for (_, slot) in order {
+        order.sort_unstable_by_key(|&slot| self.entry(slot).map(|entry| entry.flow.index));
+        for slot in order {
             self.end(slot, End::Flushed, emit);
         }
     }
 
     /// Gives an emitted flow's memory back for reuse.
     pub fn recycle(&mut self, flow: Flow) {
-        if self.recycled.len() < RECYCLED_FLOWS_MAX {
-            let Flow {
-                mut records,
-                mut payload,
-                ..
-            } = flow;
+        let Flow {
+            mut records,
+            payload,
+            ..
+        } = flow;
+        let fits = (1..=self.config.max_packets).contains(&records.capacity());
+        if fits && self.spare_records.len() < RECYCLED_FLOWS_MAX {
             records.clear();
-            payload.clear();
-            self.recycled.push((records, payload));
+            self.spare_records.push(records);
         }
+        self.spare_buffers.give_back(payload, &self.config);
     }
 
     /// What was seen and lost so far.
@@ -227,8 +238,7 @@ impl FlowTable {
         }
     }
 
-    fn begin(&mut self, key: FlowKey, packet: &Packet<'_>, source_is_lower: bool) -> u32 {
-        let (records, payload) = self.recycled.pop().unwrap_or_default();
+    fn begin(&mut self, hash: u64, packet: &Packet<'_>, source_is_lower: bool) -> u32 {
         let flow = Flow {
             index: self.counters.flows,
             endpoints: Endpoints {
@@ -242,11 +252,10 @@ impl FlowTable {
             end_ns: packet.timestamp_ns,
             packets: 0,
             bytes: 0,
-            records,
-            payload,
+            records: self.spare_records.pop().unwrap_or_default(),
+            payload: Payload::default(),
         };
         let entry = Entry {
-            key,
             flow,
             tcp: TcpState::default(),
             last_ns: packet.timestamp_ns,
@@ -267,7 +276,13 @@ impl FlowTable {
         self.links.grow(self.entries.len());
         self.links
             .push(&mut self.waiting[queue as usize].list, slot);
-        self.slots.insert(key, slot);
+        let Self {
+            slots,
+            entries,
+            seed,
+            ..
+        } = self;
+        slots.insert_unique(hash, slot, |&slot| hash_of(entries, seed, slot));
         self.counters.flows += 1;
         slot
     }
@@ -276,7 +291,13 @@ impl FlowTable {
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::as_mut) else {
             return;
         };
-        entry.append(packet, source_is_lower, &self.config, &mut self.counters);
+        entry.append(
+            packet,
+            source_is_lower,
+            &self.config,
+            &mut self.counters,
+            &mut self.spare_buffers,
+        );
         entry.last_packet = self.counters.packets;
         self.links
             .remove(&mut self.waiting[entry.queue as usize].list, slot);
@@ -288,12 +309,15 @@ impl FlowTable {
     }
 
     fn end(&mut self, slot: u32, end: End, emit: &mut impl FnMut(Flow)) {
+        let hash = hash_of(&self.entries, &self.seed, slot);
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
         self.links
             .remove(&mut self.waiting[entry.queue as usize].list, slot);
-        self.slots.remove(&entry.key);
+        if let Ok(place) = self.slots.find_entry(hash, |found| *found == slot) {
+            place.remove();
+        }
         self.free.push(slot);
         let counter = match end {
             // Complete, whatever made it leave.
@@ -313,7 +337,17 @@ impl FlowTable {
     }
 }
 
+/// The hash of a slot's key; of an empty slot, which is in no table, that of nothing.
+fn hash_of(entries: &[Option<Entry>], seed: &RandomState, slot: u32) -> u64 {
+    let entry = entries.get(slot as usize).and_then(Option::as_ref);
+    entry.map_or(0, |entry| seed.hash_one(entry.key()))
+}
+
 impl Entry {
+    fn key(&self) -> FlowKey {
+        FlowKey::of_flow(&self.flow.endpoints).0
+    }
+
     fn direction(&self, source_is_lower: bool) -> Direction {
         if source_is_lower == self.initiator_is_lower {
             Direction::FromInitiator
@@ -328,6 +362,7 @@ impl Entry {
         source_is_lower: bool,
         config: &FlowConfig,
         counters: &mut FlowCounters,
+        spare: &mut SpareBuffers,
     ) {
         // Both ends the same: direction cannot be told, and need not be.
         let direction = self.direction(source_is_lower);
@@ -346,36 +381,24 @@ impl Entry {
             counters.packets_beyond_limit += 1;
             return;
         }
-        let kept = packet
-            .payload
-            .get(..config.max_payload_bytes)
-            .unwrap_or(packet.payload);
-        counters.payload_bytes_cut += (packet.payload.len() - kept.len()) as u64;
-        reserve(&mut flow.records, 1, FIRST_RECORDS, config.max_packets);
+        let kept = flow.payload.push(packet.payload, config, spare);
+        counters.payload_bytes_cut += (packet.payload.len() - kept) as u64;
+        reserve_record(&mut flow.records, config.max_packets);
         flow.records.push(PacketRecord {
             direction,
             tcp_flags: packet.tcp_flags,
-            gap_us: gap_ns.unwrap_or(0) / 1_000,
+            payload_kept: kept as u16,
             payload_bytes: packet.payload_bytes,
-            payload_start: flow.payload.len() as u32,
-            payload_kept: kept.len() as u32,
+            gap_us: u32::try_from(gap_ns.unwrap_or(0) / 1_000).unwrap_or(u32::MAX),
         });
-        reserve(
-            &mut flow.payload,
-            kept.len(),
-            FIRST_PAYLOAD_BYTES,
-            config.max_packets * config.max_payload_bytes,
-        );
-        flow.payload.extend_from_slice(kept);
     }
 }
 
 /// Grows by doubling like a plain `Vec`, but begins larger and never goes beyond what the limits allow it to hold.
-fn reserve<T>(list: &mut Vec<T>, more: usize, first: usize, limit: usize) {
-    let needed = list.len() + more;
-    if needed > list.capacity() {
-        let target = (list.capacity() * 2).max(first).min(limit).max(needed);
-        list.reserve_exact(target - list.len());
+fn reserve_record(records: &mut Vec<PacketRecord>, limit: usize) {
+    if records.len() == records.capacity() {
+        let target = (records.capacity() * 2).max(FIRST_RECORDS).min(limit);
+        records.reserve_exact(target.saturating_sub(records.len()));
     }
 }
 

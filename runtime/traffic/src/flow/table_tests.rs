@@ -4,9 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::flow::record::TcpFlags;
-use crate::limits::{
-    FLOW_PACKETS_MAX, FLOWS_MAX, PACKET_PAYLOAD_BYTES_MAX, TIMEOUT_US_MAX, TIMEOUT_US_MIN,
-};
+use crate::limits::TIMEOUT_US_MAX;
 
 const SECOND: u64 = 1_000_000_000;
 const SYN: u8 = TcpFlags::SYN;
@@ -147,15 +145,11 @@ fn both_directions_are_one_flow() {
         .collect();
     assert_eq!(flags, CONNECTION.map(|(_, flags, _)| flags));
     assert_eq!(
-        flow.records.iter().map(|record| record.gap_us).sum::<u64>(),
+        flow.records.iter().map(|record| record.gap_us).sum::<u32>(),
         7_000_000
     );
     assert_eq!(flow.records[0].gap_us, 0);
-    assert!(
-        flow.records
-            .iter()
-            .all(|record| flow.payload_of(record) == b"hello")
-    );
+    assert!(flow.kept().all(|(_, payload)| payload == b"hello"));
 }
 
 #[test]
@@ -170,6 +164,7 @@ fn packets_and_payload_are_bounded_and_the_rest_is_counted() {
     let config = FlowConfig {
         max_packets: 3,
         max_payload_bytes: 2,
+        max_payloads: 2,
         ..FlowConfig::default()
     };
     let mut run = Run::new(config);
@@ -181,21 +176,24 @@ fn packets_and_payload_are_bounded_and_the_rest_is_counted() {
         (
             flows[0].packets,
             flows[0].records.len(),
-            flows[0].payload.as_slice()
+            flows[0].payload.buffer_bytes()
         ),
-        (10, 3, &b"hehehe"[..])
+        (10, 3, 4)
     );
     assert_eq!(
         (counters.packets_beyond_limit, counters.payload_bytes_cut),
-        (7, 9)
+        (7, 3 + 3 + 5),
+        "the third payload finds no room"
     );
     assert!(
         flows[0]
             .records
             .iter()
-            .all(|record| record.payload_bytes == 5 && record.payload_kept == 2)
+            .all(|record| record.payload_bytes == 5)
     );
-    assert!(flows[0].payload.capacity() <= 6 && flows[0].records.capacity() <= 3);
+    let kept: Vec<&[u8]> = flows[0].kept().map(|(_, payload)| payload).collect();
+    assert_eq!(kept, [&b"he"[..], b"he", b""]);
+    assert_eq!(flows[0].records.capacity(), 3);
 }
 
 #[test]
@@ -353,7 +351,7 @@ fn a_closed_connection_gives_way_first() {
 fn time_may_run_backwards() {
     let (flows, counters) = run(&[udp(1, 100), udp(1, 90), udp(1, 95)]);
     assert_eq!((counters.time_backwards, flows.len()), (1, 1));
-    let gaps: Vec<u64> = flows[0]
+    let gaps: Vec<u32> = flows[0]
         .records
         .iter()
         .map(|record| record.gap_us)
@@ -363,6 +361,29 @@ fn time_may_run_backwards() {
         (flows[0].start_ns, flows[0].end_ns),
         (100 * SECOND, 100 * SECOND)
     );
+}
+
+#[test]
+fn a_gap_counts_up_to_its_limit() {
+    let mut run = Run::new(FlowConfig {
+        other_idle_timeout_us: TIMEOUT_US_MAX,
+        active_timeout_us: TIMEOUT_US_MAX,
+        ..FlowConfig::default()
+    });
+    let limit_ns = u64::from(u32::MAX) * 1_000;
+    for timestamp_ns in [0, limit_ns - 1_000, 2 * limit_ns - 1_000, 3 * limit_ns] {
+        run.push(&Packet {
+            timestamp_ns,
+            ..udp(1, 0)
+        });
+    }
+    let (flows, _) = run.finish();
+    let gaps: Vec<u32> = flows[0]
+        .records
+        .iter()
+        .map(|record| record.gap_us)
+        .collect();
+    assert_eq!(gaps, [0, u32::MAX - 1, u32::MAX, u32::MAX]);
 }
 
 #[test]
@@ -414,6 +435,7 @@ fn recycled_memory_carries_nothing_over() {
     run.push(&udp(1, 0));
     run.table.flush(&mut |flow| run.flows.push(flow));
     let flow = run.flows.pop().unwrap();
+    let records = flow.records.as_ptr();
     run.table.recycle(flow);
     run.push(&Packet {
         payload: b"",
@@ -423,117 +445,13 @@ fn recycled_memory_carries_nothing_over() {
     run.table.flush(&mut |flow| run.flows.push(flow));
     assert_eq!(
         (
-            run.flows[0].payload.len(),
+            run.flows[0].payload.buffer_bytes(),
             run.flows[0].records.len(),
             run.flows[0].index
         ),
         (0, 1, 1)
     );
-    assert!(run.flows[0].payload.capacity() > 0);
-}
-
-#[test]
-fn settings_are_held_to_their_limits() {
-    let good = FlowConfig::default();
-    let at = |config: FlowConfig| config.validate().map_err(|error| error.field);
-    assert_eq!(at(good), Ok(()));
-    assert_eq!(
-        at(FlowConfig {
-            max_flows: FLOWS_MAX,
-            ..good
-        }),
-        Ok(())
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_flows: FLOWS_MAX + 1,
-            ..good
-        }),
-        Err("max_flows")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_flows: 0,
-            ..good
-        }),
-        Err("max_flows")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_packets: FLOW_PACKETS_MAX,
-            ..good
-        }),
-        Ok(())
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_packets: FLOW_PACKETS_MAX + 1,
-            ..good
-        }),
-        Err("max_packets")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_packets: 0,
-            ..good
-        }),
-        Err("max_packets")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_payload_bytes: PACKET_PAYLOAD_BYTES_MAX,
-            ..good
-        }),
-        Ok(())
-    );
-    assert_eq!(
-        at(FlowConfig {
-            max_payload_bytes: PACKET_PAYLOAD_BYTES_MAX + 1,
-            ..good
-        }),
-        Err("max_payload_bytes")
-    );
-    let timeouts = |timeout_us| FlowConfig {
-        tcp_idle_timeout_us: timeout_us,
-        other_idle_timeout_us: timeout_us,
-        active_timeout_us: timeout_us,
-        closed_timeout_us: timeout_us,
-        ..good
-    };
-    assert_eq!(at(timeouts(TIMEOUT_US_MIN)), Ok(()));
-    assert_eq!(at(timeouts(TIMEOUT_US_MAX)), Ok(()));
-    assert_eq!(at(timeouts(TIMEOUT_US_MIN - 1)), Err("tcp_idle_timeout_us"));
-    assert_eq!(
-        at(FlowConfig {
-            other_idle_timeout_us: TIMEOUT_US_MAX + 1,
-            ..good
-        }),
-        Err("other_idle_timeout_us")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            active_timeout_us: TIMEOUT_US_MAX + 1,
-            ..good
-        }),
-        Err("active_timeout_us")
-    );
-    assert_eq!(
-        at(FlowConfig {
-            closed_timeout_us: 0,
-            ..good
-        }),
-        Err("closed_timeout_us")
-    );
-    let error = FlowTable::new(FlowConfig {
-        max_flows: 0,
-        ..good
-    })
-    .map(|_| ())
-    .unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("flow setting max_flows: expected 1..={FLOWS_MAX}, found 0")
-    );
+    assert_eq!(run.flows[0].records.as_ptr(), records, "the same memory");
 }
 
 /// Any row of packets: few hosts and ports so that flows meet, any flags, times near and far.
@@ -560,6 +478,7 @@ proptest! {
             max_flows,
             max_packets: 4,
             max_payload_bytes: 3,
+            max_payloads: 2,
             tcp_idle_timeout_us: 9_000_000,
             other_idle_timeout_us: 5_000_000,
             active_timeout_us: 20_000_000,
@@ -583,7 +502,7 @@ proptest! {
         let (flows, counters) = first.finish();
         prop_assert_eq!(counters.packets, rows.len() as u64);
         for flow in &flows {
-            prop_assert!(flow.records.len() <= 4 && flow.payload.len() <= 12 && flow.end_ns >= flow.start_ns);
+            prop_assert!(flow.records.len() <= 4 && flow.payload.buffer_bytes() <= 6 && flow.end_ns >= flow.start_ns);
         }
         // The tables' hash seeds differ: the order must not depend on them.
         prop_assert_eq!((flows, counters), second.finish());

@@ -13,7 +13,9 @@ pub(super) enum Belongs {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Side {
-    initial_sequence: Option<u32>,
+    /// Means something once `started` is set; apart, as an `Option` would take twice its size.
+    initial_sequence: u32,
+    started: bool,
     finished: bool,
 }
 
@@ -38,10 +40,12 @@ impl TcpState {
         if !flags.has(TcpFlags::SYN) || flags.has(TcpFlags::RST) {
             return Belongs::ToFlow;
         }
-        let fresh = match self.side(direction).initial_sequence {
-            Some(known) => known != sequence,
+        let side = self.side(direction);
+        let fresh = if side.started {
+            side.initial_sequence != sequence
+        } else {
             // The first SYN of this side: the other half of the handshake, unless it comes too late to be that.
-            None => self.is_closed() || (self.under_way && !flags.has(TcpFlags::ACK)),
+            self.is_closed() || (self.under_way && !flags.has(TcpFlags::ACK))
         };
         if fresh {
             Belongs::ToNewConnection
@@ -56,8 +60,9 @@ impl TcpState {
             Direction::FromInitiator => &mut self.initiator,
             Direction::FromResponder => &mut self.responder,
         };
-        if flags.has(TcpFlags::SYN) {
-            side.initial_sequence.get_or_insert(sequence);
+        if flags.has(TcpFlags::SYN) && !side.started {
+            side.initial_sequence = sequence;
+            side.started = true;
         }
         side.finished |= flags.has(TcpFlags::FIN);
         self.reset |= flags.has(TcpFlags::RST);

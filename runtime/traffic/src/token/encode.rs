@@ -68,12 +68,11 @@ impl Encoder {
             let port = flow.endpoints.responder_port.to_be_bytes();
             ids.extend(port.map(|byte| FIRST_BYTE + u32::from(byte)));
         }
-        let (records, mut payload_budget) = self.packets_within_budget(flow, ids.len());
+        let (packets, mut payload_budget) = self.packets_within_budget(flow, ids.len());
         let mut hello = HelloState::default();
         let mut payloads_left = self.profile.payload_packets;
-        for record in records {
+        for (record, payload) in kept(flow).take(packets) {
             push_packet_tokens(kind, record, ids);
-            let payload = kept_payload(flow, record);
             if payloads_left == 0 || payload.is_empty() {
                 continue;
             }
@@ -85,24 +84,20 @@ impl Encoder {
         }
     }
 
-    /// The packets whose own tokens fit, and how many tokens that leaves for payloads.
-    fn packets_within_budget<'a>(
-        &self,
-        flow: &'a Flow,
-        taken: usize,
-    ) -> (&'a [PacketRecord], usize) {
+    /// How many packets there are whose own tokens fit, and how many tokens that leaves for payloads.
+    fn packets_within_budget(&self, flow: &Flow, taken: usize) -> (usize, usize) {
         let limit = flow.records.len().min(self.profile.max_packets as usize);
         let mut left = (self.profile.max_tokens as usize).saturating_sub(taken);
         for (number, record) in flow.records[..limit].iter().enumerate() {
             let own = 1
                 + usize::from(record.payload_bytes > 0)
-                + usize::from(gap_token(record.gap_us).is_some());
+                + usize::from(gap_token(record.gap_us.into()).is_some());
             if own > left {
-                return (&flow.records[..number], left);
+                return (number, left);
             }
             left -= own;
         }
-        (&flow.records[..limit], left)
+        (limit, left)
     }
 
     fn encode_payload(
@@ -134,10 +129,9 @@ impl Encoder {
         let masker = Masker::new(profile);
         let mut ranges = Ranges::default();
         let mut hello = HelloState::default();
-        let records = flow.records.iter().take(profile.max_packets as usize);
-        let with_payload = records.filter(|record| !kept_payload(flow, record).is_empty());
-        for record in with_payload.take(profile.payload_packets as usize) {
-            let payload = kept_payload(flow, record);
+        let packets = kept(flow).take(profile.max_packets as usize);
+        let with_payload = packets.filter(|(_, payload)| !payload.is_empty());
+        for (record, payload) in with_payload.take(profile.payload_packets as usize) {
             masker.payload(
                 (payload, record.payload_bytes),
                 record.direction,
@@ -191,14 +185,16 @@ impl Encoder {
     }
 }
 
-/// The kept payload, but never more than the packet's size says: a size token stands before every payload.
-fn kept_payload<'a>(flow: &'a Flow, record: &PacketRecord) -> &'a [u8] {
-    let payload = flow.payload_of(record);
-    &payload[..payload.len().min(record.payload_bytes as usize)]
+/// The records with their kept payload, but never more than the packet's size says: a size token stands before every payload.
+fn kept(flow: &Flow) -> impl Iterator<Item = (&PacketRecord, &[u8])> {
+    flow.kept().map(|(record, payload)| {
+        let said = payload.len().min(record.payload_bytes as usize);
+        (record, &payload[..said])
+    })
 }
 
 fn push_packet_tokens(kind: FlowKind, record: &PacketRecord, ids: &mut Vec<u32>) {
     ids.push(packet_token(kind, record.direction, record.tcp_flags));
     ids.extend(size_token(record.payload_bytes));
-    ids.extend(gap_token(record.gap_us));
+    ids.extend(gap_token(record.gap_us.into()));
 }

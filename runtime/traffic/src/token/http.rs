@@ -33,17 +33,12 @@ const METHODS: [&[u8]; 18] = [
 #[must_use]
 pub fn first_request(flow: &Flow) -> Option<Cow<'_, [u8]>> {
     let mut request = Cow::Borrowed(&[][..]);
-    for record in flow
-        .records
-        .iter()
-        .filter(|record| record.payload_bytes > 0)
-    {
+    for (record, payload) in flow.kept().filter(|(record, _)| record.payload_bytes > 0) {
         if record.direction == Direction::FromResponder
             || request.len() >= limits::MAX_REQUEST_BYTES
         {
             break;
         }
-        let payload = flow.payload_of(record);
         if request.is_empty() {
             RequestLine::read(payload).ok()?;
             request = Cow::Borrowed(payload);

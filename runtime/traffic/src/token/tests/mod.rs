@@ -9,7 +9,7 @@ mod requests;
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;
-use crate::flow::{Direction, Endpoints, Flow, PacketRecord, TcpFlags};
+use crate::flow::{Direction, Endpoints, Flow, PacketRecord, Payload, TcpFlags};
 
 /// A tokenizer with merges learnt from a few texts.
 fn tokenizer() -> Tokenizer {
@@ -39,7 +39,7 @@ fn flow_ids(encoder: &Encoder, flow: &Flow) -> Vec<u32> {
 struct TestPacket {
     direction: Direction,
     flags: u8,
-    gap_us: u64,
+    gap_us: u32,
     payload: Vec<u8>,
 }
 
@@ -53,20 +53,7 @@ fn packet(direction: Direction, payload: &[u8]) -> TestPacket {
 }
 
 fn flow(protocol: u8, packets: &[TestPacket]) -> Flow {
-    let mut payload = Vec::new();
-    let mut records = Vec::new();
-    for packet in packets {
-        records.push(PacketRecord {
-            direction: packet.direction,
-            tcp_flags: TcpFlags(packet.flags),
-            gap_us: packet.gap_us,
-            payload_bytes: packet.payload.len() as u32,
-            payload_start: payload.len() as u32,
-            payload_kept: packet.payload.len() as u32,
-        });
-        payload.extend_from_slice(&packet.payload);
-    }
-    Flow {
+    let mut flow = Flow {
         index: 0,
         endpoints: Endpoints {
             initiator: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
@@ -77,9 +64,23 @@ fn flow(protocol: u8, packets: &[TestPacket]) -> Flow {
         },
         start_ns: 0,
         end_ns: 0,
-        packets: records.len() as u64,
-        bytes: payload.len() as u64,
-        records,
-        payload,
+        packets: packets.len() as u64,
+        bytes: packets
+            .iter()
+            .map(|packet| packet.payload.len() as u64)
+            .sum(),
+        records: Vec::new(),
+        payload: Payload::default(),
+    };
+    for packet in packets {
+        let record = PacketRecord {
+            direction: packet.direction,
+            tcp_flags: TcpFlags(packet.flags),
+            payload_kept: 0,
+            payload_bytes: packet.payload.len() as u32,
+            gap_us: packet.gap_us,
+        };
+        flow.push(record, &packet.payload);
     }
+    flow
 }
