@@ -73,7 +73,7 @@ fn measure(
         ([const { Vec::new() }; 3], Vec::new(), Vec::new());
     let mut times = [const { Vec::new() }; PHASES.len()];
     for round in 0..=rounds {
-        let peak = peak::operations_per_second(level, 1);
+        let peak = peak::operations_per_second(level);
         let product = steps.products().as_secs_f64();
         let phases = steps.run();
         for (run, seconds) in runs.iter_mut().zip(&mut seconds) {
@@ -96,7 +96,7 @@ fn measure(
     let [all_rows, pruned, two_threads] = seconds.map(median);
     let tokens = Case::Prompts.tokens() as f64;
     let operations = 2.0 * shape.linear_weights() as f64 * tokens;
-    let peak = (!peaks.is_empty()).then(|| median(peaks));
+    let peak = peaks.into_iter().max_by(f64::total_cmp);
     let share = |seconds: f64| {
         peak.map_or_else(
             || "-".to_owned(),
