@@ -106,14 +106,22 @@ fn flows_of(model: &Model, paths: &[PathBuf]) -> Vec<Flow> {
         }
         table.flush(&mut |flow| flows.push(flow));
     }
+    // On a link flows of all kinds come mixed; in the files those of one kind, and so of one length, come in a row.
+    let mut numbers = Numbers(SEED);
+    for last in (1..flows.len()).rev() {
+        flows.swap(
+            last,
+            (numbers.next() * (last + 1) as f64) as usize % (last + 1),
+        );
+    }
     flows
 }
 
-fn start(model: &Arc<Model>, workers: usize, tasks: &[String], batch_wait_us: u64) -> Engine {
+fn start(model: &Arc<Model>, workers: usize, tasks: &[String], batch_tokens: usize) -> Engine {
     let options = EngineOptions {
         workers,
         tasks: tasks.to_vec(),
-        batch_wait_us,
+        batch_tokens,
         ..EngineOptions::default()
     };
     Engine::start(Arc::clone(model), options).unwrap()
@@ -218,13 +226,13 @@ fn measure(name: &str, model: &Arc<Model>, flows: &[Flow]) {
     );
     for (name, tasks) in &choices {
         let mut memory = None;
-        for batch_wait_us in [0, 500] {
-            let engine = start(model, 1, tasks, batch_wait_us);
+        for batch_tokens in [256, 512, 1024, 2048] {
+            let engine = start(model, 1, tasks, batch_tokens);
             let capacity = capacity(&engine, flows);
             let rate = capacity * LOAD;
             let took = latencies_us(&engine, flows, &arrivals(rate));
             println!(
-                "  {name:<10} waiting {batch_wait_us:>3} us for more: worker {capacity:>6.0} flows/s, arrivals {rate:>6.0}/s, \
+                "  {name:<10} batches of {batch_tokens:>4} tokens: worker {capacity:>6.0} flows/s, arrivals {rate:>6.0}/s, \
                  p50 {:>6.0} us, p99 {:>6.0} us, p99.9 {:>6.0} us",
                 percentile(&took, 0.5),
                 percentile(&took, 0.99),

@@ -7,7 +7,7 @@ pub const BATCH_TOKENS_MIN: usize = 64;
 /// Most tokens after which a batch is cut.
 pub const BATCH_TOKENS_MAX: usize = 1 << 20;
 /// Tokens after which a batch is cut, unless configured: enough rows to fill the kernels' tiles, little enough to stay in cache.
-pub const BATCH_TOKENS_DEFAULT: usize = 2_048;
+pub const BATCH_TOKENS_DEFAULT: usize = 512;
 /// Most flows and requests of one batch: also those without tokens must come out at some time.
 pub const BATCH_SUBJECTS_MAX: usize = 1_024;
 /// Flows that a detection may have under way for each worker, and this many more: some batches of each.

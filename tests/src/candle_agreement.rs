@@ -177,7 +177,7 @@ fn compare_logits(
             "{length} tokens: candle's logits are all alike, nothing would be compared"
         );
         for level in [Level::Portable, Level::detect()] {
-            let transformer = Transformer::new(level, weights).unwrap();
+            let transformer = Transformer::new(level, weights.clone()).unwrap();
             let all = transformer
                 .logits(&tokens, &mut Scratch::default())
                 .unwrap();

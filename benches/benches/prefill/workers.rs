@@ -101,7 +101,7 @@ impl Own {
             fs::read(model_file::cached(folder, shape, format)?)?
         };
         let weights = load_weights(&Gguf::parse(shape.name, &bytes)?)?;
-        let model = Transformer::new(level, &weights)?;
+        let model = Transformer::new(level, weights)?;
         let vocabulary = model.config().vocabulary;
         let beginning = if case == Case::SharedPrefix {
             let shared = tokens(PROMPTS, PREFIX_TOKENS, vocabulary);

@@ -190,7 +190,7 @@ impl Model {
         let manifest = bundle.manifest();
         let base = &manifest.base.file;
         let weights = load_weights(&Gguf::parse(base, bundle.file(base)?)?)?;
-        let transformer = Transformer::new(level, &weights).map_err(|error| {
+        let transformer = Transformer::new(level, weights).map_err(|error| {
             ModelError::invalid(base, "weights", "weights that make a model", error)
         })?;
         let config = transformer.config();

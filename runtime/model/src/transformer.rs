@@ -94,20 +94,25 @@ impl Transformer {
     /// # Errors
     /// [`TransformerError::Config`], [`TransformerError::Shape`], [`TransformerError::NotFinite`],
     /// [`TransformerError::Matrix`]; [`TransformerError::Kernels`] where this processor lacks the level.
-    pub fn new(level: Level, weights: &TransformerWeights) -> Result<Self, TransformerError> {
+    pub fn new(level: Level, weights: TransformerWeights) -> Result<Self, TransformerError> {
         weights.validate()?;
-        let config = weights.config.clone();
+        let TransformerWeights {
+            config,
+            token_embedding,
+            layers,
+            output_norm,
+            output,
+        } = weights;
         let kernels = Kernels::new(level)?;
-        let layers = weights
-            .layers
-            .iter()
+        // A layer's weights are dropped when they are packed, so that a large model is not held twice.
+        let layers = layers
+            .into_iter()
             .enumerate()
             .map(|(index, layer)| Layer::new(kernels, index, layer))
             .collect::<Result<Vec<_>, _>>()?;
-        let output = weights.output.as_ref().unwrap_or(&weights.token_embedding);
         let output = pack(
             "output".to_owned(),
-            PackedMatrix::stacked(kernels, &[output]),
+            PackedMatrix::stacked(kernels, &[output.as_ref().unwrap_or(&token_embedding)]),
         )?;
         let needs_group_sums = output.needs_group_sums()
             || layers
@@ -127,9 +132,9 @@ impl Transformer {
                 head_dim: config.head_dim,
             },
             kernels,
-            token_embedding: weights.token_embedding.clone(),
+            token_embedding,
             layers,
-            output_norm: weights.output_norm.clone(),
+            output_norm,
             output,
             needs_group_sums,
             tile_rows,
@@ -355,12 +360,12 @@ impl Layer {
     fn new(
         kernels: Kernels,
         index: usize,
-        weights: &LayerWeights,
+        weights: LayerWeights,
     ) -> Result<Self, TransformerError> {
         let name = |matrix: &str| format!("layer {index}, {matrix}");
         let attention = [&weights.query, &weights.key, &weights.value];
         Ok(Self {
-            attention_norm: weights.attention_norm.clone(),
+            attention_norm: weights.attention_norm,
             query_key_value: pack(
                 name("query, key, value"),
                 PackedMatrix::stacked(kernels, &attention),
@@ -369,7 +374,7 @@ impl Layer {
                 name("output"),
                 PackedMatrix::stacked(kernels, &[&weights.output]),
             )?,
-            mlp_norm: weights.mlp_norm.clone(),
+            mlp_norm: weights.mlp_norm,
             gate_up: pack(
                 name("gate, up"),
                 PackedMatrix::gated(kernels, &weights.gate, &weights.up),

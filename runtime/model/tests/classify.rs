@@ -45,7 +45,7 @@ fn classify(model: &Model, items: &[Item<'_>]) -> Vec<TaskVerdict> {
 /// its own.
 fn state(adapter: &Adapter, tokens: &[u32], words: &[u32]) -> Vec<f32> {
     let weights = float_weights(&config(), 1).quantise().unwrap();
-    let transformer = Transformer::new(Level::Portable, &weights).unwrap();
+    let transformer = Transformer::new(Level::Portable, weights.clone()).unwrap();
     let mut rows = adapter.query_embedding.clone();
     for &word in words {
         rows.extend(&adapter.label_embedding.as_ref().unwrap()[word as usize * 32..][..32]);

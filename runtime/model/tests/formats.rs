@@ -220,9 +220,8 @@ fn load_and_run(config: &TransformerConfig, format: &str, of: impl Fn(&str) -> D
     let weights = load_weights(&Gguf::parse("g", &bytes).unwrap()).unwrap();
     report("read", start);
     let start = Instant::now();
-    let transformer = Transformer::new(Level::detect(), &weights).unwrap();
+    let transformer = Transformer::new(Level::detect(), weights).unwrap();
     report("packed", start);
-    drop(weights);
     let start = Instant::now();
     let tokens: Vec<u32> = (0..16)
         .map(|at| at * 31 % config.vocabulary as u32)

@@ -76,7 +76,7 @@ fn logits_agree_with_the_reference() {
         let weights = model_weights(&config, &mut random, at % 2 == 0);
         let tokens = random.tokens(50, config.vocabulary);
         for level in levels() {
-            let model = Transformer::new(level, &weights).unwrap();
+            let model = Transformer::new(level, weights.clone()).unwrap();
             let found = model.logits(&tokens, &mut Scratch::default()).unwrap();
             assert_eq!(found.len(), tokens.len() * config.vocabulary);
             for activations in [Activations::Bytes, Activations::Floats] {
@@ -126,7 +126,7 @@ fn query_states_agree_with_the_reference() {
             })
             .collect();
         for level in levels() {
-            let model = Transformer::new(level, &weights).unwrap();
+            let model = Transformer::new(level, weights.clone()).unwrap();
             let mut states = Vec::new();
             model
                 .forward(&sequences, &mut Scratch::default(), &mut states)
@@ -163,7 +163,7 @@ fn queries_do_not_see_each_other_but_see_what_they_should() {
     let config = config(64, 2, (4, 2), 16, 96);
     let mut random = Random(7);
     let weights = model_weights(&config, &mut random, true);
-    let model = Transformer::new(Level::detect(), &weights).unwrap();
+    let model = Transformer::new(Level::detect(), weights.clone()).unwrap();
     let batch = Batch::new(&config, &mut random, &[30], &[5, 7]);
     let run = |tokens: &[u32], queries: &[Query<'_>]| {
         let mut states = Vec::new();
@@ -238,7 +238,7 @@ fn a_flow_does_not_depend_on_its_batch_or_thread() {
         })
         .collect();
     for level in levels() {
-        let model = Transformer::new(level, &weights).unwrap();
+        let model = Transformer::new(level, weights.clone()).unwrap();
         let run = |sequences: &[Sequence<'_>]| {
             let mut states = Vec::new();
             model
@@ -282,7 +282,7 @@ fn a_shared_beginning_agrees_with_the_whole_sequence() {
             .map(|tokens| [shared.as_slice(), tokens].concat())
             .collect();
         for level in levels() {
-            let model = Transformer::new(level, &weights).unwrap();
+            let model = Transformer::new(level, weights.clone()).unwrap();
             let mut scratch = Scratch::default();
             let beginning = model.begin(&shared, &mut scratch).unwrap();
             assert_eq!(beginning.tokens(), shared.len());
@@ -332,7 +332,7 @@ fn a_beginning_of_another_model_is_refused() {
     let (small, large) = (config(64, 2, (4, 2), 16, 96), config(64, 3, (4, 2), 16, 96));
     let mut random = Random(300);
     let [small, large] = [small, large].map(|config| {
-        Transformer::new(Level::detect(), &model_weights(&config, &mut random, true)).unwrap()
+        Transformer::new(Level::detect(), model_weights(&config, &mut random, true)).unwrap()
     });
     let mut scratch = Scratch::default();
     let batch = Batch::new(small.config(), &mut random, &[3], &[1]);
@@ -370,7 +370,7 @@ fn memory_is_reused_and_bounded() {
     let config = config(64, 2, (4, 2), 16, 96);
     let mut random = Random(9);
     let weights = model_weights(&config, &mut random, true);
-    let model = Transformer::new(Level::detect(), &weights).unwrap();
+    let model = Transformer::new(Level::detect(), weights.clone()).unwrap();
     let batch = Batch::new(&config, &mut random, &[100; 200], &[16, 16]);
     let queries = batch.queries();
     let sequences: Vec<_> = batch
@@ -404,7 +404,7 @@ fn a_batch_is_checked() {
     let config = config(64, 2, (4, 2), 16, 96);
     let mut random = Random(10);
     let weights = model_weights(&config, &mut random, true);
-    let model = Transformer::new(Level::detect(), &weights).unwrap();
+    let model = Transformer::new(Level::detect(), weights.clone()).unwrap();
     let batch = Batch::new(&config, &mut random, &[config.context - 2], &[4, 4]);
     let queries = batch.queries();
     let run = |tokens: &[u32], queries: &[Query<'_>]| {
@@ -558,7 +558,7 @@ fn weights_are_checked() {
     let refused = |change: &dyn Fn(&mut TransformerWeights)| {
         let mut weights = good.clone();
         change(&mut weights);
-        Transformer::new(Level::detect(), &weights).unwrap_err()
+        Transformer::new(Level::detect(), weights.clone()).unwrap_err()
     };
     let error = refused(&|weights| weights.layers[1].mlp_norm[5] = f32::NAN);
     assert!(
