@@ -18,6 +18,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -63,16 +64,24 @@ class Worker:
         if line != "ready":
             self.close()
             raise Unavailable(line or f"exit status {self.process.returncode}")
+        self.pause()
+
+    def pause(self):
+        """Some engines' threads spin after a run, in the time of the next one."""
+        self.process.send_signal(signal.SIGSTOP)
 
     def speed(self):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
+        self.pause()
         if not line:
             raise Unavailable("the worker stopped")
         return self.tokens / float(line)
 
     def close(self):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 

@@ -8,16 +8,11 @@ use trafficllm_kernels::{
     QuantisedMatrix, QuantisedRows, RotaryTable, WeightMatrix,
 };
 
+use trafficllm_model::transformer::{chunk_rows, tile_rows};
+
 use crate::model_file::random_weights;
 use crate::shapes::{CONTEXT, HEAD_DIM, PROMPT_TOKENS, PROMPTS, Shape};
 
-/// As in the engine's pass: rows that go through the products together, where the largest matrix is small and where it is not ...
-const TILE_ROWS_SMALL: usize = 48;
-const TILE_ROWS_LARGE: usize = 192;
-const SMALL_MATRIX_BYTES: usize = 512 * 1024;
-/// ... and how large a chunk is.
-const CHUNK_BYTES: usize = 192 * 1024;
-const CHUNK_ROWS_MIN: usize = 256;
 const EPSILON: f32 = 1e-5;
 
 /// What is told apart, in the order of [`Times`].
@@ -89,7 +84,15 @@ impl Steps {
                 head_dim: HEAD_DIM,
             },
             kernels,
-            tile_rows: tile_rows(&layers, level),
+            // The gate and the up projection together are the largest.
+            tile_rows: tile_rows(
+                level,
+                layers
+                    .iter()
+                    .map(|layer| layer.gate_up.bytes())
+                    .max()
+                    .unwrap_or(0),
+            ),
             embedding,
             layers,
             norm: vec![1.0; shape.hidden],
@@ -106,7 +109,7 @@ impl Steps {
     }
 
     fn chunk_rows(&self) -> usize {
-        CHUNK_ROWS_MIN.max(CHUNK_BYTES / (self.shape.hidden * 4))
+        chunk_rows(self.shape.hidden + self.attention_shape.row_size())
     }
 
     /// All prompts through all layers, every row.
@@ -278,16 +281,6 @@ impl Steps {
         }
         // Whole chunks are a little more than all rows.
         start.elapsed().mul_f64(tiles / (chunks * per_chunk) as f64)
-    }
-}
-
-fn tile_rows(layers: &[Layer], level: Level) -> usize {
-    // The gate and the up projection together are the largest.
-    let largest = layers.iter().map(|layer| layer.gate_up.bytes()).max();
-    if largest.unwrap_or(0) > SMALL_MATRIX_BYTES || level == Level::Amx {
-        TILE_ROWS_LARGE
-    } else {
-        TILE_ROWS_SMALL
     }
 }
 

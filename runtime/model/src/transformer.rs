@@ -17,6 +17,7 @@ mod tests;
 pub use beginning::Beginning;
 pub use config::{CONTEXT_MAX, LayerWeights, TransformerConfig, TransformerWeights};
 pub use error::TransformerError;
+pub use pass::{chunk_rows, tile_rows};
 pub use scratch::Scratch;
 
 use pass::{Chunk, Outputs};
@@ -75,6 +76,8 @@ pub struct Transformer {
     needs_group_sums: bool,
     /// Rows that go through the products together.
     tile_rows: usize,
+    /// Rows of a full chunk.
+    chunk_rows: usize,
 }
 
 #[derive(Debug)]
@@ -124,13 +127,14 @@ impl Transformer {
             .flat_map(Layer::matrices)
             .map(PackedMatrix::bytes)
             .max();
-        let tile_rows = pass::tile_rows(level, largest.unwrap_or(0));
+        let tile_rows = tile_rows(level, largest.unwrap_or(0));
+        let shape = AttentionShape {
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
         Ok(Self {
-            shape: AttentionShape {
-                heads: config.heads,
-                kv_heads: config.kv_heads,
-                head_dim: config.head_dim,
-            },
+            shape,
             kernels,
             token_embedding,
             layers,
@@ -138,6 +142,7 @@ impl Transformer {
             output,
             needs_group_sums,
             tile_rows,
+            chunk_rows: chunk_rows(config.hidden + shape.row_size()),
             rotary: RotaryTable::new(config.context, config.head_dim, config.rope_base),
             config,
         })
@@ -191,7 +196,7 @@ impl Transformer {
         scratch.quantised.set_group_sums(self.needs_group_sums);
         scratch.prefixes.prepare(self, sequences);
         let mut first_query = 0;
-        for sequences in Chunk::split(sequences, self.config.hidden) {
+        for sequences in Chunk::split(sequences, self.config.hidden, self.chunk_rows) {
             let chunk = Chunk {
                 sequences,
                 first_query,

@@ -16,15 +16,23 @@ const TILE_ROWS_LARGE: usize = 192;
 /// Bytes of a matrix that count as small.
 const SMALL_MATRIX_BYTES: usize = 512 * 1024;
 
-/// Bytes of the residual stream at which a chunk is full: with queries, keys and values about as much again, and the
-/// weights of a layer, it stays in a second cache of 1 MiB.
-const CHUNK_BYTES: usize = 192 * 1024;
+/// Bytes of a full chunk's residual stream with its queries, keys and values: with the weights of a small layer they stay in a second
+/// cache of 1 MiB.
+const CHUNK_BYTES: usize = 512 * 1024;
 
 /// Fewest rows of a full chunk: a large model's weights pass through the caches once for each chunk.
-const CHUNK_ROWS_MIN: usize = 256;
+const CHUNK_ROWS_MIN: usize = 128;
 
-/// Rows that go through the products together.
-pub(super) fn tile_rows(level: Level, largest_matrix_bytes: usize) -> usize {
+/// Rows that go through all layers together, of `row_values` values each (residual, query, key and value): a chunk holds as many whole
+/// sequences as fit, at least one.
+#[must_use]
+pub fn chunk_rows(row_values: usize) -> usize {
+    CHUNK_ROWS_MIN.max(CHUNK_BYTES / (row_values * size_of::<f32>()))
+}
+
+/// Rows of a chunk that go through the products together.
+#[must_use]
+pub fn tile_rows(level: Level, largest_matrix_bytes: usize) -> usize {
     if largest_matrix_bytes > SMALL_MATRIX_BYTES || level == Level::Amx {
         TILE_ROWS_LARGE
     } else {
@@ -50,17 +58,18 @@ pub(super) enum Outputs<'a> {
 }
 
 impl<'a> Chunk<'a> {
-    /// Cuts a batch into chunks of consecutive sequences, at least one each.
+    /// Cuts a batch into chunks of consecutive sequences, at least one each, of at most `rows_max` rows where it is more.
     pub(super) fn split(
         mut sequences: &'a [Sequence<'a>],
         hidden: usize,
+        rows_max: usize,
     ) -> impl Iterator<Item = &'a [Sequence<'a>]> {
         std::iter::from_fn(move || {
             let mut rows = 0;
             let full = sequences.iter().position(|sequence| {
                 let before = rows;
                 rows += sequence.tokens.len() + query_rows(sequence, hidden);
-                before > 0 && rows > CHUNK_ROWS_MIN.max(CHUNK_BYTES / (hidden * 4))
+                before > 0 && rows > rows_max
             });
             let chunk;
             (chunk, sequences) = sequences.split_at(full.unwrap_or(sequences.len()));

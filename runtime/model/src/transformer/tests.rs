@@ -249,7 +249,7 @@ fn a_flow_does_not_depend_on_its_batch_or_thread() {
         let alone: Vec<Vec<f32>> = sequences.iter().map(|sequence| run(&[*sequence])).collect();
         assert!(alone.iter().flatten().all(|value| value.is_finite()));
         assert!(
-            Chunk::split(&sequences, config.hidden).count() > 2,
+            Chunk::split(&sequences, config.hidden, model.chunk_rows).count() > 2,
             "one chunk shows nothing"
         );
         for rotation in [0, 1, 5, 9] {
