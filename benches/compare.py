@@ -319,6 +319,20 @@ class Run:
                 )
         return "\n".join(lines)
 
+    def summary(self):
+        """Markdown: our best level's tokens per second, and how many times that of the others; llama.cpp's is of the same level each."""
+        levels = [level for level in LEVELS if any(f"own {level}" in entries for entries in self.results.values())]
+        others = ["candle", "OpenVINO", "ONNX Runtime"]
+        head = ["shape, format, threads, case", "tokens/s"] + [f"/ llama.cpp, {level}" for level in levels] + [f"/ {name}" for name in others]
+        lines = [head, ["---"] * len(head)]
+        for setting, entries in self.results.items():
+            own = {level: entries[f"own {level}"]["median"] for level in levels if f"own {level}" in entries}
+            best = next(iter(own.values()), None)
+            ratio = lambda mine, name: f"{mine / entries[name]['median']:.1f}" if mine and name in entries else "-"
+            cells = [ratio(own.get(level), f"llama.cpp {level}") for level in levels] + [ratio(best, name) for name in others]
+            lines.append([setting, f"{best:,.0f}" if best else "-"] + cells)
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -343,6 +357,8 @@ def main():
     if not run.arguments.table:
         run.measure()
     print(run.table())
+    print()
+    print(run.summary())
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 //! The compiler does not know tiles, so they are named in assembly; everything around them is AVX-512.
 
 use std::arch::asm;
-use std::ops::Range;
 
 use crate::fast::int8::{Int8Panels, scaled};
-use crate::fast::output::{ADD, GATED, STORE, Strip, Then, for_strips, write};
+use crate::fast::output::{ADD, GATED, Product, STORE, Strip, write};
 use crate::memory::MemoryMut;
 use crate::rows::ROWS_PADDING;
 use crate::vector::{Task, Vector};
@@ -178,35 +177,20 @@ impl Drop for Hardware {
     }
 }
 
-/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply), which checks the sizes.
+/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply).
 pub(crate) struct Multiply<'a, U = Hardware> {
     panels: &'a Int8Panels,
-    rows: &'a QuantisedRows,
-    channels: Range<usize>,
-    output: &'a mut [f32],
-    stride: usize,
-    then: Then,
+    product: Product<'a>,
     unit: std::marker::PhantomData<U>,
 }
 
 impl<'a, U: TileUnit> Multiply<'a, U> {
     /// # Safety
     /// With [`Hardware`], the processor has AMX with int8 and the system has permitted this process to use it.
-    pub(crate) unsafe fn new(
-        panels: &'a Int8Panels,
-        rows: &'a QuantisedRows,
-        channels: Range<usize>,
-        output: &'a mut [f32],
-        stride: usize,
-        then: Then,
-    ) -> Self {
+    pub(crate) unsafe fn new(panels: &'a Int8Panels, product: Product<'a>) -> Self {
         Self {
             panels,
-            rows,
-            channels,
-            output,
-            stride,
-            then,
+            product,
             unit: std::marker::PhantomData,
         }
     }
@@ -216,24 +200,12 @@ impl<U: TileUnit> Task for Multiply<'_, U> {
     #[inline(always)]
     fn run<V: Vector>(self, vector: V) {
         assert_eq!(V::LANES, TILE_ROWS, "lanes of a tile");
-        let Self {
-            panels,
-            rows,
-            channels,
-            output,
-            stride,
-            then,
-            ..
-        } = self;
+        let panels = self.panels;
         let mut unit = U::new();
-        for_strips(
+        self.product.for_strips(
             V::LANES,
-            channels,
-            output,
-            stride,
-            then,
             #[inline(always)]
-            |_, then, strip| match then {
+            |rows, _, then, strip| match then {
                 STORE => pass::<V, U, STORE>(vector, &mut unit, panels, rows, strip),
                 ADD => pass::<V, U, ADD>(vector, &mut unit, panels, rows, strip),
                 _ => pass::<V, U, GATED>(vector, &mut unit, panels, rows, strip),

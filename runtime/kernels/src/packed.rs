@@ -6,14 +6,15 @@ use std::ops::Range;
 use crate::amx;
 use crate::fast::int4::{self, Int4Panels};
 use crate::fast::int8::{self, Int8Panels};
-use crate::fast::output::Then;
+use crate::fast::output::{Product, Then};
 use crate::int4::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use crate::vector::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{avx2::Avx2, avx512::Avx512};
 use crate::{
-    Int4Matrix, KernelError, Kernels, Level, QuantisedMatrix, QuantisedRows, WeightMatrix, portable,
+    GROUP_COLUMNS, Int4Matrix, KernelError, Kernels, Level, QuantisedMatrix, QuantisedRows,
+    WeightMatrix, portable,
 };
 
 /// Output channels of a panel of the reference; a multiple of the lanes of every level, so that ranges of channels may start at
@@ -159,7 +160,7 @@ impl PackedMatrix {
         output: &mut [f32],
         stride: usize,
     ) {
-        self.product(rows, channels, output, stride, Then::Plain(Epilogue::Store));
+        self.product(rows, channels, output, stride, Epilogue::Store);
     }
 
     /// Adds the products of `rows` with all output channels to `output` `[rows, channels]`. Every level gives the same
@@ -168,14 +169,7 @@ impl PackedMatrix {
     /// # Panics
     /// If sizes do not fit each other.
     pub fn multiply_add(&self, rows: &QuantisedRows, output: &mut [f32]) {
-        let channels = 0..self.channels;
-        self.product(
-            rows,
-            channels,
-            output,
-            self.channels,
-            Then::Plain(Epilogue::Add),
-        );
+        self.product(rows, 0..self.channels, output, self.channels, Epilogue::Add);
     }
 
     /// For weights from [`PackedMatrix::gated`]: writes `silu(gate) * up` to `output` `[rows, channels / 2]`.
@@ -193,13 +187,13 @@ impl PackedMatrix {
             rows.rows() * self.channels / 2,
             "size of the output"
         );
-        self.run(
+        self.run(Product {
             rows,
-            0..self.channels,
+            channels: 0..self.channels,
             output,
-            self.channels / 2,
-            Then::Gated,
-        );
+            stride: self.channels / 2,
+            then: Then::Gated,
+        });
     }
 
     fn product(
@@ -208,7 +202,7 @@ impl PackedMatrix {
         channels: Range<usize>,
         output: &mut [f32],
         stride: usize,
-        then: Then,
+        then: Epilogue,
     ) {
         if rows.rows() == 0 || channels.is_empty() {
             return;
@@ -224,60 +218,39 @@ impl PackedMatrix {
             (rows.rows() - 1) * stride + channels.end <= output.len(),
             "size of the output"
         );
-        self.run(rows, channels, output, stride, then);
+        self.run(Product {
+            rows,
+            channels,
+            output,
+            stride,
+            then: Then::Plain(then),
+        });
     }
 
     /// The sizes have been checked.
-    fn run(
-        &self,
-        rows: &QuantisedRows,
-        channels: Range<usize>,
-        output: &mut [f32],
-        stride: usize,
-        then: Then,
-    ) {
+    fn run(&self, product: Product<'_>) {
         if self.needs_group_sums() {
-            let groups = self.columns / crate::GROUP_COLUMNS;
+            let groups = self.columns / GROUP_COLUMNS;
             assert_eq!(
-                rows.group_sums.len(),
-                rows.rows() * groups,
+                product.rows.group_sums.len(),
+                product.rows.rows() * groups,
                 "group sums of the activations"
             );
         }
         let left = match &self.layout {
-            Layout::Portable(matrix) => {
-                return portable::product(matrix, rows, channels, output, stride, then);
-            }
+            Layout::Portable(matrix) => return portable::multiply(matrix, product),
             #[cfg(target_arch = "x86_64")]
             Layout::Int8(panels) if self.kernels.level() == Level::Amx => {
                 // SAFETY: `Kernels` of this level exist only where AMX does, with the system's permission.
-                let task = unsafe {
-                    amx::Multiply::<amx::Hardware>::new(
-                        panels, rows, channels, output, stride, then,
-                    )
-                };
+                let task = unsafe { amx::Multiply::<amx::Hardware>::new(panels, product) };
                 self.kernels.run(task).is_some()
             }
             Layout::Int8(panels) => {
-                let task = int8::Multiply {
-                    panels,
-                    rows,
-                    channels,
-                    output,
-                    stride,
-                    then,
-                };
+                let task = int8::Multiply { panels, product };
                 self.kernels.run(task).is_some()
             }
             Layout::Int4(panels) => {
-                let task = int4::Multiply {
-                    panels,
-                    rows,
-                    channels,
-                    output,
-                    stride,
-                    then,
-                };
+                let task = int4::Multiply { panels, product };
                 self.kernels.run(task).is_some()
             }
         };

@@ -1,9 +1,7 @@
 //! The reference kernels: plain loops that say what every level computes.
 
-use std::ops::Range;
-
 use crate::attention::{AttentionShape, KeyBlocks, KeysValues};
-use crate::fast::output::Then;
+use crate::fast::output::{Product, Then};
 use crate::int4::NIBBLE_OFFSET;
 use crate::packed::{Epilogue, PANEL_CHANNELS};
 use crate::rotary::RotaryTable;
@@ -48,15 +46,15 @@ fn dot(matrix: &WeightMatrix, channel: usize, rows: &QuantisedRows, row: usize) 
     }
 }
 
-/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply), which checks the sizes.
-pub(crate) fn product(
-    matrix: &WeightMatrix,
-    rows: &QuantisedRows,
-    channels: Range<usize>,
-    output: &mut [f32],
-    stride: usize,
-    then: Then,
-) {
+/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply).
+pub(crate) fn multiply(matrix: &WeightMatrix, product: Product<'_>) {
+    let Product {
+        rows,
+        channels,
+        output,
+        stride,
+        then,
+    } = product;
     for row in 0..rows.rows() {
         match then {
             // Panels of 16 gate channels and of 16 up channels take turns in `matrix`.

@@ -1,8 +1,6 @@
 //! Products of 4-bit weights: exact within a group of 32 input channels, then summed over the groups in f32.
 
-use std::ops::Range;
-
-use super::output::{ADD, GATED, STORE, Strip, Then, for_strips, write};
+use super::output::{ADD, GATED, Product, STORE, Strip, write};
 use crate::int4::{GROUP_COLUMNS, Int4Matrix, NIBBLE_OFFSET};
 use crate::memory::{Memory, MemoryMut};
 use crate::vector::{NIBBLE_STEP_COLUMNS, STEP_ACTIVATION_BYTES, Task, Vector};
@@ -74,14 +72,10 @@ impl Int4Panels {
     }
 }
 
-/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply), which checks the sizes.
+/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply).
 pub(crate) struct Multiply<'a> {
     pub(crate) panels: &'a Int4Panels,
-    pub(crate) rows: &'a QuantisedRows,
-    pub(crate) channels: Range<usize>,
-    pub(crate) output: &'a mut [f32],
-    pub(crate) stride: usize,
-    pub(crate) then: Then,
+    pub(crate) product: Product<'a>,
 }
 
 impl Task for Multiply<'_> {
@@ -98,22 +92,11 @@ impl Task for Multiply<'_> {
 impl Multiply<'_> {
     #[inline(always)]
     fn strips<V: Vector, const MINIMUMS: bool>(self, vector: V) {
-        let Self {
-            panels,
-            rows,
-            channels,
-            output,
-            stride,
-            then,
-        } = self;
-        for_strips(
+        let Self { panels, product } = self;
+        product.for_strips(
             V::LANES,
-            channels,
-            output,
-            stride,
-            then,
             #[inline(always)]
-            |both, then, strip| match (then, both) {
+            |rows, both, then, strip| match (then, both) {
                 (STORE, true) => pass::<V, 2, STORE, MINIMUMS>(vector, panels, rows, strip),
                 (STORE, false) => pass::<V, 1, STORE, MINIMUMS>(vector, panels, rows, strip),
                 (ADD, true) => pass::<V, 2, ADD, MINIMUMS>(vector, panels, rows, strip),

@@ -1,8 +1,6 @@
 //! Products of int8 weights, exact in 32 bits over all input channels.
 
-use std::ops::Range;
-
-use super::output::{ADD, GATED, STORE, Strip, Then, for_strips, write};
+use super::output::{ADD, GATED, Product, STORE, Strip, write};
 use crate::memory::{Memory, MemoryMut};
 use crate::vector::{STEP_ACTIVATION_BYTES, Task, Vector};
 use crate::{KernelError, QuantisedMatrix, QuantisedRows};
@@ -58,35 +56,20 @@ impl Int8Panels {
     }
 }
 
-/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply), which checks the sizes.
+/// See [`PackedMatrix::multiply`](crate::PackedMatrix::multiply).
 pub(crate) struct Multiply<'a> {
     pub(crate) panels: &'a Int8Panels,
-    pub(crate) rows: &'a QuantisedRows,
-    pub(crate) channels: Range<usize>,
-    pub(crate) output: &'a mut [f32],
-    pub(crate) stride: usize,
-    pub(crate) then: Then,
+    pub(crate) product: Product<'a>,
 }
 
 impl Task for Multiply<'_> {
     #[inline(always)]
     fn run<V: Vector>(self, vector: V) {
-        let Self {
-            panels,
-            rows,
-            channels,
-            output,
-            stride,
-            then,
-        } = self;
-        for_strips(
+        let Self { panels, product } = self;
+        product.for_strips(
             V::LANES,
-            channels,
-            output,
-            stride,
-            then,
             #[inline(always)]
-            |both, then, strip| match (then, both) {
+            |rows, both, then, strip| match (then, both) {
                 (STORE, true) => pass::<V, 2, STORE>(vector, panels, rows, strip),
                 (STORE, false) => pass::<V, 1, STORE>(vector, panels, rows, strip),
                 (ADD, true) => pass::<V, 2, ADD>(vector, panels, rows, strip),

@@ -1,5 +1,8 @@
 //! What happens to the sums of a product: scaled, then stored, added or gated.
 
+use std::ops::Range;
+
+use crate::QuantisedRows;
 use crate::packed::Epilogue;
 use crate::vector::Vector;
 
@@ -31,37 +34,46 @@ pub(crate) enum Then {
     Gated,
 }
 
-/// Calls `strip` with the panels in use (one or two), the epilogue as a constant's value, and the strip, for all strips of the
-/// channels.
-#[inline(always)]
-pub(crate) fn for_strips(
-    lanes: usize,
-    channels: std::ops::Range<usize>,
-    output: &mut [f32],
-    stride: usize,
-    then: Then,
-    mut strip: impl FnMut(bool, u8, Strip<'_>),
-) {
-    let then_code = match then {
-        Then::Plain(Epilogue::Store) => STORE,
-        Then::Plain(Epilogue::Add) => ADD,
-        Then::Gated => GATED,
-    };
-    for channel in channels.clone().step_by(2 * lanes) {
-        let width = (channels.end - channel).min(2 * lanes);
-        let first = if then_code == GATED {
-            channel / 2
-        } else {
-            channel
-        };
-        let output = &mut output[first..];
-        let part = Strip {
-            channel,
-            width,
+/// What is multiplied, and where it goes; the sizes have been checked.
+pub(crate) struct Product<'a> {
+    pub(crate) rows: &'a QuantisedRows,
+    pub(crate) channels: Range<usize>,
+    pub(crate) output: &'a mut [f32],
+    pub(crate) stride: usize,
+    pub(crate) then: Then,
+}
+
+impl Product<'_> {
+    /// Calls `pass` for each strip of the channels with the rows, whether both panels are in use, and the epilogue as a constant's value.
+    #[inline(always)]
+    pub(crate) fn for_strips(
+        self,
+        lanes: usize,
+        mut pass: impl FnMut(&QuantisedRows, bool, u8, Strip<'_>),
+    ) {
+        let Self {
+            rows,
+            channels,
             output,
             stride,
+            then,
+        } = self;
+        let then = match then {
+            Then::Plain(Epilogue::Store) => STORE,
+            Then::Plain(Epilogue::Add) => ADD,
+            Then::Gated => GATED,
         };
-        strip(width > lanes, then_code, part);
+        for channel in channels.clone().step_by(2 * lanes) {
+            let width = (channels.end - channel).min(2 * lanes);
+            let first = if then == GATED { channel / 2 } else { channel };
+            let strip = Strip {
+                channel,
+                width,
+                output: &mut output[first..],
+                stride,
+            };
+            pass(rows, width > lanes, then, strip);
+        }
     }
 }
 
