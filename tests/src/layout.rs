@@ -229,6 +229,7 @@ fn the_members_of_the_workspace_are_those_of_the_design() {
     let expected = [
         "trafficllm",
         "trafficllm-benches",
+        "trafficllm-instructions",
         "trafficllm-kernels",
         "trafficllm-model",
         "trafficllm-tests",
