@@ -10,19 +10,18 @@
     reason = "a bench that fails may stop, and prints its figures"
 )]
 
-use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use trafficllm::{Bundle, Engine, EngineOptions, Level, Model, Outcome, Sink, Tally};
-use trafficllm_benches::{Contender, interleaved_medians};
+use trafficllm_benches::{Contender, interleaved_medians, recorded_captures, shared_captures};
 
 const ROUNDS: usize = 5;
 /// How often the recorded captures are read in one round.
 const REPEATS: usize = 4;
 /// Bytes of the shared data that are read in one round: some thousand flows.
-const SHARED_BYTES: u64 = 4_000_000;
+const SHARED_BYTES: usize = 4_000_000;
 
 struct Discard;
 
@@ -75,49 +74,6 @@ fn measure(name: &str, bundle: &Bundle, levels: &[Level], captures: &[Vec<u8>], 
     }
 }
 
-fn recorded(repository: &Path) -> Vec<Vec<u8>> {
-    let entries = fs::read_dir(repository.join("tests/captures"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = entries
-        .filter(|path| path.extension().is_some_and(|found| found != "jsonl"))
-        .collect();
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// Captures of all tasks' `val` folders in turns, up to a total size; `None` where the shared data is not there.
-fn shared(repository: &Path) -> Option<Vec<Vec<u8>>> {
-    let list = |folder: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(folder).into_iter().flatten();
-        let mut paths: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .collect();
-        paths.sort();
-        paths
-    };
-    let tasks = list(&repository.join("../shared/data"));
-    let mut queues: Vec<Vec<PathBuf>> = tasks
-        .iter()
-        .map(|task| {
-            list(&task.join("val"))
-                .iter()
-                .flat_map(|label| list(label))
-                .rev()
-                .collect()
-        })
-        .collect();
-    let (mut captures, mut total) = (Vec::new(), 0);
-    while total < SHARED_BYTES && queues.iter().any(|queue| !queue.is_empty()) {
-        for path in queues.iter_mut().filter_map(Vec::pop) {
-            let bytes = fs::read(path).unwrap();
-            total += bytes.len() as u64;
-            captures.push(bytes);
-        }
-    }
-    (!captures.is_empty()).then_some(captures)
-}
-
 fn main() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let path = std::env::var_os("TLLM_BENCH_MODEL").map_or_else(
@@ -136,11 +92,13 @@ fn main() {
         "recorded captures",
         &bundle,
         &all,
-        &recorded(repository),
+        &recorded_captures(repository).unwrap(),
         REPEATS,
     );
-    match shared(repository) {
-        Some(captures) => measure("shared data, val", &bundle, &[best], &captures, 1),
-        None => println!("shared data, val: not there, not measured"),
+    let shared = shared_captures(repository, SHARED_BYTES).unwrap();
+    if shared.is_empty() {
+        println!("shared data, val: not there, not measured");
+    } else {
+        measure("shared data, val", &bundle, &[best], &shared, 1);
     }
 }

@@ -13,19 +13,18 @@
     reason = "a bench that fails may stop, and prints its figures"
 )]
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use trafficllm::{Bundle, Engine, EngineOptions, Flow, Judgement, Model};
-use trafficllm_benches::{Contender, interleaved_medians};
+use trafficllm_benches::{Contender, interleaved_medians, recorded_captures, shared_captures};
 use trafficllm_traffic::token::EncodeScratch;
 use trafficllm_traffic::{CaptureReader, FlowTable, decode};
 
 const ROUNDS: usize = 5;
 /// Bytes of the shared data whose flows are used.
-const SHARED_BYTES: u64 = 4_000_000;
+const SHARED_BYTES: usize = 4_000_000;
 /// Flows of one round of the throughput.
 const THROUGHPUT_FLOWS: usize = 2_000;
 /// Flows that arrive in one measurement of the latency: the slowest thousandth are ten.
@@ -57,45 +56,10 @@ fn arrivals(rate: f64) -> Vec<Duration> {
     moments.collect()
 }
 
-fn list(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .collect();
-    paths.sort();
-    paths
-}
-
-fn recorded(repository: &Path) -> Vec<PathBuf> {
-    let mut paths = list(&repository.join("tests/captures"));
-    paths.retain(|path| path.extension().is_some_and(|found| found != "jsonl"));
-    paths
-}
-
-/// Captures of all tasks' `val` folders in turns, up to a total size; none where the shared data is not there.
-fn shared(repository: &Path) -> Vec<PathBuf> {
-    let mut queues: Vec<Vec<PathBuf>> = list(&repository.join("../shared/data"))
-        .iter()
-        .map(|task| {
-            let labels = list(&task.join("val"));
-            labels.iter().flat_map(|label| list(label)).rev().collect()
-        })
-        .collect();
-    let (mut paths, mut total) = (Vec::new(), 0);
-    while total < SHARED_BYTES && queues.iter().any(|queue| !queue.is_empty()) {
-        for path in queues.iter_mut().filter_map(Vec::pop) {
-            total += fs::metadata(&path).unwrap().len();
-            paths.push(path);
-        }
-    }
-    paths
-}
-
-fn flows_of(model: &Model, paths: &[PathBuf]) -> Vec<Flow> {
+fn flows_of(model: &Model, captures: &[Vec<u8>]) -> Vec<Flow> {
     let mut flows = Vec::new();
-    for path in paths {
-        let bytes = fs::read(path).unwrap();
-        let Ok(mut reader) = CaptureReader::new(bytes.as_slice()) else {
+    for capture in captures {
+        let Ok(mut reader) = CaptureReader::new(capture.as_slice()) else {
             continue;
         };
         let mut table = FlowTable::new(model.flow_config()).unwrap();
@@ -259,10 +223,10 @@ fn main() {
     let level = Model::level_from_environment().unwrap();
     let model = Arc::new(Model::load(&bundle, level).unwrap());
     println!("model {} on level {}", model.id(), level.name());
-    let shared = flows_of(&model, &shared(repository));
+    let shared = flows_of(&model, &shared_captures(repository, SHARED_BYTES).unwrap());
     if shared.is_empty() {
         println!("shared data, val: not there; the recorded captures instead");
-        let recorded = flows_of(&model, &recorded(repository));
+        let recorded = flows_of(&model, &recorded_captures(repository).unwrap());
         measure("recorded captures", &model, &recorded);
     } else {
         measure("shared data, val", &model, &shared);

@@ -1,6 +1,8 @@
-//! What the benches share: measuring several things in turns, so that a busy moment of the machine hits all of them.
+//! What the benches share: measuring several things in turns, so that a busy moment of the machine hits all of them; and the captures.
 
+use std::path::{Path, PathBuf};
 use std::time::Instant;
+use std::{fs, io};
 
 /// A named piece of work.
 pub type Contender<'a> = (&'a str, Box<dyn FnMut() + 'a>);
@@ -22,6 +24,49 @@ pub fn interleaved_medians(rounds: usize, contenders: &mut [Contender<'_>]) -> V
 fn median(times: &mut [f64]) -> f64 {
     times.sort_by(f64::total_cmp);
     times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The bytes of the captures that the repository holds, in the order of their names.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn recorded_captures(repository: &Path) -> io::Result<Vec<Vec<u8>>> {
+    let mut paths = list(&repository.join("tests/captures"));
+    paths.retain(|path| path.extension().is_some_and(|found| found != "jsonl"));
+    paths.iter().map(fs::read).collect()
+}
+
+/// The bytes of captures of all tasks' `val` folders in turns, up to a total size; none where the shared data is not there.
+///
+/// # Errors
+/// A file that cannot be read.
+pub fn shared_captures(repository: &Path, bytes_max: usize) -> io::Result<Vec<Vec<u8>>> {
+    let mut queues: Vec<Vec<PathBuf>> = list(&repository.join("../shared/data"))
+        .iter()
+        .map(|task| {
+            let labels = list(&task.join("val"));
+            labels.iter().flat_map(|label| list(label)).rev().collect()
+        })
+        .collect();
+    let (mut captures, mut total) = (Vec::new(), 0);
+    while total < bytes_max && queues.iter().any(|queue| !queue.is_empty()) {
+        for path in queues.iter_mut().filter_map(Vec::pop) {
+            let bytes = fs::read(path)?;
+            total += bytes.len();
+            captures.push(bytes);
+        }
+    }
+    Ok(captures)
+}
+
+/// What a folder holds, by name; nothing where there is none.
+fn list(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect();
+    paths.sort();
+    paths
 }
 
 #[cfg(test)]

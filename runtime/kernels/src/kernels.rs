@@ -129,7 +129,7 @@ impl Kernels {
             input,
             stride,
             norm,
-            output: &mut *output,
+            output,
         };
         if let Some(Quantise { output, .. }) = self.run(task) {
             let columns = output.columns();
@@ -143,8 +143,8 @@ impl Kernels {
                     None => portable::quantise(input.iter().copied(), values, scale, sum),
                 }
             }
+            output.complete(false);
         }
-        output.complete(self.level == Level::Avx2);
     }
 
     /// Writes row `row` of a matrix to `output` `[columns]`, as [`WeightMatrix::dequantise_row`]. Every level gives the

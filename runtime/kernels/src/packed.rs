@@ -10,6 +10,7 @@ use crate::fast::output::{Product, Then};
 use crate::int4::GROUP_BYTES;
 #[cfg(target_arch = "aarch64")]
 use crate::vector::neon::Neon;
+use crate::vector::{Task, Vector};
 #[cfg(target_arch = "x86_64")]
 use crate::vector::{avx2::Avx2, avx512::Avx512};
 use crate::{
@@ -82,10 +83,7 @@ impl PackedMatrix {
                 found: gate.rows(),
             });
         }
-        Self::pack(
-            kernels,
-            take_turns(stacked, panel_channels(kernels.level())),
-        )
+        Self::pack(kernels, take_turns(stacked, panel_channels(kernels)))
     }
 
     fn pack(kernels: Kernels, matrix: WeightMatrix) -> Result<Self, KernelError> {
@@ -259,7 +257,7 @@ impl PackedMatrix {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn panels<V: crate::vector::Vector>(matrix: &WeightMatrix) -> Result<Layout, KernelError> {
+fn panels<V: Vector>(matrix: &WeightMatrix) -> Result<Layout, KernelError> {
     Ok(match matrix {
         WeightMatrix::Int8(matrix) => Layout::Int8(Int8Panels::new::<V>(matrix)?),
         WeightMatrix::Int4(matrix) => Layout::Int4(Int4Panels::new::<V>(matrix)?),
@@ -267,12 +265,20 @@ fn panels<V: crate::vector::Vector>(matrix: &WeightMatrix) -> Result<Layout, Ker
 }
 
 /// Output channels of a panel: lanes of a register.
-fn panel_channels(level: Level) -> usize {
-    match level {
-        Level::Portable | Level::Avx512Vnni | Level::Amx => 16,
-        Level::Avx2 | Level::AvxVnni => 8,
-        Level::Neon | Level::NeonDot => 4,
+struct Lanes<'a>(&'a mut usize);
+
+impl Task for Lanes<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(self, _vector: V) {
+        *self.0 = V::LANES;
     }
+}
+
+fn panel_channels(kernels: Kernels) -> usize {
+    let mut lanes = PANEL_CHANNELS;
+    // The reference, which has no registers, keeps the panels that its loops expect.
+    let _reference = kernels.run(Lanes(&mut lanes));
+    lanes
 }
 
 /// The parts as one matrix.

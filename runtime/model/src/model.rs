@@ -14,9 +14,9 @@ use crate::transformer::{TaskPrefix, Transformer, TransformerConfig};
 
 pub use classify::{Scratch, emptied};
 
-/// How far a self-test's score may be from the one in the manifest. Kernels sum floats in different
-/// orders, and where an activation lies between two int8 steps that decides which one it becomes;
-/// labels have to agree exactly.
+/// How far a self-test's score may be from the one in the manifest. A target without fused
+/// multiply-add may round otherwise, and where an activation lies between two int8 steps that decides
+/// which one it becomes; labels have to agree exactly.
 pub const SELF_TEST_TOLERANCE: f32 = 0.02;
 
 /// Lanes of the dot product: partial sums that a compiler can keep in one wide register.

@@ -134,6 +134,7 @@ impl Task for Quantise<'_> {
                 None => quantise::<V, false>(vector, input, input, 1.0, values, scale, sum),
             }
         }
+        self.output.complete(V::WIDE_ROWS);
     }
 }
 
