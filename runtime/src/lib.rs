@@ -48,5 +48,6 @@ pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 pub use trafficllm_kernels::Level;
 pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
 pub use trafficllm_traffic::{
-    CaptureError, Endpoints, Flow, FlowConfig, FlowCounters, Skip, SkipCounters,
+    CaptureError, Direction, Endpoints, Flow, FlowConfig, FlowConfigError, FlowCounters,
+    FlowRecorder, HostPacket, RecorderCounters, Skip, SkipCounters, TcpFlags,
 };

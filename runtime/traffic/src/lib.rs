@@ -15,6 +15,6 @@ pub use capture::{CaptureFormat, CaptureReader, LinkType, RawPacket};
 pub use decode::{Packet, Skip, SkipCounters, decode};
 pub use error::{CaptureError, FlowConfigError};
 pub use flow::{
-    Direction, Endpoints, Flow, FlowConfig, FlowCounters, FlowTable, PacketRecord, Payload,
-    TcpFlags,
+    Direction, Endpoints, Flow, FlowConfig, FlowCounters, FlowRecorder, FlowTable, HostPacket,
+    PacketRecord, Payload, RecorderCounters, TcpFlags,
 };

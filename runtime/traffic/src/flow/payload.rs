@@ -22,6 +22,11 @@ impl Payload {
         self.buffers.iter().map(|buffer| buffer.len()).sum()
     }
 
+    /// All that it takes beside itself.
+    pub(super) fn bytes(&self) -> usize {
+        self.buffer_bytes() + self.buffers.capacity() * size_of::<Box<[u8]>>()
+    }
+
     /// Keeps the start of a packet's payload as far as the settings leave room, and says how many bytes that is.
     pub(super) fn push(
         &mut self,
@@ -97,7 +102,7 @@ impl<'a> Reader<'a> {
 }
 
 /// Memory of ended flows that waits for new ones, a bounded amount.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct SpareBuffers {
     buffers: Vec<Box<[u8]>>,
     lists: Vec<Vec<Box<[u8]>>>,
@@ -118,6 +123,17 @@ impl SpareBuffers {
         if is_own && self.lists.len() < RECYCLED_FLOWS_MAX {
             self.lists.push(list);
         }
+    }
+
+    /// All that it takes beside itself.
+    pub(super) fn bytes(&self) -> usize {
+        let lists = self.lists.iter().map(Vec::capacity).sum::<usize>() + self.buffers.capacity();
+        self.buffers
+            .iter()
+            .map(|buffer| buffer.len())
+            .sum::<usize>()
+            + lists * size_of::<Box<[u8]>>()
+            + self.lists.capacity() * size_of::<Vec<Box<[u8]>>>()
     }
 
     fn buffer(&mut self, config: &FlowConfig) -> Box<[u8]> {

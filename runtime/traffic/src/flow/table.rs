@@ -9,14 +9,12 @@ use super::key::FlowKey;
 use super::list::{Arena, LINKS_BYTES, List};
 use super::payload::{Payload, SpareBuffers};
 use super::record::{Direction, Endpoints, Flow, PacketRecord};
+use super::recorder::{self, HostPacket, TCP};
 use super::tcp::{Belongs, TcpState};
 use crate::decode::Packet;
 use crate::error::FlowConfigError;
 use crate::limits::RECYCLED_FLOWS_MAX;
 
-const TCP: u8 = 6;
-/// Records that a flow has room for at first; the default settings allow no more, so that no flow ever grows.
-const FIRST_RECORDS: usize = 20;
 /// What a flow takes beside records and payload. A place in `slots` is a slot number and a byte, and in the worst case, right
 /// after it has grown, each has 16 / 7 of them.
 pub(super) const FLOW_BYTES_FIXED: usize =
@@ -370,35 +368,24 @@ impl Entry {
             self.tcp
                 .add(direction, packet.tcp_flags, packet.tcp_sequence);
         }
-        let gap_ns = packet.timestamp_ns.checked_sub(self.last_ns);
-        counters.time_backwards += u64::from(gap_ns.is_none());
-        self.last_ns = packet.timestamp_ns;
-        let flow = &mut self.flow;
-        flow.end_ns = flow.end_ns.max(packet.timestamp_ns);
-        flow.packets += 1;
-        flow.bytes = flow.bytes.saturating_add(u64::from(packet.ip_bytes));
-        if flow.records.len() >= config.max_packets {
-            counters.packets_beyond_limit += 1;
-            return;
-        }
-        let kept = flow.payload.push(packet.payload, config, spare);
-        counters.payload_bytes_cut += (packet.payload.len() - kept) as u64;
-        reserve_record(&mut flow.records, config.max_packets);
-        flow.records.push(PacketRecord {
+        let host_packet = HostPacket {
             direction,
-            tcp_flags: packet.tcp_flags,
-            payload_kept: kept as u16,
+            time_ns: packet.timestamp_ns,
+            ip_bytes: packet.ip_bytes,
             payload_bytes: packet.payload_bytes,
-            gap_us: u32::try_from(gap_ns.unwrap_or(0) / 1_000).unwrap_or(u32::MAX),
-        });
-    }
-}
-
-/// Grows by doubling like a plain `Vec`, but begins larger and never goes beyond what the limits allow it to hold.
-fn reserve_record(records: &mut Vec<PacketRecord>, limit: usize) {
-    if records.len() == records.capacity() {
-        let target = (records.capacity() * 2).max(FIRST_RECORDS).min(limit);
-        records.reserve_exact(target.saturating_sub(records.len()));
+            tcp_flags: packet.tcp_flags,
+            payload: packet.payload,
+        };
+        let lost = recorder::append(
+            &mut self.flow,
+            &mut self.last_ns,
+            &host_packet,
+            config,
+            spare,
+        );
+        counters.packets_beyond_limit += u64::from(lost.is_beyond_limit);
+        counters.payload_bytes_cut += lost.payload_bytes_cut;
+        counters.time_backwards += u64::from(lost.is_time_backwards);
     }
 }
 
