@@ -5,6 +5,8 @@ use trafficllm_model::ModelError;
 use trafficllm_traffic::FlowConfigError;
 use trafficllm_traffic::token::TokenError;
 
+use crate::settings::SettingError;
+
 /// Every error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -47,6 +49,9 @@ pub enum Error {
         /// The names of the model's tasks.
         known: Vec<String>,
     },
+    /// The text of a setting, or its key.
+    #[error(transparent)]
+    Settings(#[from] SettingError),
     /// A setting of the flow table.
     #[error(transparent)]
     FlowConfig(#[from] FlowConfigError),

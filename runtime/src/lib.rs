@@ -37,6 +37,7 @@ mod error;
 pub mod limits;
 mod model;
 mod outcome;
+mod settings;
 
 pub use engine::{
     Answer, CaptureReport, Detection, Engine, EngineCounters, EngineMemory, EngineOptions,
@@ -45,6 +46,7 @@ pub use engine::{
 pub use error::Error;
 pub use model::Model;
 pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
+pub use settings::{SettingError, SettingInfo, SettingKind, Settings};
 pub use trafficllm_kernels::Level;
 pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
 pub use trafficllm_traffic::{

@@ -24,5 +24,17 @@ pub const BATCH_WAIT_US_MAX: u64 = 100_000;
 pub const DEADLINE_US_MAX: u64 = 60_000_000;
 /// Bytes of one line of a requests file; a longer line is reported and passed over.
 pub const REQUEST_LINE_BYTES_MAX: usize = 1 << 20;
+/// Worker threads of an engine that is configured by [`crate::Settings`], unless set: a host's other processors are its own.
+pub const WORKERS_DEFAULT: usize = 1;
+/// How long a stopped engine goes on with what waits, unless set, in microseconds.
+pub const STOP_TIMEOUT_US_DEFAULT: u64 = 5_000_000;
+/// The longest such time, in microseconds (ten minutes).
+pub const STOP_TIMEOUT_US_MAX: u64 = 600_000_000;
+/// Flows that a host may feed at the same time, unless set.
+pub const FLOW_HANDLES_DEFAULT: usize = 131_072;
+/// Most flows that a host may be allowed to feed at the same time.
+pub const FLOW_HANDLES_MAX: usize = 1 << 22;
+/// Most bytes of the text of one setting.
+pub const SETTING_BYTES_MAX: usize = 4_096;
 /// Packets between two progress reports.
 pub const PROGRESS_PACKETS: u64 = 4_096;

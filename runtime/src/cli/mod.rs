@@ -108,6 +108,7 @@ impl From<Error> for Failure {
             Error::UnknownTask { .. }
             | Error::Level(_)
             | Error::Setting { .. }
+            | Error::Settings(_)
             | Error::FlowConfig(_) => Exit::Usage,
             _ => Exit::Model,
         };

@@ -36,20 +36,23 @@ pub struct FlowConfig {
 
 impl Default for FlowConfig {
     fn default() -> Self {
-        Self {
-            max_flows: 131_072,
-            max_packets: 20,
-            max_payload_bytes: 400,
-            max_payloads: 4,
-            tcp_idle_timeout_us: 3_600_000_000,
-            other_idle_timeout_us: 3_600_000_000,
-            active_timeout_us: 86_400_000_000,
-            closed_timeout_us: 60_000_000,
-        }
+        Self::DEFAULT
     }
 }
 
 impl FlowConfig {
+    /// The default settings.
+    pub const DEFAULT: Self = Self {
+        max_flows: 131_072,
+        max_packets: 20,
+        max_payload_bytes: 400,
+        max_payloads: 4,
+        tcp_idle_timeout_us: 3_600_000_000,
+        other_idle_timeout_us: 3_600_000_000,
+        active_timeout_us: 86_400_000_000,
+        closed_timeout_us: 60_000_000,
+    };
+
     /// Checks every setting against the hard limits.
     ///
     /// # Errors

@@ -1,0 +1,555 @@
+//! Settings by key and text, for hosts that embed the library and configure it from a file of their own.
+
+use std::time::Duration;
+
+use trafficllm_kernels::Level;
+use trafficllm_traffic::FlowConfig;
+use trafficllm_traffic::limits::{FLOW_PACKETS_MAX, PACKET_PAYLOAD_BYTES_MAX};
+use trafficllm_traffic::limits::{FLOWS_MAX, TIMEOUT_US_MAX, TIMEOUT_US_MIN};
+
+use crate::engine::EngineOptions;
+use crate::error::Error;
+use crate::limits::{
+    BATCH_TOKENS_DEFAULT, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX,
+    FLOW_HANDLES_DEFAULT, FLOW_HANDLES_MAX, QUEUE_FLOWS_DEFAULT, QUEUE_FLOWS_MAX,
+    SETTING_BYTES_MAX, STOP_TIMEOUT_US_DEFAULT, STOP_TIMEOUT_US_MAX, WORKERS_DEFAULT, WORKERS_MAX,
+};
+use crate::model::Model;
+
+const WORKERS: &str = "engine.workers";
+const TASKS: &str = "engine.tasks";
+const BATCH_TOKENS: &str = "engine.batch_tokens";
+const QUEUE_FLOWS: &str = "engine.queue_flows";
+const BATCH_WAIT: &str = "engine.batch_wait_us";
+const DEADLINE: &str = "engine.deadline_us";
+const MEMORY: &str = "engine.memory_bytes_max";
+const STOP_TIMEOUT: &str = "engine.stop_timeout_us";
+const FLOW_HANDLES: &str = "engine.flows_max";
+const MIN_PACKETS: &str = "flow.min_packets";
+const MAX_PACKETS: &str = "flow.max_packets";
+const MAX_PAYLOAD_BYTES: &str = "flow.max_payload_bytes";
+const MAX_PAYLOADS: &str = "flow.max_payloads";
+const CAPTURE_FLOWS: &str = "capture.max_flows";
+const TCP_IDLE: &str = "capture.tcp_idle_timeout_us";
+const OTHER_IDLE: &str = "capture.other_idle_timeout_us";
+const ACTIVE: &str = "capture.active_timeout_us";
+const CLOSED: &str = "capture.closed_timeout_us";
+const CPU: &str = "model.cpu";
+
+/// What the text of a setting is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SettingKind {
+    /// A whole number in decimal digits.
+    Integer,
+    /// Names with commas between them; the empty text is the empty list.
+    List,
+    /// One word.
+    Text,
+}
+
+impl SettingKind {
+    /// `integer`, `list` or `text`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::List => "list",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// What a setting is and what it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SettingInfo {
+    /// The name that selects it.
+    pub key: &'static str,
+    /// What its text is made of.
+    pub kind: SettingKind,
+    /// What an integer is unless set; lists and texts are empty unless set.
+    pub default: u64,
+    /// Smallest integer.
+    pub minimum: u64,
+    /// Largest integer.
+    pub maximum: u64,
+    /// What is counted; empty for lists and texts.
+    pub unit: &'static str,
+    /// What it is for, in one sentence.
+    pub help: &'static str,
+}
+
+impl SettingInfo {
+    const fn integer(
+        key: &'static str,
+        [default, minimum, maximum]: [u64; 3],
+        unit: &'static str,
+        help: &'static str,
+    ) -> Self {
+        Self {
+            key,
+            kind: SettingKind::Integer,
+            default,
+            minimum,
+            maximum,
+            unit,
+            help,
+        }
+    }
+
+    const fn words(key: &'static str, kind: SettingKind, help: &'static str) -> Self {
+        Self {
+            key,
+            kind,
+            default: 0,
+            minimum: 0,
+            maximum: 0,
+            unit: "",
+            help,
+        }
+    }
+
+    /// The default as [`Settings::get`] gives it.
+    #[must_use]
+    pub fn default_text(&self) -> String {
+        self.default_value().to_text()
+    }
+
+    fn default_value(&self) -> Value {
+        match self.kind {
+            SettingKind::Integer => Value::Integer(self.default),
+            SettingKind::List => Value::List(Vec::new()),
+            SettingKind::Text => Value::Text(String::new()),
+        }
+    }
+
+    fn parse(&self, text: &str) -> Result<Value, SettingError> {
+        if text.len() > SETTING_BYTES_MAX {
+            return Err(SettingError::TooLong {
+                key: self.key,
+                limit_bytes: SETTING_BYTES_MAX,
+                found_bytes: text.len(),
+            });
+        }
+        match self.kind {
+            SettingKind::Integer => self.parse_integer(text),
+            SettingKind::List => self.parse_list(text),
+            SettingKind::Text => self.parse_level(text),
+        }
+    }
+
+    fn parse_integer(&self, text: &str) -> Result<Value, SettingError> {
+        let number = text.parse().ok();
+        number
+            .filter(|number| (self.minimum..=self.maximum).contains(number))
+            .map(Value::Integer)
+            .ok_or_else(|| SettingError::Integer {
+                key: self.key,
+                minimum: self.minimum,
+                maximum: self.maximum,
+                unit: self.unit,
+                found: text.to_owned(),
+            })
+    }
+
+    fn parse_list(&self, text: &str) -> Result<Value, SettingError> {
+        if text.trim().is_empty() {
+            return Ok(Value::List(Vec::new()));
+        }
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        if names.iter().any(String::is_empty) {
+            return Err(SettingError::List {
+                key: self.key,
+                found: text.to_owned(),
+            });
+        }
+        Ok(Value::List(names))
+    }
+
+    /// The only text there is names a level; whether this processor has it is asked when it is used.
+    fn parse_level(&self, text: &str) -> Result<Value, SettingError> {
+        if text.is_empty() || Level::ALL.iter().any(|level| level.name() == text) {
+            return Ok(Value::Text(text.to_owned()));
+        }
+        Err(SettingError::Level {
+            key: self.key,
+            known: Level::ALL.map(Level::name).join(", "),
+            found: text.to_owned(),
+        })
+    }
+}
+
+/// A text that is no value of a setting, or a key of none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettingError {
+    /// No setting has this key.
+    #[error("unknown setting {found:?}: the nearest known one is {nearest}")]
+    UnknownKey {
+        /// The key that was given, shortened if it is long.
+        found: String,
+        /// The known key that is most like it.
+        nearest: &'static str,
+    },
+    /// No whole number within the limits.
+    #[error("{key}: expected a whole number from {minimum} to {maximum} ({unit}), found {found:?}")]
+    Integer {
+        /// Which setting.
+        key: &'static str,
+        /// Smallest allowed value.
+        minimum: u64,
+        /// Largest allowed value.
+        maximum: u64,
+        /// What is counted.
+        unit: &'static str,
+        /// The text that was given.
+        found: String,
+    },
+    /// A name of a list is empty.
+    #[error("{key}: expected names with commas between them, found {found:?}")]
+    List {
+        /// Which setting.
+        key: &'static str,
+        /// The text that was given.
+        found: String,
+    },
+    /// No name of a CPU level.
+    #[error("{key}: expected nothing or one of {known}, found {found:?}")]
+    Level {
+        /// Which setting.
+        key: &'static str,
+        /// The known names.
+        known: String,
+        /// The text that was given.
+        found: String,
+    },
+    /// A text that no setting is that long.
+    #[error("{key}: expected at most {limit_bytes} bytes, found {found_bytes}")]
+    TooLong {
+        /// Which setting.
+        key: &'static str,
+        /// The limit.
+        limit_bytes: usize,
+        /// Length of the text that was given.
+        found_bytes: usize,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Integer(u64),
+    List(Vec<String>),
+    Text(String),
+}
+
+impl Value {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Integer(number) => number.to_string(),
+            Self::List(names) => names.join(","),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+/// All settings of an engine, by key. Each is checked when it is set; what depends on the model is checked with the model.
+///
+/// ```
+/// use trafficllm::Settings;
+///
+/// let mut settings = Settings::default();
+/// settings.set("engine.workers", "4")?;
+/// assert_eq!(settings.get("engine.workers")?, "4");
+/// let error = settings.set("engine.worker", "4").unwrap_err();
+/// assert!(error.to_string().ends_with("the nearest known one is engine.workers"));
+/// # Ok::<(), trafficllm::SettingError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// One for each of [`Settings::OPTIONS`], in its order.
+    values: Vec<Value>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let values = Self::OPTIONS.iter().map(SettingInfo::default_value);
+        Self {
+            values: values.collect(),
+        }
+    }
+}
+
+impl Settings {
+    /// Every setting there is.
+    pub const OPTIONS: &'static [SettingInfo] = &OPTIONS;
+
+    /// Sets the value of a key; on an error nothing changes.
+    ///
+    /// # Errors
+    /// An unknown key, a text that is no value of it.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
+        let position = position(key)?;
+        let parsed = OPTIONS[position].parse(value)?;
+        self.values[position] = parsed;
+        Ok(())
+    }
+
+    /// The value of a key, as text that [`Settings::set`] takes.
+    ///
+    /// # Errors
+    /// An unknown key.
+    pub fn get(&self, key: &str) -> Result<String, SettingError> {
+        Ok(self.values[position(key)?].to_text())
+    }
+
+    /// The settings of an engine that runs this model.
+    #[must_use]
+    pub fn engine_options(&self, model: &Model) -> EngineOptions {
+        EngineOptions {
+            workers: self.size(WORKERS),
+            tasks: self.list(TASKS).to_vec(),
+            batch_tokens: self.size(BATCH_TOKENS),
+            flows: Some(self.flow_config(model)),
+            queue_flows: self.size(QUEUE_FLOWS),
+            batch_wait_us: self.number(BATCH_WAIT),
+            deadline_us: self.number(DEADLINE),
+            // memory_bytes_max: self.size(MEMORY), // set when merged
+        }
+    }
+
+    /// What is kept of flows, in captures and of those that a host feeds: as much as the model's profile looks at, unless set.
+    #[must_use]
+    pub fn flow_config(&self, model: &Model) -> FlowConfig {
+        self.flow_config_over(model.flow_config())
+    }
+
+    fn flow_config_over(&self, needed: FlowConfig) -> FlowConfig {
+        let or_needed = |key, needed| match self.size(key) {
+            0 => needed,
+            set => set,
+        };
+        FlowConfig {
+            max_flows: self.size(CAPTURE_FLOWS),
+            max_packets: or_needed(MAX_PACKETS, needed.max_packets),
+            max_payload_bytes: or_needed(MAX_PAYLOAD_BYTES, needed.max_payload_bytes),
+            max_payloads: or_needed(MAX_PAYLOADS, needed.max_payloads),
+            tcp_idle_timeout_us: self.number(TCP_IDLE),
+            other_idle_timeout_us: self.number(OTHER_IDLE),
+            active_timeout_us: self.number(ACTIVE),
+            closed_timeout_us: self.number(CLOSED),
+        }
+    }
+
+    /// The CPU level that is asked for; where none is, what [`Model::level_from_environment`] says.
+    ///
+    /// # Errors
+    /// A level that this processor lacks; those of [`Model::level_from_environment`].
+    pub fn level(&self) -> Result<Level, Error> {
+        match self.text(CPU) {
+            "" => Model::level_from_environment(),
+            name => Ok(Level::from_name(name)?),
+        }
+    }
+
+    /// Most bytes that an engine may take; 0 means no budget.
+    #[must_use]
+    pub fn memory_bytes_max(&self) -> usize {
+        self.size(MEMORY)
+    }
+
+    /// How long an engine that is stopped goes on with what waits.
+    #[must_use]
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_micros(self.number(STOP_TIMEOUT))
+    }
+
+    /// Most flows that a host may feed at the same time.
+    #[must_use]
+    pub fn flows_max(&self) -> usize {
+        self.size(FLOW_HANDLES)
+    }
+
+    /// Fewest packets of a flow that is judged.
+    #[must_use]
+    pub fn min_packets(&self) -> u64 {
+        self.number(MIN_PACKETS)
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.values.get(position(key).ok()?)
+    }
+
+    fn number(&self, key: &str) -> u64 {
+        match self.value(key) {
+            Some(Value::Integer(number)) => *number,
+            _ => 0,
+        }
+    }
+
+    fn size(&self, key: &str) -> usize {
+        usize::try_from(self.number(key)).unwrap_or(usize::MAX)
+    }
+
+    fn list(&self, key: &str) -> &[String] {
+        match self.value(key) {
+            Some(Value::List(names)) => names,
+            _ => &[],
+        }
+    }
+
+    fn text(&self, key: &str) -> &str {
+        match self.value(key) {
+            Some(Value::Text(text)) => text,
+            _ => "",
+        }
+    }
+}
+
+/// Where a key stands in [`OPTIONS`].
+fn position(key: &str) -> Result<usize, SettingError> {
+    let found = OPTIONS.iter().position(|option| option.key == key);
+    found.ok_or_else(|| {
+        let shown: String = key.chars().take(KEY_CHARACTERS_SHOWN).collect();
+        // Some leave the group out: the word alone counts as near as the whole key.
+        let distance = |option: &&SettingInfo| {
+            let word = option.key.split('.').next_back().unwrap_or_default();
+            [option.key, word]
+                .map(|known| strsim::levenshtein(&shown, known))
+                .into_iter()
+                .min()
+        };
+        let nearest = OPTIONS.iter().min_by_key(distance);
+        SettingError::UnknownKey {
+            nearest: nearest.map_or("", |option| option.key),
+            found: shown,
+        }
+    })
+}
+
+/// As much of an unknown key is compared and shown.
+const KEY_CHARACTERS_SHOWN: usize = 64;
+
+const TIMEOUT: [u64; 2] = [TIMEOUT_US_MIN, TIMEOUT_US_MAX];
+const KEPT: FlowConfig = FlowConfig::DEFAULT;
+
+static OPTIONS: [SettingInfo; 19] = [
+    SettingInfo::integer(
+        WORKERS,
+        [WORKERS_DEFAULT as u64, 0, WORKERS_MAX as u64],
+        "threads",
+        "Threads that run the model; with 0 the host's own thread does the work.",
+    ),
+    SettingInfo::words(
+        TASKS,
+        SettingKind::List,
+        "The tasks to ask, by name; none means all of the model.",
+    ),
+    SettingInfo::integer(
+        BATCH_TOKENS,
+        [
+            BATCH_TOKENS_DEFAULT as u64,
+            BATCH_TOKENS_MIN as u64,
+            BATCH_TOKENS_MAX as u64,
+        ],
+        "tokens",
+        "Tokens after which a batch is cut; verdicts do not depend on it.",
+    ),
+    SettingInfo::integer(
+        QUEUE_FLOWS,
+        [QUEUE_FLOWS_DEFAULT as u64, 1, QUEUE_FLOWS_MAX as u64],
+        "flows",
+        "Most flows that wait for a verdict; beyond it flows are shed.",
+    ),
+    SettingInfo::integer(
+        BATCH_WAIT,
+        [0, 0, BATCH_WAIT_US_MAX],
+        "microseconds",
+        "How long a worker waits for more flows to run together.",
+    ),
+    SettingInfo::integer(
+        DEADLINE,
+        [0, 0, DEADLINE_US_MAX],
+        "microseconds",
+        "A flow whose turn comes later than this is answered without a verdict; 0 means never.",
+    ),
+    SettingInfo::integer(
+        MEMORY,
+        [0, 0, isize::MAX as u64],
+        "bytes",
+        "Most memory of models, workers, queue and sessions together; 0 means no budget.",
+    ),
+    SettingInfo::integer(
+        STOP_TIMEOUT,
+        [STOP_TIMEOUT_US_DEFAULT, 0, STOP_TIMEOUT_US_MAX],
+        "microseconds",
+        "How long an engine that is stopped goes on with the flows that wait.",
+    ),
+    SettingInfo::integer(
+        FLOW_HANDLES,
+        [FLOW_HANDLES_DEFAULT as u64, 1, FLOW_HANDLES_MAX as u64],
+        "flows",
+        "Most flows that the host may feed at the same time.",
+    ),
+    SettingInfo::integer(
+        MIN_PACKETS,
+        [1, 1, FLOW_PACKETS_MAX as u64],
+        "packets",
+        "Fewest packets of a flow that is judged.",
+    ),
+    SettingInfo::integer(
+        MAX_PACKETS,
+        [0, 0, FLOW_PACKETS_MAX as u64],
+        "packets",
+        "Most packets kept of a flow; 0 means what the model looks at.",
+    ),
+    SettingInfo::integer(
+        MAX_PAYLOAD_BYTES,
+        [0, 0, PACKET_PAYLOAD_BYTES_MAX as u64],
+        "bytes",
+        "Most payload kept of a packet; 0 means what the model looks at.",
+    ),
+    SettingInfo::integer(
+        MAX_PAYLOADS,
+        [0, 0, FLOW_PACKETS_MAX as u64],
+        "packets",
+        "Packets of a flow whose payload is sure to be kept; 0 means what the model looks at.",
+    ),
+    SettingInfo::integer(
+        CAPTURE_FLOWS,
+        [KEPT.max_flows as u64, 1, FLOWS_MAX as u64],
+        "flows",
+        "Most flows of a capture open at once; beyond it the least recently active is judged early.",
+    ),
+    SettingInfo::integer(
+        TCP_IDLE,
+        [KEPT.tcp_idle_timeout_us, TIMEOUT[0], TIMEOUT[1]],
+        "microseconds",
+        "Silence after which an open TCP flow of a capture ends.",
+    ),
+    SettingInfo::integer(
+        OTHER_IDLE,
+        [KEPT.other_idle_timeout_us, TIMEOUT[0], TIMEOUT[1]],
+        "microseconds",
+        "Silence after which a flow of any other protocol ends.",
+    ),
+    SettingInfo::integer(
+        ACTIVE,
+        [KEPT.active_timeout_us, TIMEOUT[0], TIMEOUT[1]],
+        "microseconds",
+        "Length after which a flow of a capture is cut.",
+    ),
+    SettingInfo::integer(
+        CLOSED,
+        [KEPT.closed_timeout_us, TIMEOUT[0], TIMEOUT[1]],
+        "microseconds",
+        "How long a closed TCP connection of a capture waits for trailing packets.",
+    ),
+    SettingInfo::words(
+        CPU,
+        SettingKind::Text,
+        "The CPU level to run on, by name; empty means the one that TLLM_CPU names, or the fastest.",
+    ),
+];
+
+#[cfg(test)]
+#[path = "settings_tests.rs"]
+mod tests;
