@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use trafficllm::{Bundle, Level, Manifest, TaskKind};
@@ -256,16 +256,18 @@ pub(crate) fn captures() -> Vec<String> {
 }
 
 /// The command, with nothing of the caller's environment that changes it.
+#[cfg(feature = "command")]
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_trafficllm"));
     command
         .args(arguments)
         .env_remove("RUST_LOG")
-        .stdin(Stdio::null());
+        .stdin(std::process::Stdio::null());
     command
 }
 
 /// Exit status, standard output and standard error of a run.
+#[cfg(feature = "command")]
 pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
     finished(command(arguments).output().unwrap())
 }
