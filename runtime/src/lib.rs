@@ -34,6 +34,7 @@
 
 mod engine;
 mod error;
+pub mod json;
 pub mod limits;
 mod model;
 mod outcome;

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use trafficllm::{FlowInfo, Outcome, Subject, Verdict};
+use trafficllm::json::{OutcomeJson, Protocol, Score, Start};
+use trafficllm::{Outcome, Subject};
 
 use super::Format;
 use super::console::printable;
@@ -74,62 +75,13 @@ impl Writer {
     }
 
     fn write_json(&self, name: &str, outcome: &Outcome<'_>, out: &mut Vec<u8>) -> io::Result<()> {
-        write!(out, "{{\"capture\":{},", Json(name))?;
-        match &outcome.subject {
-            Subject::Flow(flow) => {
-                let ends = flow.endpoints;
-                write!(
-                    out,
-                    "\"flow\":{},\"proto\":\"{}\",",
-                    flow.index,
-                    Protocol(ends.protocol)
-                )?;
-                write!(
-                    out,
-                    "\"src\":\"{}\",\"sport\":{},",
-                    ends.initiator, ends.initiator_port
-                )?;
-                write!(
-                    out,
-                    "\"dst\":\"{}\",\"dport\":{},",
-                    ends.responder, ends.responder_port
-                )?;
-                write!(out, "\"start\":{},", Start(flow))?;
-                write!(
-                    out,
-                    "\"packets\":{},\"bytes\":{},",
-                    flow.packets, flow.bytes
-                )?;
-            }
-            Subject::Request(line) => write!(out, "\"request\":{line},")?,
-        }
-        write!(
-            out,
-            "\"profile\":{},\"model\":{},\"verdicts\":[",
-            Json(&self.profile),
-            Json(&self.model)
-        )?;
-        for (index, verdict) in outcome.verdicts.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            let Verdict {
-                task,
-                label,
-                abstained,
-                ..
-            } = verdict;
-            write!(
-                out,
-                "{comma}{{\"task\":{},\"label\":{},",
-                Json(task),
-                Json(label)
-            )?;
-            write!(
-                out,
-                "\"score\":{},\"abstained\":{abstained}}}",
-                Score(verdict.score)
-            )?;
-        }
-        out.write_all(b"]}\n")
+        let json = OutcomeJson {
+            capture: Some(name),
+            profile: &self.profile,
+            model: &self.model,
+            outcome,
+        };
+        writeln!(out, "{json}")
     }
 
     fn begin_csv(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
@@ -161,7 +113,7 @@ impl Writer {
                     ends.initiator_port.to_string(),
                     ends.responder.to_string(),
                     ends.responder_port.to_string(),
-                    Start(flow).to_string(),
+                    Start(flow.start_ns).to_string(),
                     flow.packets.to_string(),
                     flow.bytes.to_string(),
                 ]
@@ -247,55 +199,6 @@ impl Writer {
             shown = "";
         }
         Ok(())
-    }
-}
-
-/// A JSON string.
-struct Json<'a>(&'a str);
-
-impl fmt::Display for Json<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&serde_json::to_string(self.0).map_err(|_| fmt::Error)?)
-    }
-}
-
-/// The name of an IP protocol, or its number where it has none here.
-struct Protocol(u8);
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => formatter.write_str("icmp"),
-            6 => formatter.write_str("tcp"),
-            17 => formatter.write_str("udp"),
-            58 => formatter.write_str("icmpv6"),
-            number => write!(formatter, "{number}"),
-        }
-    }
-}
-
-/// A flow's start in seconds with six decimals, exactly as the capture has it.
-struct Start<'a>(&'a FlowInfo);
-
-impl fmt::Display for Start<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.start_ns / 1_000;
-        write!(
-            formatter,
-            "{}.{:06}",
-            micros / 1_000_000,
-            micros % 1_000_000
-        )
-    }
-}
-
-/// A score with four decimals: more would pretend to a precision that calibration does not have.
-struct Score(f32);
-
-impl fmt::Display for Score {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = format!("{:.4}", self.0);
-        formatter.pad(&text)
     }
 }
 

@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use trafficllm::Endpoints;
+use trafficllm::{Endpoints, FlowInfo, Verdict};
 
 use super::*;
 
