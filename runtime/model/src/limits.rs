@@ -15,12 +15,12 @@ pub const ADAPTER_BYTES_MAX: usize = 64 << 20;
 
 /// Tasks in a bundle.
 pub const TASKS_MAX: usize = 64;
-/// Bytes of a task's name.
-pub const TASK_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a task's name: with an end of string it fits into 64 bytes of a C structure.
+pub const TASK_NAME_BYTES_MAX: usize = 63;
 /// Labels of a task.
 pub const LABELS_MAX: usize = 4096;
-/// Bytes of a label.
-pub const LABEL_BYTES_MAX: usize = 256;
+/// Bytes of a label: with an end of string it fits into 128 bytes of a C structure.
+pub const LABEL_BYTES_MAX: usize = 127;
 /// Label words of a task: rows of `label.weight`.
 pub const LABEL_WORDS_MAX: usize = 4096;
 /// Words of one label: the depth of the label trie.
