@@ -10,6 +10,8 @@ pub const BUNDLE_BYTES_MAX: usize = 2 << 30;
 pub const MANIFEST_BYTES_MAX: usize = 4 << 20;
 /// Bytes of a file name inside a bundle.
 pub const NAME_BYTES_MAX: usize = 200;
+/// Bytes of the manifest's id, name and licence.
+pub const TEXT_BYTES_MAX: usize = 256;
 /// Bytes of one adapter file: 64 MiB.
 pub const ADAPTER_BYTES_MAX: usize = 64 << 20;
 

@@ -137,6 +137,11 @@ fn manifest_limits() {
     held_exactly(limits::LABEL_BYTES_MAX, |length| {
         parse_with("/tasks/0/labels/2", json!("l".repeat(length)))
     });
+    for field in ["/id", "/name", "/licence"] {
+        held_exactly(limits::TEXT_BYTES_MAX, |length| {
+            parse_with(field, json!("t".repeat(length)))
+        });
+    }
     held_exactly(limits::LABELS_MAX, |count| {
         let labels: Vec<String> = (0..count).map(|index| format!("l{index}")).collect();
         let words: Vec<[usize; 1]> = (0..count).map(|index| [index]).collect();

@@ -188,9 +188,9 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        check_text("id", &self.id)?;
-        check_text("name", &self.name)?;
-        check_text("licence", &self.licence)?;
+        check_text("id", &self.id, limits::TEXT_BYTES_MAX)?;
+        check_text("name", &self.name, limits::TEXT_BYTES_MAX)?;
+        check_text("licence", &self.licence, limits::TEXT_BYTES_MAX)?;
         self.check_files()?;
         self.check_reference("tokenizer", &self.tokenizer)?;
         self.check_reference("base", &self.base)?;
@@ -345,7 +345,7 @@ impl TaskManifest {
         }
         let mut seen = BTreeSet::new();
         for label in &self.labels {
-            check_text(&format!("{field}.labels"), label)?;
+            check_text(&format!("{field}.labels"), label, limits::LABEL_BYTES_MAX)?;
             if !seen.insert(label) {
                 return Err(invalid(
                     format!("{field}.labels"),
@@ -405,11 +405,11 @@ fn files_without_duplicates<'de, D: Deserializer<'de>>(
     deserializer.deserialize_map(FilesVisitor)
 }
 
-fn check_text(field: &str, text: &str) -> Result<(), ModelError> {
+fn check_text(field: &str, text: &str, limit: usize) -> Result<(), ModelError> {
     check_limit(
         MANIFEST_NAME,
         format!("length of {field}"),
-        limits::LABEL_BYTES_MAX,
+        limit,
         text.len() as u64,
     )?;
     if text.is_empty() || text.chars().any(char::is_control) {
