@@ -6,7 +6,8 @@ use std::arch::asm;
 
 use crate::fast::int8::{Int8Panels, scaled};
 use crate::fast::output::{ADD, GATED, Product, STORE, Strip, write};
-use crate::memory::MemoryMut;
+use crate::matrix::WEIGHTS;
+use crate::memory::{MemoryMut, try_copy};
 use crate::rows::ROWS_PADDING;
 use crate::vector::{Task, Vector};
 use crate::{KernelError, QuantisedMatrix, QuantisedRows};
@@ -41,7 +42,7 @@ pub(crate) fn pack(matrix: &QuantisedMatrix) -> Result<Int8Panels, KernelError> 
             }
         }
     }
-    let mut scales = matrix.scales.clone();
+    let mut scales = try_copy(WEIGHTS, &matrix.scales, panels * TILE_ROWS)?;
     scales.resize(panels * TILE_ROWS, 0.0);
     Ok(Int8Panels {
         steps: tiles * TILE_COLUMNS / STEP_COLUMNS,

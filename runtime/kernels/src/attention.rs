@@ -1,5 +1,9 @@
 //! What attention kernels work on.
 
+use crate::KernelError;
+use crate::memory::try_hold;
+use crate::vector::TILE_ROWS_MAX;
+
 /// Keys per block of [`KeyBlocks`]: the lanes of the widest kernel.
 pub(crate) const BLOCK_KEYS: usize = 16;
 
@@ -79,6 +83,15 @@ impl KeyBlocks {
         }
     }
 
+    /// Makes room for so many keys: within it, [`KeyBlocks::fill`] allocates nothing.
+    ///
+    /// # Errors
+    /// [`KernelError::Memory`].
+    pub fn try_reserve(&mut self, shape: AttentionShape, keys: usize) -> Result<(), KernelError> {
+        let values = keys.next_multiple_of(BLOCK_KEYS) * shape.key_size();
+        try_hold("keys of attention", &mut self.values, values)
+    }
+
     /// Number of keys.
     #[must_use]
     pub fn keys(&self) -> usize {
@@ -116,6 +129,17 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
+    /// Makes room for rows that see so many keys, their own and those of the context: within it, attention allocates nothing.
+    ///
+    /// # Errors
+    /// [`KernelError::Memory`].
+    pub fn try_reserve(&mut self, shape: AttentionShape, keys: usize) -> Result<(), KernelError> {
+        // Each part of the context and the rows themselves may end inside a block.
+        let keys = keys + (CONTEXT_PARTS_MAX + 1) * BLOCK_KEYS;
+        let scores = TILE_ROWS_MAX * (shape.head_dim + keys);
+        try_hold("scores of attention", &mut self.scores, scores)
+    }
+
     /// Bytes of memory held.
     #[must_use]
     pub fn bytes(&self) -> usize {

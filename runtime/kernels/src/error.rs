@@ -62,9 +62,11 @@ pub enum KernelError {
         /// The scale or minimum.
         found: f32,
     },
-    /// The system does not give memory for packed weights.
-    #[error("{bytes} bytes for packed weights: {message}")]
+    /// The system does not give memory.
+    #[error("{bytes} bytes for {what}: {message}")]
     Memory {
+        /// What it is for.
+        what: &'static str,
         /// What was asked for.
         bytes: usize,
         /// What the system says.
@@ -86,13 +88,4 @@ pub enum KernelError {
         /// First instruction set that is missing.
         missing: &'static str,
     },
-}
-
-impl KernelError {
-    pub(crate) fn memory(bytes: usize, source: &std::io::Error) -> Self {
-        Self::Memory {
-            bytes,
-            message: source.to_string(),
-        }
-    }
 }

@@ -1,6 +1,7 @@
 //! 4-bit weights as GGUF stores them: groups of 32 with a scale each.
 
-use crate::matrix::{check_length, checked_size};
+use crate::matrix::{WEIGHTS, check_length, checked_size};
+use crate::memory::try_filled;
 use crate::{KernelError, QuantisedMatrix};
 
 /// Input channels that share a scale.
@@ -100,6 +101,17 @@ impl Int4Matrix {
         }
     }
 
+    /// Row by row, with one row of floats in memory at a time.
+    fn to_int8(&self) -> Result<QuantisedMatrix, KernelError> {
+        let mut matrix = QuantisedMatrix::unfilled(self.rows, self.columns)?;
+        let mut floats = try_filled(WEIGHTS, self.columns, 0.0)?;
+        for row in 0..self.rows {
+            self.dequantise_row(row, &mut floats);
+            matrix.push_row(&floats)?;
+        }
+        Ok(matrix)
+    }
+
     /// The weights `[rows, columns]` f32 that the nibbles stand for.
     #[must_use]
     pub fn dequantise(&self) -> Vec<f32> {
@@ -197,13 +209,11 @@ impl WeightMatrix {
     /// As bytes with one scale a row; 4-bit weights are quantised anew, within half a step of the row's scale.
     ///
     /// # Errors
-    /// A row whose scale does not fit a 16-bit float.
+    /// A row whose scale does not fit a 16-bit float; memory that the system does not give.
     pub fn to_int8(&self) -> Result<QuantisedMatrix, KernelError> {
         match self {
-            Self::Int8(matrix) => Ok(matrix.clone()),
-            Self::Int4(matrix) => {
-                QuantisedMatrix::quantise(&matrix.dequantise(), matrix.rows, matrix.columns)
-            }
+            Self::Int8(matrix) => matrix.try_clone(),
+            Self::Int4(matrix) => matrix.to_int8(),
         }
     }
 }

@@ -32,6 +32,14 @@ impl Kernels {
         self.level
     }
 
+    /// Whether products read activations as 16-bit values.
+    pub(crate) fn has_wide_rows(self) -> bool {
+        let mut wide = false;
+        // The reference, which has no registers, reads bytes.
+        let _reference = self.run(WideRows(&mut wide));
+        wide
+    }
+
     /// Runs a kernel on the level's registers; gives it back where the level has none but the reference's plain loops.
     #[inline]
     pub(crate) fn run<T: Task>(self, task: T) -> Option<T> {
@@ -231,6 +239,16 @@ impl Kernels {
         if let Some(Attend { rows, memory, .. }) = self.run(task) {
             portable::attend(shape, context, own, rows, memory);
         }
+    }
+}
+
+/// Asks whether a level reads activations as 16-bit values.
+struct WideRows<'a>(&'a mut bool);
+
+impl Task for WideRows<'_> {
+    #[inline(always)]
+    fn run<V: Vector>(self, _vector: V) {
+        *self.0 = V::WIDE_ROWS;
     }
 }
 

@@ -22,7 +22,7 @@ mod kernels;
 pub mod level;
 pub mod limits;
 pub mod matrix;
-mod memory;
+pub mod memory;
 mod packed;
 mod portable;
 mod rotary;

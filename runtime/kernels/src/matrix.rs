@@ -1,6 +1,10 @@
 //! Weights as they are stored: one signed byte each, one scale per output channel.
 
+use crate::memory::{try_copy, try_with_capacity};
 use crate::{KernelError, half, limits};
+
+/// What errors call unpacked weights.
+pub(crate) const WEIGHTS: &str = "weights";
 
 /// Largest scale: the largest finite 16-bit float, because that is how scales are stored.
 const SCALE_MAX: f32 = 65_504.0;
@@ -27,25 +31,42 @@ impl QuantisedMatrix {
     pub fn quantise(weights: &[f32], rows: usize, columns: usize) -> Result<Self, KernelError> {
         let values_count = checked_size(rows, columns)?;
         check_length("weights", values_count, weights.len())?;
-        let mut values = Vec::with_capacity(values_count);
-        let mut scales = Vec::with_capacity(rows);
-        for (row, weights) in weights.chunks_exact(columns).enumerate() {
-            let scale = row_scale(row, weights)?;
-            scales.push(scale);
-            // A row of zeros has scale 0; its weights divided by anything are 0.
-            let divisor = if scale > 0.0 { scale } else { 1.0 };
-            values.extend(
-                weights
-                    .iter()
-                    .map(|weight| nearest((weight / divisor).clamp(-127.0, 127.0)) as i8),
-            );
+        let mut matrix = Self::unfilled(rows, columns)?;
+        for weights in weights.chunks_exact(columns) {
+            matrix.push_row(weights)?;
         }
+        Ok(matrix)
+    }
+
+    /// A matrix that has room for its rows but does not hold them yet: see [`QuantisedMatrix::push_row`].
+    ///
+    /// # Errors
+    /// A size out of limits, memory that the system does not give.
+    pub fn unfilled(rows: usize, columns: usize) -> Result<Self, KernelError> {
+        let values_count = checked_size(rows, columns)?;
         Ok(Self {
             rows,
             columns,
-            values,
-            scales,
+            values: try_with_capacity(WEIGHTS, values_count)?,
+            scales: try_with_capacity(WEIGHTS, rows)?,
         })
+    }
+
+    /// Quantises the next row, `[columns]` weights.
+    ///
+    /// # Errors
+    /// A weight that is not finite or too large to be stored.
+    pub fn push_row(&mut self, weights: &[f32]) -> Result<(), KernelError> {
+        let scale = row_scale(self.scales.len(), weights)?;
+        self.scales.push(scale);
+        // A row of zeros has scale 0; its weights divided by anything are 0.
+        let divisor = if scale > 0.0 { scale } else { 1.0 };
+        self.values.extend(
+            weights
+                .iter()
+                .map(|weight| nearest((weight / divisor).clamp(-127.0, 127.0)) as i8),
+        );
+        Ok(())
     }
 
     /// The weights `[rows, columns]` f32 that the bytes stand for.
@@ -56,6 +77,19 @@ impl QuantisedMatrix {
             .zip(&self.scales)
             .flat_map(|(values, scale)| values.iter().map(move |&value| f32::from(value) * scale))
             .collect()
+    }
+
+    /// A copy.
+    ///
+    /// # Errors
+    /// [`KernelError::Memory`].
+    pub(crate) fn try_clone(&self) -> Result<Self, KernelError> {
+        Ok(Self {
+            rows: self.rows,
+            columns: self.columns,
+            values: try_copy(WEIGHTS, &self.values, self.values.len())?,
+            scales: try_copy(WEIGHTS, &self.scales, self.scales.len())?,
+        })
     }
 
     /// Writes row `row` `[columns]` f32 to `output`.

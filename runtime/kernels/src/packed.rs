@@ -8,6 +8,8 @@ use crate::fast::int4::{self, Int4Panels};
 use crate::fast::int8::{self, Int8Panels};
 use crate::fast::output::{Product, Then};
 use crate::int4::GROUP_BYTES;
+use crate::matrix::WEIGHTS;
+use crate::memory::try_with_capacity;
 #[cfg(target_arch = "aarch64")]
 use crate::vector::neon::Neon;
 use crate::vector::{Task, Vector};
@@ -83,7 +85,9 @@ impl PackedMatrix {
                 found: gate.rows(),
             });
         }
-        Self::pack(kernels, take_turns(stacked, panel_channels(kernels)))
+        let turns = take_turns(&stacked, panel_channels(kernels))?;
+        drop(stacked);
+        Self::pack(kernels, turns)
     }
 
     fn pack(kernels: Kernels, matrix: WeightMatrix) -> Result<Self, KernelError> {
@@ -307,7 +311,7 @@ fn stack(parts: &[&WeightMatrix]) -> Result<WeightMatrix, KernelError> {
         .iter()
         .all(|part| part.minimums.is_empty() != minimums);
     let stacked = if int4_parts.len() == parts.len() && alike {
-        WeightMatrix::Int4(stack_int4(&int4_parts, columns))
+        WeightMatrix::Int4(stack_int4(&int4_parts, columns)?)
     } else {
         WeightMatrix::Int8(stack_int8(parts, columns)?)
     };
@@ -315,35 +319,38 @@ fn stack(parts: &[&WeightMatrix]) -> Result<WeightMatrix, KernelError> {
     Ok(stacked)
 }
 
-fn stack_int4(parts: &[&Int4Matrix], columns: usize) -> Int4Matrix {
-    Int4Matrix {
+fn stack_int4(parts: &[&Int4Matrix], columns: usize) -> Result<Int4Matrix, KernelError> {
+    Ok(Int4Matrix {
         rows: parts.iter().map(|part| part.rows).sum(),
         columns,
-        nibbles: parts
-            .iter()
-            .flat_map(|part| part.nibbles.iter().copied())
-            .collect(),
-        scales: parts
-            .iter()
-            .flat_map(|part| part.scales.iter().copied())
-            .collect(),
-        minimums: parts
-            .iter()
-            .flat_map(|part| part.minimums.iter().copied())
-            .collect(),
+        nibbles: joined(parts.iter().map(|part| part.nibbles.as_slice()))?,
+        scales: joined(parts.iter().map(|part| part.scales.as_slice()))?,
+        minimums: joined(parts.iter().map(|part| part.minimums.as_slice()))?,
+    })
+}
+
+fn joined<'a, T: Copy + 'a>(
+    parts: impl Iterator<Item = &'a [T]> + Clone,
+) -> Result<Vec<T>, KernelError> {
+    let mut joined = try_with_capacity(WEIGHTS, parts.clone().map(<[T]>::len).sum())?;
+    for part in parts {
+        joined.extend_from_slice(part);
     }
+    Ok(joined)
 }
 
 fn stack_int8(parts: &[&WeightMatrix], columns: usize) -> Result<QuantisedMatrix, KernelError> {
-    let mut stacked = QuantisedMatrix {
-        rows: 0,
-        columns,
-        values: Vec::new(),
-        scales: Vec::new(),
-    };
+    let rows = parts.iter().map(|part| part.rows()).sum();
+    let mut stacked = QuantisedMatrix::unfilled(rows, columns)?;
     for part in parts {
-        let part = part.to_int8()?;
-        stacked.rows += part.rows;
+        let converted;
+        let part = match part {
+            WeightMatrix::Int8(part) => part,
+            WeightMatrix::Int4(_) => {
+                converted = part.to_int8()?;
+                &converted
+            }
+        };
         stacked.values.extend_from_slice(&part.values);
         stacked.scales.extend_from_slice(&part.scales);
     }
@@ -351,26 +358,30 @@ fn stack_int8(parts: &[&WeightMatrix], columns: usize) -> Result<QuantisedMatrix
 }
 
 /// The rows of the first and of the second half of a matrix, `panel` of either in turn.
-fn take_turns(matrix: WeightMatrix, panel: usize) -> WeightMatrix {
-    match matrix {
+fn take_turns(matrix: &WeightMatrix, panel: usize) -> Result<WeightMatrix, KernelError> {
+    Ok(match matrix {
         WeightMatrix::Int8(matrix) => WeightMatrix::Int8(QuantisedMatrix {
-            values: in_turns(&matrix.values, panel * matrix.columns),
-            scales: in_turns(&matrix.scales, panel),
-            ..matrix
+            rows: matrix.rows,
+            columns: matrix.columns,
+            values: in_turns(&matrix.values, panel * matrix.columns)?,
+            scales: in_turns(&matrix.scales, panel)?,
         }),
         WeightMatrix::Int4(matrix) => WeightMatrix::Int4(Int4Matrix {
-            nibbles: in_turns(&matrix.nibbles, panel * matrix.groups() * GROUP_BYTES),
-            scales: in_turns(&matrix.scales, panel * matrix.groups()),
-            minimums: in_turns(&matrix.minimums, panel * matrix.groups()),
-            ..matrix
+            rows: matrix.rows,
+            columns: matrix.columns,
+            nibbles: in_turns(&matrix.nibbles, panel * matrix.groups() * GROUP_BYTES)?,
+            scales: in_turns(&matrix.scales, panel * matrix.groups())?,
+            minimums: in_turns(&matrix.minimums, panel * matrix.groups())?,
         }),
-    }
+    })
 }
 
-fn in_turns<T: Copy>(values: &[T], chunk: usize) -> Vec<T> {
+fn in_turns<T: Copy>(values: &[T], chunk: usize) -> Result<Vec<T>, KernelError> {
+    let mut turns = try_with_capacity(WEIGHTS, values.len())?;
     let (first, second) = values.split_at(values.len() / 2);
-    let pairs = first.chunks_exact(chunk).zip(second.chunks_exact(chunk));
-    pairs
-        .flat_map(|(first, second)| [first, second].concat())
-        .collect()
+    for (first, second) in first.chunks_exact(chunk).zip(second.chunks_exact(chunk)) {
+        turns.extend_from_slice(first);
+        turns.extend_from_slice(second);
+    }
+    Ok(turns)
 }

@@ -1,5 +1,8 @@
 //! Rotary position embedding, interleaved pairs.
 
+use crate::KernelError;
+use crate::memory::try_with_capacity;
+
 /// Cosines and sines of every position, laid out for kernels that rotate pairs `(2i, 2i + 1)` in place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RotaryTable {
@@ -12,12 +15,14 @@ pub struct RotaryTable {
 impl RotaryTable {
     /// Angles `position * base^(-2i / head_dim)` for pair `i`, computed in f64.
     ///
+    /// # Errors
+    /// [`KernelError::Memory`].
+    ///
     /// # Panics
     /// If `head_dim` is odd.
-    #[must_use]
-    pub fn new(positions: usize, head_dim: usize, base: f32) -> Self {
+    pub fn new(positions: usize, head_dim: usize, base: f32) -> Result<Self, KernelError> {
         assert!(head_dim.is_multiple_of(2), "a head has pairs");
-        let mut values = Vec::with_capacity(positions * 2 * head_dim);
+        let mut values = try_with_capacity("rotary angles", positions * 2 * head_dim)?;
         for position in 0..positions {
             let angles = (0..head_dim / 2).map(|pair| {
                 let exponent = -2.0 * pair as f64 / head_dim as f64;
@@ -26,11 +31,11 @@ impl RotaryTable {
             values.extend(angles.clone().flat_map(|angle| [angle.cos() as f32; 2]));
             values.extend(angles.flat_map(|angle| [-angle.sin() as f32, angle.sin() as f32]));
         }
-        Self {
+        Ok(Self {
             positions,
             head_dim,
             values,
-        }
+        })
     }
 
     /// Number of positions.

@@ -1,6 +1,7 @@
 //! Activations as the products take them: one signed byte each, one scale per row.
 
-use crate::GROUP_COLUMNS;
+use crate::memory::try_hold;
+use crate::{GROUP_COLUMNS, KernelError, Kernels};
 
 /// Bytes to which a row is padded, so that rows start on cache lines of their own.
 const ROW_ALIGNMENT: usize = 64;
@@ -61,6 +62,31 @@ impl QuantisedRows {
     /// Whether rows quantised from now on carry what products with 4-bit weights need.
     pub fn set_group_sums(&mut self, wanted: bool) {
         self.wants_group_sums = wanted;
+    }
+
+    /// Makes room for any shape of at most `rows` rows of at most `columns` values, for the kernels in use and with group sums where they
+    /// are wanted ([`QuantisedRows::set_group_sums`]). Within it, quantising allocates nothing.
+    ///
+    /// # Errors
+    /// [`KernelError::Memory`].
+    pub fn try_reserve(
+        &mut self,
+        kernels: Kernels,
+        rows: usize,
+        columns: usize,
+    ) -> Result<(), KernelError> {
+        const WHAT: &str = "quantised activations";
+        let stride = columns.next_multiple_of(ROW_ALIGNMENT);
+        let padded = rows.next_multiple_of(ROWS_PADDING);
+        try_hold(WHAT, &mut self.values, padded * stride)?;
+        if kernels.has_wide_rows() {
+            try_hold(WHAT, &mut self.wide, rows * stride)?;
+        }
+        if self.wants_group_sums {
+            try_hold(WHAT, &mut self.group_sums, rows * (columns / GROUP_COLUMNS))?;
+        }
+        try_hold(WHAT, &mut self.scales, rows)?;
+        try_hold(WHAT, &mut self.sums, rows)
     }
 
     /// Takes the shape `[rows, columns]`. Values are to be written by the caller; padding is 0.

@@ -2,6 +2,7 @@
 //! values. Products and rotary must be the same bits as the reference's; what sums or exponentiates floats must be the same bits on
 //! all levels but the reference, and agree with that within `TOLERANCE` of the row's largest magnitude.
 
+mod memory;
 mod products;
 
 use crate::{
@@ -265,7 +266,7 @@ fn norms_agree() {
 fn rotary_is_the_same_bits() {
     let mut random = Random(5);
     for head_dim in [2, 16, 18, 32, 64] {
-        let table = RotaryTable::new(300, head_dim, 10_000.0);
+        let table = RotaryTable::new(300, head_dim, 10_000.0).unwrap();
         for position in [0, 1, 17, 299] {
             let input = random.values(3 * head_dim, 1.0);
             let mut expected = input.clone();
@@ -560,7 +561,7 @@ fn sizes_that_do_not_fit_panic_before_memory_is_touched() {
                 &mut AttentionScratch::default(),
             );
         };
-        let table = RotaryTable::new(4, 16, 10_000.0);
+        let table = RotaryTable::new(4, 16, 10_000.0).unwrap();
         let calls: [(&str, &dyn Fn()); 11] = [
             ("output", &|| {
                 packed.multiply(&rows, 0..32, &mut [0.0; 95], 32)

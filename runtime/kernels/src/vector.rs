@@ -31,6 +31,9 @@ pub(crate) const STEP_ACTIVATION_BYTES: usize = 4;
 /// Input channels of one step of 4-bit products.
 pub(crate) const NIBBLE_STEP_COLUMNS: usize = 4;
 
+/// Most rows of a tile, of all levels.
+pub(crate) const TILE_ROWS_MAX: usize = 12;
+
 /// Registers of 32-bit lanes. `first` methods read or write only that many lanes.
 pub(crate) trait Vector: Copy {
     /// Lanes of a register: output channels of a panel of packed weights.

@@ -230,7 +230,7 @@ fn matrix(
             found: found.to_vec(),
         });
     }
-    Ok((found.to_vec(), read_f32(tensor.data())))
+    Ok((found.to_vec(), read_f32(tensor.data())?))
 }
 
 fn check_values(file: &str, name: &str, shape: &[usize], values: &[f32]) -> Result<(), ModelError> {

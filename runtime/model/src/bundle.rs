@@ -18,7 +18,11 @@ pub use manifest::{
 
 use crate::error::{ModelError, check_limit};
 use crate::limits;
+use crate::memory::{try_copy, try_with_capacity};
 use names::sha256_hex;
+
+/// What errors call the bytes of a bundle.
+const BYTES: &str = "bytes of a bundle";
 
 /// The name of the manifest inside a bundle.
 pub const MANIFEST_NAME: &str = "bundle.json";
@@ -79,7 +83,7 @@ impl Bundle {
         let mut ranges = packed::read_index(&bytes)?;
         // The index guarantees the manifest.
         let manifest_range = ranges.remove(MANIFEST_NAME).unwrap_or_default();
-        let manifest_bytes = bytes[manifest_range].to_vec();
+        let manifest_bytes = try_copy(BYTES, &bytes[manifest_range])?;
         let manifest = Manifest::parse(&manifest_bytes)?;
         if let Some(name) = ranges
             .keys()
@@ -260,7 +264,7 @@ fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, ModelError> {
     }
     check_limit(&shown, "file size", limit, metadata.len())?;
     let file = File::open(path).map_err(io("open"))?;
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
+    let mut bytes = try_with_capacity(BYTES, metadata.len() as usize)?;
     // One byte more than the limit shows a file that grew in between.
     file.take(limit as u64 + 1)
         .read_to_end(&mut bytes)

@@ -1,6 +1,7 @@
 //! A cursor over untrusted bytes: every read is checked against what is left.
 
 use crate::error::ModelError;
+use crate::memory::try_with_capacity;
 
 /// Reads little-endian fields front to back.
 pub(crate) struct Reader<'a> {
@@ -71,9 +72,9 @@ pub(crate) fn align_up(value: u64, alignment: u64) -> Option<u64> {
 }
 
 /// Four little-endian bytes per value; the length of `bytes` is a multiple of four.
-pub(crate) fn read_f32(bytes: &[u8]) -> Vec<f32> {
-    bytes
-        .chunks_exact(4)
-        .map(|c| f32::from_le_bytes([c[0], c[1], c[2], c[3]]))
-        .collect()
+pub(crate) fn read_f32(bytes: &[u8]) -> Result<Vec<f32>, ModelError> {
+    let (numbers, _) = bytes.as_chunks();
+    let mut values = try_with_capacity("numbers of a tensor", numbers.len())?;
+    values.extend(numbers.iter().map(|number| f32::from_le_bytes(*number)));
+    Ok(values)
 }

@@ -125,6 +125,14 @@ pub enum ModelError {
         #[source]
         source: io::Error,
     },
+    /// The system does not give memory.
+    #[error("{what}: expected {bytes} bytes of memory, found none")]
+    Memory {
+        /// What it is for.
+        what: &'static str,
+        /// What was asked for.
+        bytes: usize,
+    },
     /// An argument of a call is wrong; nothing was computed.
     #[error("item {item}: {field}: expected {expected}, found {found}")]
     Input {

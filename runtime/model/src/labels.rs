@@ -6,6 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::bundle::MANIFEST_NAME;
 use crate::error::{ModelError, check_limit};
 use crate::limits;
+use crate::memory::try_push;
+
+/// What errors call the trie.
+const TRIE: &str = "label trie";
 
 /// A place in the trie where a decision is taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,10 +117,10 @@ impl LabelTrie {
                 ));
             }
         }
-        Ok(Self::from_checked(paths))
+        Self::from_checked(paths)
     }
 
-    fn from_checked(paths: &[Vec<u32>]) -> Self {
+    fn from_checked(paths: &[Vec<u32>]) -> Result<Self, ModelError> {
         let mut nodes = vec![Node {
             children: Vec::new(),
         }];
@@ -127,32 +131,27 @@ impl LabelTrie {
                 let prefix = &path[..=depth];
                 if prefix.len() == path.len() {
                     // A label's index fits: LABELS_MAX.
-                    nodes[node].children.push(Child {
-                        word,
-                        next: Step::Label(label as u32),
-                    });
+                    let next = Step::Label(label as u32);
+                    try_push(TRIE, &mut nodes[node].children, Child { word, next })?;
                 } else if let Some(&known) = index_of.get(prefix) {
                     node = known;
                 } else {
                     let fresh = nodes.len();
-                    nodes.push(Node {
-                        children: Vec::new(),
-                    });
-                    nodes[node].children.push(Child {
-                        word,
-                        next: Step::Node(fresh),
-                    });
+                    let children = Vec::new();
+                    try_push(TRIE, &mut nodes, Node { children })?;
+                    let next = Step::Node(fresh);
+                    try_push(TRIE, &mut nodes[node].children, Child { word, next })?;
                     index_of.insert(prefix, fresh);
                     node = fresh;
                 }
             }
         }
         let depth = paths.iter().map(Vec::len).max().unwrap_or(0);
-        Self {
+        Ok(Self {
             nodes,
             labels: paths.len(),
             depth,
-        }
+        })
     }
 
     /// How many labels there are.
@@ -165,6 +164,13 @@ impl LabelTrie {
     #[must_use]
     pub fn depth(&self) -> usize {
         self.depth
+    }
+
+    /// The most choices of a node.
+    #[must_use]
+    pub fn children_max(&self) -> usize {
+        let children = self.nodes.iter().map(|node| node.children.len());
+        children.max().unwrap_or(0)
     }
 
     /// The choices at a node, at least one; their order breaks ties.

@@ -18,6 +18,7 @@ mod error;
 pub mod gguf;
 mod labels;
 pub mod limits;
+mod memory;
 mod model;
 pub mod transformer;
 

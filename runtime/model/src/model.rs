@@ -10,7 +10,8 @@ use crate::error::ModelError;
 use crate::gguf::{Gguf, load_weights};
 use crate::labels::{Child, LabelTrie};
 use crate::limits;
-use crate::transformer::{TaskPrefix, Transformer, TransformerConfig};
+use crate::memory::{self, try_with_capacity};
+use crate::transformer::{TaskPrefix, Transformer, TransformerConfig, TransformerError};
 
 pub use classify::{Scratch, emptied};
 
@@ -190,16 +191,15 @@ impl Model {
         let manifest = bundle.manifest();
         let base = &manifest.base.file;
         let weights = load_weights(&Gguf::parse(base, bundle.file(base)?)?)?;
-        let transformer = Transformer::new(level, weights).map_err(|error| {
-            ModelError::invalid(base, "weights", "weights that make a model", error)
-        })?;
+        let transformer =
+            Transformer::new(level, weights).map_err(|error| weights_error(base, &error))?;
         let config = transformer.config();
         let shape = AdapterShape {
             hidden: config.hidden,
             layers: config.layers,
             key_value: config.key_size(),
         };
-        let mut tasks = Vec::with_capacity(manifest.tasks.len());
+        let mut tasks = try_with_capacity("tasks", manifest.tasks.len())?;
         for task in &manifest.tasks {
             let task = Task::load(bundle, task, shape)?;
             if task.rows_max() >= config.context {
@@ -298,6 +298,17 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn weights_error(file: &str, error: &TransformerError) -> ModelError {
+    let memory = match error {
+        TransformerError::Kernels(source) | TransformerError::Matrix { source, .. } => {
+            memory::refused(source)
+        }
+        _ => None,
+    };
+    memory
+        .unwrap_or_else(|| ModelError::invalid(file, "weights", "weights that make a model", error))
 }
 
 fn self_test_error(index: usize, test: &SelfTest, found: String) -> ModelError {

@@ -18,10 +18,14 @@ pub use beginning::Beginning;
 pub use config::{CONTEXT_MAX, LayerWeights, TransformerConfig, TransformerWeights};
 pub use error::TransformerError;
 pub use pass::{chunk_rows, tile_rows};
-pub use scratch::Scratch;
+pub use scratch::{BatchSizes, Scratch};
 
 use pass::{Chunk, Outputs};
+use trafficllm_kernels::memory::{try_filled, try_hold};
 use trafficllm_kernels::{AttentionShape, Kernels, Level, PackedMatrix, RotaryTable, WeightMatrix};
+
+/// What errors call hidden states.
+const STATES: &str = "hidden states";
 
 /// The keys and values of one task's P-Tuning v2 prefix, seen by that task's query rows only.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -143,7 +147,7 @@ impl Transformer {
             needs_group_sums,
             tile_rows,
             chunk_rows: chunk_rows(config.hidden + shape.row_size()),
-            rotary: RotaryTable::new(config.context, config.head_dim, config.rope_base),
+            rotary: RotaryTable::new(config.context, config.head_dim, config.rope_base)?,
             config,
         })
     }
@@ -182,7 +186,8 @@ impl Transformer {
     /// `states` have grown, nothing is allocated.
     ///
     /// # Errors
-    /// [`TransformerError::Token`], [`TransformerError::Context`], [`TransformerError::Query`]; `states` is then empty.
+    /// [`TransformerError::Token`], [`TransformerError::Context`], [`TransformerError::Query`], [`TransformerError::Kernels`] where the
+    /// system gives no memory; `states` is then empty.
     pub fn forward(
         &self,
         sequences: &[Sequence<'_>],
@@ -193,8 +198,10 @@ impl Transformer {
         for (index, sequence) in sequences.iter().enumerate() {
             self.check(index, sequence)?;
         }
-        scratch.quantised.set_group_sums(self.needs_group_sums);
-        scratch.prefixes.prepare(self, sequences);
+        let sizes = BatchSizes::of(self, sequences);
+        scratch.try_reserve(self, &sizes)?;
+        try_hold(STATES, states, sizes.queries * self.config.hidden)?;
+        scratch.prefixes.prepare(self, sequences)?;
         let mut first_query = 0;
         for sequences in Chunk::split(sequences, self.config.hidden, self.chunk_rows) {
             let chunk = Chunk {
@@ -225,8 +232,8 @@ impl Transformer {
             queries: &[],
         };
         self.check(0, &sequence)?;
-        scratch.quantised.set_group_sums(self.needs_group_sums);
-        let mut beginning = Beginning::new(tokens.len(), self.config.key_size());
+        scratch.try_reserve(self, &BatchSizes::of(self, &[sequence]))?;
+        let mut beginning = Beginning::new(self.shape, self.config.layers, tokens.len())?;
         let chunk = Chunk {
             sequences: &[sequence],
             first_query: 0,
@@ -255,21 +262,22 @@ impl Transformer {
             queries: &[],
         };
         self.check(0, &sequence)?;
-        scratch.quantised.set_group_sums(self.needs_group_sums);
+        scratch.try_reserve(self, &BatchSizes::of(self, &[sequence]))?;
+        let hidden = self.config.hidden;
+        scratch
+            .quantised
+            .try_reserve(self.kernels, tokens.len(), hidden)?;
         let mut states = Vec::new();
+        try_hold(STATES, &mut states, tokens.len() * hidden)?;
         let chunk = Chunk {
             sequences: &[sequence],
             first_query: 0,
         };
         self.run(&chunk, Outputs::Tokens, scratch, &mut states);
-        let mut logits = vec![0.0; tokens.len() * self.config.vocabulary];
+        let mut logits = try_filled("logits", tokens.len() * self.config.vocabulary, 0.0)?;
         if !tokens.is_empty() {
-            self.kernels.quantise(
-                &states,
-                self.config.hidden,
-                self.config.hidden,
-                &mut scratch.quantised,
-            );
+            self.kernels
+                .quantise(&states, hidden, hidden, &mut scratch.quantised);
             let vocabulary = self.config.vocabulary;
             self.output
                 .multiply(&scratch.quantised, 0..vocabulary, &mut logits, vocabulary);

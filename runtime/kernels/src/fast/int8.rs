@@ -1,7 +1,8 @@
 //! Products of int8 weights, exact in 32 bits over all input channels.
 
 use super::output::{ADD, GATED, Product, STORE, Strip, write};
-use crate::memory::{Memory, MemoryMut};
+use crate::matrix::WEIGHTS;
+use crate::memory::{Memory, MemoryMut, try_copy};
 use crate::vector::{STEP_ACTIVATION_BYTES, Task, Vector};
 use crate::{KernelError, QuantisedMatrix, QuantisedRows};
 
@@ -42,7 +43,7 @@ impl Int8Panels {
                 V::pack_int8(channel % V::LANES, &step[..V::STEP_COLUMNS], place);
             }
         }
-        let mut scales = matrix.scales.clone();
+        let mut scales = try_copy(WEIGHTS, &matrix.scales, panels * V::LANES)?;
         scales.resize(panels * V::LANES, 0.0);
         Ok(Self {
             steps,

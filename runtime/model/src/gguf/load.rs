@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use trafficllm_kernels::memory::try_with_capacity;
 use trafficllm_kernels::{Int4Matrix, KernelError, QuantisedMatrix, WeightMatrix};
 
 use super::blocks::{self, FloatBlock, Int4Block};
@@ -248,22 +249,25 @@ impl Loader<'_, '_> {
 /// A complaint of the kernels, and the row that they counted as 0.
 type RowError = (usize, KernelError);
 
+/// An empty vector with room for numbers of a matrix.
+fn room<T>(count: usize) -> Result<Vec<T>, RowError> {
+    try_with_capacity("weights of a file", count).map_err(|error| (0, error))
+}
+
 /// Reads blocks that are kept as they are; `data` holds exactly `shape`.
 fn read_int4<B: Int4Block>(data: &[u8], shape: [usize; 2]) -> Result<WeightMatrix, RowError> {
     let [rows, columns] = shape;
     let groups = rows * columns / blocks::BLOCK_ELEMENTS;
+    let minimums = if B::HAS_MINIMUMS { groups } else { 0 };
     let mut matrix = Int4Matrix {
         rows,
         columns,
-        nibbles: Vec::with_capacity(rows * columns / 2),
-        scales: Vec::with_capacity(groups),
-        minimums: Vec::new(),
+        nibbles: room(rows * columns / 2)?,
+        scales: room(groups)?,
+        minimums: room(minimums)?,
     };
     // A block has no alignment to miss, and the file's reader has counted whole ones.
     let blocks: &[B] = bytemuck::cast_slice(data);
-    if B::HAS_MINIMUMS {
-        matrix.minimums.reserve_exact(groups);
-    }
     for block in blocks {
         block.append_to(&mut matrix);
     }
@@ -281,22 +285,15 @@ fn read_int8(
     let [rows, columns] = shape;
     let data_type = tensor.data_type;
     let row_bytes = columns / data_type.block_elements() * data_type.block_bytes();
-    let mut matrix = QuantisedMatrix {
-        rows,
-        columns,
-        values: Vec::with_capacity(rows * columns),
-        scales: Vec::with_capacity(rows),
-    };
-    let mut floats = vec![0.0; columns];
-    for (row, bytes) in tensor.data.chunks_exact(row_bytes).enumerate() {
+    let mut matrix = QuantisedMatrix::unfilled(rows, columns).map_err(|error| (0, error))?;
+    let mut floats = room(columns)?;
+    floats.resize(columns, 0.0);
+    for bytes in tensor.data.chunks_exact(row_bytes) {
         if data_type == DataType::Q8_0 && keep_q8_0(bytes, &mut matrix) {
             continue;
         }
         dequantise(bytes, &mut floats);
-        let quantised =
-            QuantisedMatrix::quantise(&floats, 1, columns).map_err(|error| (row, error))?;
-        matrix.scales.extend(quantised.scales);
-        matrix.values.extend(quantised.values);
+        matrix.push_row(&floats).map_err(|error| (0, error))?;
     }
     Ok(matrix.into())
 }

@@ -8,6 +8,7 @@ use super::{ALIGNMENT_DEFAULT, MAGIC};
 use crate::bytes::{Reader, align_up};
 use crate::error::{ModelError, check_limit};
 use crate::limits;
+use crate::memory::try_with_capacity;
 
 /// A tensor of the file.
 #[derive(Clone, Debug)]
@@ -73,7 +74,7 @@ impl<'a> Gguf<'a> {
 
         let metadata = MetadataReader::new(file, bytes, &mut reader).read(metadata_count)?;
         let alignment = read_alignment(file, &metadata)?;
-        let mut entries = Vec::new();
+        let mut entries = try_with_capacity("index of tensors", tensor_count as usize)?;
         for index in 0..tensor_count {
             entries.push(read_tensor_entry(file, &mut reader, index)?);
         }
@@ -298,7 +299,7 @@ fn place_tensors<'a>(
 ) -> Result<BTreeMap<String, Tensor<'a>>, ModelError> {
     let file_bytes = bytes.len() as u64;
     let data_start = align_up(header_bytes as u64, alignment).unwrap_or(u64::MAX);
-    entries.sort_by_key(|entry| entry.offset);
+    entries.sort_unstable_by_key(|entry| entry.offset);
     let mut tensors = BTreeMap::new();
     let mut free_from: u64 = 0;
     for entry in entries {

@@ -214,6 +214,7 @@ pub(super) fn matrix_error(
             index: (first_row + row) * columns + group * GROUP_COLUMNS,
             found,
         },
+        KernelError::Memory { what, bytes, .. } => ModelError::Memory { what, bytes },
         other => {
             let field = format!("tensor {name}, from row {first_row}");
             ModelError::invalid(file, field, "rows that fit int8 with a 16-bit scale", other)

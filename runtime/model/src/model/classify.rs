@@ -5,7 +5,11 @@ use super::{Item, Model, Task, TaskLogits, TaskVerdict};
 use crate::calibration::softmax;
 use crate::error::ModelError;
 use crate::labels::{LabelTrie, Step, highest};
-use crate::transformer::{self, Query, Sequence};
+use crate::memory::{self, try_hold};
+use crate::transformer::{self, BatchSizes, Query, Sequence, TransformerError};
+
+/// What errors call the buffers of a batch.
+const BUFFERS: &str = "buffers of a batch";
 
 /// Buffers of [`Model::classify`]; one per thread, kept between calls.
 #[derive(Debug, Default)]
@@ -21,6 +25,50 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Makes room for every batch of at most `items` items that have at most `tokens` tokens in all and ask each task of the model at
+    /// most once: [`Model::classify`] then allocates nothing, whatever they hold.
+    ///
+    /// # Errors
+    /// [`ModelError::Memory`].
+    pub fn try_reserve(
+        &mut self,
+        model: &Model,
+        tokens: usize,
+        items: usize,
+    ) -> Result<(), ModelError> {
+        let (tasks, hidden) = (model.tasks(), model.config().hidden);
+        let longest = tokens.min(model.item_tokens_max());
+        let query_rows = tasks.iter().map(Task::rows_max);
+        let query_rows_max = query_rows.clone().max().unwrap_or(0);
+        let prefix_tokens = tasks.iter().map(|task| task.prefix.prefix_tokens);
+        let queries = items * tasks.len();
+        let sizes = BatchSizes {
+            // Labels of several words run their sequence again, so that tokens do not bound the rows: only chunks do.
+            rows: usize::MAX,
+            sequence_rows: longest + query_rows.sum::<usize>(),
+            positions: longest + query_rows_max,
+            tokens: longest,
+            query_rows: query_rows_max,
+            queries,
+            prefixes: tasks.len(),
+            prefix_tokens: prefix_tokens.max().unwrap_or(0),
+        };
+        let transformer = &mut self.transformer;
+        let reserved = transformer.try_reserve(model.transformer(), &sizes);
+        reserved.map_err(|error| forward_error(&error))?;
+        let children = tasks.iter().map(|task| task.trie.children_max());
+        try_hold(BUFFERS, &mut self.states, queries * hidden)?;
+        try_hold(BUFFERS, &mut self.logits, children.max().unwrap_or(0))?;
+        try_hold(BUFFERS, &mut self.queries, queries)?;
+        try_hold(BUFFERS, &mut self.sequences, queries.max(items))?;
+        let deep = tasks.iter().filter(|task| task.trie.depth() > 1);
+        let rows = deep.clone().map(Task::rows_max).sum::<usize>();
+        for round in [&mut self.pending, &mut self.next] {
+            round.try_reserve(items * deep.clone().count(), items * rows * hidden)?;
+        }
+        Ok(())
+    }
+
     /// Bytes of memory held.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -43,6 +91,12 @@ struct Round {
 }
 
 impl Round {
+    /// Makes room for so many labels, and for so many values of all their rows.
+    fn try_reserve(&mut self, labels: usize, values: usize) -> Result<(), ModelError> {
+        try_hold(BUFFERS, &mut self.labels, labels)?;
+        try_hold(BUFFERS, &mut self.rows, values)
+    }
+
     fn clear(&mut self) {
         self.labels.clear();
         self.rows.clear();
@@ -72,11 +126,12 @@ impl Model {
     /// in the order of the call. The same item gets the same verdict, whatever else is in the
     /// batch.
     ///
-    /// Once `scratch` and `verdicts` have grown, nothing is allocated.
+    /// Nothing is allocated once `scratch` ([`Scratch::try_reserve`]) and `verdicts` have room.
     ///
     /// # Errors
     /// [`ModelError::Input`] for an item without tokens, with too many, with an id outside the
-    /// vocabulary or with a task that the model does not have; `verdicts` is then empty.
+    /// vocabulary or with a task that the model does not have; [`ModelError::Memory`]; `verdicts` is
+    /// then empty.
     pub fn classify(
         &self,
         items: &[Item<'_>],
@@ -91,8 +146,14 @@ impl Model {
             pending,
             ..
         } = &mut *scratch;
+        let hidden = self.config().hidden;
+        let deep = pairs(items).map(|(_, task)| &self.tasks[task]);
+        let deep = deep.filter(|task| task.trie.depth() > 1);
+        let rows = deep.clone().map(Task::rows_max).sum::<usize>();
         pending.clear();
-        for ((item, task), state) in pairs(items).zip(states.chunks_exact(self.config().hidden)) {
+        pending.try_reserve(deep.count(), rows * hidden)?;
+        try_hold("verdicts", verdicts, pairs(items).count())?;
+        for ((item, task), state) in pairs(items).zip(states.chunks_exact(hidden)) {
             let verdict = verdicts.len();
             verdicts.push(TaskVerdict {
                 item,
@@ -133,6 +194,7 @@ impl Model {
     ) -> Result<(), ModelError> {
         out.clear();
         self.run_queries(items, scratch)?;
+        try_hold("logits", out, pairs(items).count())?;
         let states = scratch.states.chunks_exact(self.config().hidden);
         for ((item, task), state) in pairs(items).zip(states) {
             let mut logits = Vec::new();
@@ -149,6 +211,8 @@ impl Model {
         for (index, item) in items.iter().enumerate() {
             self.check_item(index, item)?;
         }
+        try_hold(BUFFERS, &mut scratch.queries, pairs(items).count())?;
+        try_hold(BUFFERS, &mut scratch.sequences, items.len())?;
         let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
         queries.extend(pairs(items).map(|(_, task)| {
             let Task {
@@ -195,6 +259,11 @@ impl Model {
             next,
             ..
         } = scratch;
+        next.clear();
+        let more = pending.labels.len();
+        next.try_reserve(more, pending.rows.len() + more * self.config().hidden)?;
+        try_hold(BUFFERS, &mut scratch.queries, more)?;
+        try_hold(BUFFERS, &mut scratch.sequences, more)?;
         let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
         queries.extend(pending.labels.iter().map(|label| Query {
             prefix: &self.tasks[label.task].prefix,
@@ -211,7 +280,6 @@ impl Model {
         scratch.sequences = emptied(sequences);
         scratch.queries = emptied(queries);
         result?;
-        next.clear();
         let states = states.chunks_exact(self.config().hidden);
         for (&label, state) in pending.labels.iter().zip(states) {
             let rows = &pending.rows[label.rows_start..label.rows_end];
@@ -273,9 +341,7 @@ impl Model {
         states.clear();
         self.transformer
             .forward(sequences, scratch, states)
-            .map_err(|error| ModelError::Forward {
-                message: error.to_string(),
-            })?;
+            .map_err(|error| forward_error(&error))?;
         let queries: usize = sequences
             .iter()
             .map(|sequence| sequence.queries.len())
@@ -328,8 +394,18 @@ impl Model {
     }
 }
 
+fn forward_error(error: &TransformerError) -> ModelError {
+    let memory = match error {
+        TransformerError::Kernels(source) => memory::refused(source),
+        _ => None,
+    };
+    memory.unwrap_or_else(|| ModelError::Forward {
+        message: error.to_string(),
+    })
+}
+
 /// The index of every item with each of its tasks.
-fn pairs(items: &[Item<'_>]) -> impl Iterator<Item = (usize, usize)> {
+fn pairs(items: &[Item<'_>]) -> impl Iterator<Item = (usize, usize)> + Clone {
     let with_tasks = items.iter().enumerate();
     with_tasks.flat_map(|(index, item)| item.tasks.iter().map(move |task| (index, *task)))
 }

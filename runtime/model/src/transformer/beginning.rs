@@ -1,6 +1,7 @@
 //! Keys and values of tokens that many sequences begin with.
 
-use trafficllm_kernels::{AttentionShape, KeyBlocks, KeysValues};
+use trafficllm_kernels::memory::try_with_capacity;
+use trafficllm_kernels::{AttentionShape, KernelError, KeyBlocks, KeysValues};
 
 /// What the tokens of a shared beginning left behind, made by [`Transformer::begin`](super::Transformer::begin). Immutable, shared by all threads.
 #[derive(Debug)]
@@ -8,6 +9,8 @@ pub struct Beginning {
     tokens: usize,
     key_size: usize,
     layers: Vec<LayerKeys>,
+    /// Layers whose keys and values have been taken.
+    taken: usize,
 }
 
 #[derive(Debug)]
@@ -18,27 +21,39 @@ struct LayerKeys {
 }
 
 impl Beginning {
-    pub(super) fn new(tokens: usize, key_size: usize) -> Self {
-        Self {
+    /// With room for all layers.
+    pub(super) fn new(
+        shape: AttentionShape,
+        layers: usize,
+        tokens: usize,
+    ) -> Result<Self, KernelError> {
+        let layer = |_| {
+            let mut keys = KeyBlocks::default();
+            keys.try_reserve(shape, tokens)?;
+            let values = try_with_capacity("values of a beginning", tokens * shape.key_size())?;
+            Ok(LayerKeys { keys, values })
+        };
+        Ok(Self {
             tokens,
-            key_size,
-            layers: Vec::new(),
-        }
+            key_size: shape.key_size(),
+            layers: (0..layers).map(layer).collect::<Result<_, KernelError>>()?,
+            taken: 0,
+        })
     }
 
     /// Takes the keys and values of the next layer from rows `[tokens, query | key | value]`.
     pub(super) fn take(&mut self, shape: AttentionShape, rows: &[f32]) {
         let (row_size, key_start) = (shape.row_size(), shape.query_size());
-        let mut keys = KeyBlocks::default();
+        let Some(layer) = self.layers.get_mut(self.taken) else {
+            return;
+        };
         let from = rows.get(key_start..).unwrap_or_default();
-        keys.fill(shape, from, row_size, self.tokens);
-        let values = rows
-            .chunks_exact(row_size)
-            .flat_map(|row| &row[key_start + self.key_size..]);
-        self.layers.push(LayerKeys {
-            keys,
-            values: values.copied().collect(),
-        });
+        layer.keys.fill(shape, from, row_size, self.tokens);
+        for row in rows.chunks_exact(row_size) {
+            let values = &row[key_start + self.key_size..];
+            layer.values.extend_from_slice(values);
+        }
+        self.taken += 1;
     }
 
     /// Number of tokens.

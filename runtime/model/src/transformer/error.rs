@@ -44,7 +44,7 @@ pub enum TransformerError {
         /// Why.
         source: KernelError,
     },
-    /// The kernels that were asked for cannot run here.
+    /// The kernels that were asked for cannot run here, or the system does not give memory.
     #[error(transparent)]
     Kernels(#[from] KernelError),
     /// A token id is outside the vocabulary.

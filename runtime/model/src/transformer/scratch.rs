@@ -1,7 +1,58 @@
 //! Memory of a forward pass, reused from call to call.
 
-use super::{Sequence, TaskPrefix, Transformer};
-use trafficllm_kernels::{AttentionScratch, KeyBlocks, QuantisedRows};
+use super::{Sequence, TaskPrefix, Transformer, TransformerError};
+use trafficllm_kernels::memory::try_hold;
+use trafficllm_kernels::{AttentionScratch, KernelError, KeyBlocks, QuantisedRows};
+
+/// What errors call the buffers of a pass.
+const BUFFERS: &str = "buffers of a forward pass";
+
+/// The sizes of a batch that decide how much memory its pass takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BatchSizes {
+    /// Token and query rows of all sequences.
+    pub rows: usize,
+    /// Token and query rows of the sequence that has most of them.
+    pub sequence_rows: usize,
+    /// Most positions of a sequence, its beginning and one query included.
+    pub positions: usize,
+    /// Most tokens of a sequence.
+    pub tokens: usize,
+    /// Most rows of a query.
+    pub query_rows: usize,
+    /// Queries of all sequences.
+    pub queries: usize,
+    /// Distinct prefixes; those of a batch are found while it runs.
+    pub prefixes: usize,
+    /// Most positions of a prefix.
+    pub prefix_tokens: usize,
+}
+
+impl BatchSizes {
+    /// The sizes of these sequences, without their prefixes.
+    pub(super) fn of(model: &Transformer, sequences: &[Sequence<'_>]) -> Self {
+        let hidden = model.config.hidden;
+        let mut sizes = Self::default();
+        for sequence in sequences {
+            let mut rows = sequence.tokens.len();
+            let mut longest = 0;
+            for query in sequence.queries {
+                let query_rows = query.embeddings.len() / hidden;
+                rows += query_rows;
+                longest = longest.max(query_rows);
+                sizes.prefix_tokens = sizes.prefix_tokens.max(query.prefix.prefix_tokens);
+            }
+            let positions = sequence.first_position() + sequence.tokens.len() + longest;
+            sizes.rows += rows;
+            sizes.queries += sequence.queries.len();
+            sizes.sequence_rows = sizes.sequence_rows.max(rows);
+            sizes.positions = sizes.positions.max(positions);
+            sizes.tokens = sizes.tokens.max(sequence.tokens.len());
+            sizes.query_rows = sizes.query_rows.max(longest);
+        }
+        sizes
+    }
+}
 
 /// Buffers that a forward pass needs; keep one per thread and reuse it, also between models.
 #[derive(Debug, Default)]
@@ -23,6 +74,35 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Makes room for batches of at most these sizes: a pass within them allocates nothing.
+    ///
+    /// # Errors
+    /// [`TransformerError::Kernels`] with [`KernelError::Memory`].
+    pub fn try_reserve(
+        &mut self,
+        model: &Transformer,
+        sizes: &BatchSizes,
+    ) -> Result<(), TransformerError> {
+        let (config, shape) = (&model.config, model.shape);
+        let rows = sizes.rows.min(sizes.sequence_rows.max(model.chunk_rows));
+        let tile_rows = rows.min(model.tile_rows);
+        let widest = config
+            .hidden
+            .max(shape.query_size())
+            .max(config.feed_forward);
+        try_hold(BUFFERS, &mut self.residual, rows * config.hidden)?;
+        try_hold(BUFFERS, &mut self.attention_rows, rows * shape.row_size())?;
+        try_hold(BUFFERS, &mut self.gated, tile_rows * config.feed_forward)?;
+        self.quantised.set_group_sums(model.needs_group_sums);
+        self.quantised
+            .try_reserve(model.kernels, tile_rows, widest)?;
+        self.sequence_keys.try_reserve(shape, sizes.tokens)?;
+        self.query_keys.try_reserve(shape, sizes.query_rows)?;
+        let keys = sizes.positions + sizes.prefix_tokens;
+        self.attention.try_reserve(shape, keys)?;
+        Ok(self.prefixes.try_reserve(model, sizes)?)
+    }
+
     /// Bytes of memory held.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -45,36 +125,62 @@ pub(super) struct Prefixes {
 }
 
 impl Prefixes {
+    /// Makes room for the distinct prefixes and the queries of a batch.
+    fn try_reserve(&mut self, model: &Transformer, sizes: &BatchSizes) -> Result<(), KernelError> {
+        try_hold(BUFFERS, &mut self.of_query, sizes.queries)?;
+        try_hold(BUFFERS, &mut self.addresses, sizes.prefixes)?;
+        self.hold_keys(sizes.prefixes * model.config.layers)?;
+        for keys in &mut self.keys[..sizes.prefixes * model.config.layers] {
+            keys.try_reserve(model.shape, sizes.prefix_tokens)?;
+        }
+        Ok(())
+    }
+
+    fn hold_keys(&mut self, count: usize) -> Result<(), KernelError> {
+        if self.keys.len() < count {
+            try_hold(BUFFERS, &mut self.keys, count)?;
+            self.keys.resize_with(count, KeyBlocks::default);
+        }
+        Ok(())
+    }
+
     /// Lays out the prefixes of a checked batch.
-    pub(super) fn prepare(&mut self, model: &Transformer, sequences: &[Sequence<'_>]) {
-        let (layers, key_size) = (model.config.layers, model.config.key_size());
+    pub(super) fn prepare(
+        &mut self,
+        model: &Transformer,
+        sequences: &[Sequence<'_>],
+    ) -> Result<(), KernelError> {
         self.addresses.clear();
         self.of_query.clear();
         for query in sequences.iter().flat_map(|sequence| sequence.queries) {
             let address = std::ptr::from_ref::<TaskPrefix>(query.prefix) as usize;
-            let index = self
-                .addresses
-                .iter()
-                .position(|&known| known == address)
-                .unwrap_or_else(|| {
-                    let index = self.addresses.len();
-                    self.addresses.push(address);
-                    if self.keys.len() < (index + 1) * layers {
-                        self.keys
-                            .resize_with((index + 1) * layers, KeyBlocks::default);
-                    }
-                    let prefix_tokens = query.prefix.prefix_tokens;
-                    for (layer, keys) in
-                        self.keys[index * layers..][..layers].iter_mut().enumerate()
-                    {
-                        let rows = &query.prefix.keys[layer * prefix_tokens * key_size..]
-                            [..prefix_tokens * key_size];
-                        keys.fill(model.shape, rows, key_size, prefix_tokens);
-                    }
-                    index
-                });
+            let known = self.addresses.iter().position(|&known| known == address);
+            let index = match known {
+                Some(index) => index,
+                None => self.lay_out(model, query.prefix, address)?,
+            };
             self.of_query.push(index);
         }
+        Ok(())
+    }
+
+    /// Lays out one more prefix and gives back its index.
+    fn lay_out(
+        &mut self,
+        model: &Transformer,
+        prefix: &TaskPrefix,
+        address: usize,
+    ) -> Result<usize, KernelError> {
+        let (layers, key_size) = (model.config.layers, model.config.key_size());
+        let (index, tokens) = (self.addresses.len(), prefix.prefix_tokens);
+        self.addresses.push(address);
+        self.hold_keys((index + 1) * layers)?;
+        for (layer, keys) in self.keys[index * layers..][..layers].iter_mut().enumerate() {
+            let rows = &prefix.keys[layer * tokens * key_size..][..tokens * key_size];
+            keys.try_reserve(model.shape, tokens)?;
+            keys.fill(model.shape, rows, key_size, tokens);
+        }
+        Ok(index)
     }
 
     /// The keys that query `query` of the batch sees in layer `layer`.
