@@ -31,7 +31,7 @@ impl Sink for Discard {
     }
 }
 
-fn detect(engine: &mut Engine, captures: &[Vec<u8>], repeats: usize) -> Tally {
+fn detect(engine: &Engine, captures: &[Vec<u8>], repeats: usize) -> Tally {
     let mut detection = engine.detect(Discard);
     for _ in 0..repeats {
         for capture in captures {
@@ -44,13 +44,13 @@ fn detect(engine: &mut Engine, captures: &[Vec<u8>], repeats: usize) -> Tally {
 fn measure(name: &str, bundle: &Bundle, levels: &[Level], captures: &[Vec<u8>], repeats: usize) {
     let start = |level: &Level| {
         let model = Arc::new(Model::load(bundle, *level).unwrap());
-        Engine::start(model, EngineOptions::default()).unwrap()
+        Engine::new(model, EngineOptions::default()).unwrap()
     };
-    let mut engines: Vec<Engine> = levels.iter().map(start).collect();
-    let tally = detect(&mut engines[0], captures, repeats);
+    let engines: Vec<Engine> = levels.iter().map(start).collect();
+    let tally = detect(&engines[0], captures, repeats);
     let mut contenders: Vec<Contender<'_>> = levels
         .iter()
-        .zip(&mut engines)
+        .zip(&engines)
         .map(|(level, engine)| -> Contender<'_> {
             (
                 level.name(),

@@ -88,12 +88,14 @@ fn start(model: &Arc<Model>, workers: usize, tasks: &[String], batch_tokens: usi
         batch_tokens,
         ..EngineOptions::default()
     };
-    Engine::start(Arc::clone(model), options).unwrap()
+    let engine = Engine::new(Arc::clone(model), options).unwrap();
+    engine.start().unwrap();
+    engine
 }
 
 /// Judges flows on this thread alone, encoding included.
 fn judge_inline(engine: &Engine, flows: &[Flow]) {
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     let mut done = 0;
     let mut rest = flows.iter().cycle().take(THROUGHPUT_FLOWS).peekable();
     while done < THROUGHPUT_FLOWS {
@@ -108,7 +110,7 @@ fn judge_inline(engine: &Engine, flows: &[Flow]) {
 
 /// Flows a second that the worker judges while its queue never runs empty.
 fn capacity(engine: &Engine, flows: &[Flow]) -> f64 {
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     let mut all = flows.iter().cycle();
     let mut submit_and_take = |count: usize| {
         let mut done = 0;
@@ -128,7 +130,7 @@ fn capacity(engine: &Engine, flows: &[Flow]) -> f64 {
 
 /// Submits flows when they are due, and gives the microseconds from then to each one's verdict, ascending.
 fn latencies_us(engine: &Engine, flows: &[Flow], due: &[Duration]) -> Vec<f64> {
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     let mut latencies = Vec::with_capacity(due.len());
     let mut waiting = flows.iter().cycle().zip(0..).zip(due).peekable();
     let start = Instant::now();
@@ -203,7 +205,7 @@ fn measure(name: &str, model: &Arc<Model>, flows: &[Flow]) {
                 percentile(&took, 0.999)
             );
             memory = Some({
-                let _submitter = engine.submitter();
+                let _submitter = engine.submitter().unwrap();
                 engine.memory()
             });
         }

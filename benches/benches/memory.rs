@@ -250,7 +250,8 @@ fn run(case: Case) -> (Arc<Model>, CaptureReport) {
         workers: WORKERS,
         ..EngineOptions::default()
     };
-    let mut engine = Engine::start(Arc::clone(&model), options).unwrap();
+    let engine = Engine::new(Arc::clone(&model), options).unwrap();
+    engine.start().unwrap();
     let mut detection = engine.detect(Discard);
     let report = detection.capture(Capture::new(case)).unwrap();
     let (tally, _) = detection.finish().unwrap();

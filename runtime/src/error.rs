@@ -81,4 +81,30 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// The engine has workers, and they were not started: nobody would judge anything.
+    #[error("the engine is not started")]
+    NotStarted,
+    /// The engine was stopped: it judges nothing any more.
+    #[error("the engine was stopped")]
+    Stopped,
+    /// What was asked for would exceed [`crate::EngineOptions::memory_bytes_max`].
+    #[error(
+        "{what}: expected at most {budget_bytes} bytes in all, as memory_bytes_max says, found {needed_bytes}"
+    )]
+    MemoryBudget {
+        /// What was asked for.
+        what: &'static str,
+        /// The budget in bytes.
+        budget_bytes: usize,
+        /// What the engine would then hold in bytes.
+        needed_bytes: usize,
+    },
+    /// The system has no memory for a part of the engine.
+    #[error("{what}: no memory for {bytes} bytes")]
+    Memory {
+        /// What it was for.
+        what: &'static str,
+        /// How much.
+        bytes: usize,
+    },
 }

@@ -20,7 +20,8 @@
 //! }
 //!
 //! let model = Arc::new(Model::open(Path::new("model.tllm"))?);
-//! let mut engine = Engine::start(model, EngineOptions::default())?;
+//! let engine = Engine::new(model, EngineOptions::default())?;
+//! engine.start()?;
 //! let mut detection = engine.detect(Print);
 //! let report = detection.capture(File::open("traffic.pcap")?)?;
 //! let (tally, _sink) = detection.finish()?;
@@ -41,8 +42,9 @@ mod outcome;
 mod settings;
 
 pub use engine::{
-    Answer, CaptureReport, Detection, Engine, EngineCounters, EngineMemory, EngineOptions,
-    Judgement, LineError, Progress, RequestsReport, Sink, SubmitError, Submitter,
+    Answer, CaptureReport, Classifier, Detection, Engine, EngineCounters, EngineMemory,
+    EngineOptions, Judgement, Latency, LineError, Progress, RequestsReport, Sink, Stopped,
+    SubmitError, Submitter,
 };
 pub use error::Error;
 pub use model::Model;

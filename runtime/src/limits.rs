@@ -14,6 +14,10 @@ pub const BATCH_SUBJECTS_MAX: usize = 1_024;
 pub const DETECTION_FLOWS_PER_WORKER: usize = 64;
 /// Flows that a detection may have under way beside those of [`DETECTION_FLOWS_PER_WORKER`].
 pub const DETECTION_FLOWS: usize = 256;
+/// Flows that a classifier runs together at most.
+pub const CLASSIFIER_FLOWS: usize = 64;
+/// Submitters and detections of one engine at a time: a worker looks through the lanes of all of them.
+pub const SUBMITTERS_MAX: usize = 1_024;
 /// Most flows that may wait in an engine's queue, and that one submitter may have under way.
 pub const QUEUE_FLOWS_MAX: usize = 1 << 16;
 /// The same, unless configured: a good tenth of a second of one worker's flows, in 2 MiB for each submitter.

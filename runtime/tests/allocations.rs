@@ -128,8 +128,9 @@ fn submit(model: &Arc<Model>, flows: &[Flow], workers: usize, tasks: &[&str]) {
         tasks: tasks.iter().map(|task| (*task).to_owned()).collect(),
         ..EngineOptions::default()
     };
-    let engine = Engine::start(Arc::clone(model), options).unwrap();
-    let mut submitter = engine.submitter();
+    let engine = Engine::new(Arc::clone(model), options).unwrap();
+    engine.start().unwrap();
+    let mut submitter = engine.submitter().unwrap();
     let mut answers = 0;
     let mut pass = |count: usize| {
         for flows in flows.chunks(count) {
@@ -214,7 +215,8 @@ fn detect(model: &Arc<Model>) -> f64 {
             tasks: FLOW_TASKS.map(str::to_owned).to_vec(),
             ..EngineOptions::default()
         };
-        let mut engine = Engine::start(Arc::clone(model), options).unwrap();
+        let engine = Engine::new(Arc::clone(model), options).unwrap();
+        engine.start().unwrap();
         let mut flows = 0;
         let allocated = allocations(|| {
             let mut detection = engine.detect(Count::default());

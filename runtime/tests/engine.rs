@@ -42,7 +42,13 @@ fn model() -> Arc<Model> {
     Arc::new(Model::load(&small_bundle(|_| ()), Level::Portable).unwrap())
 }
 
-fn judge_all(engine: &mut Engine) -> Vec<String> {
+fn started(model: Arc<Model>, options: EngineOptions) -> Engine {
+    let engine = Engine::new(model, options).unwrap();
+    engine.start().unwrap();
+    engine
+}
+
+fn judge_all(engine: &Engine) -> Vec<String> {
     let mut detection = engine.detect(Keep::default());
     for path in captures() {
         let file = File::open(&path).unwrap();
@@ -69,7 +75,7 @@ fn verdicts_depend_neither_on_the_batch_nor_on_the_workers() {
             batch_tokens,
             ..EngineOptions::default()
         };
-        judge_all(&mut Engine::start(Arc::clone(&model), options).unwrap())
+        judge_all(&started(Arc::clone(&model), options))
     };
     let alone = judge(0, BATCH_TOKENS_MIN);
     assert_eq!(alone.len(), 51);
@@ -98,7 +104,7 @@ fn verdicts_come_from_the_model_and_follow_its_threshold() {
             tasks: vec![FLOW_TASKS[0].to_owned()],
             ..EngineOptions::default()
         };
-        let mut engine = Engine::start(model, options).unwrap();
+        let engine = started(model, options);
         let mut detection = engine.detect(Keep::default());
         detection
             .capture(File::open(capture("tls.pcapng")).unwrap())
@@ -124,8 +130,8 @@ fn a_sink_that_has_enough_stops_the_detection_and_the_engine_goes_on() {
             batch_tokens: BATCH_TOKENS_MIN,
             ..EngineOptions::default()
         };
-        let mut engine = Engine::start(model(), options).unwrap();
-        let all = judge_all(&mut engine);
+        let engine = started(model(), options);
+        let all = judge_all(&engine);
         let mut detection = engine.detect(Keep {
             stop_after: Some(3),
             ..Keep::default()
@@ -147,13 +153,13 @@ fn a_sink_that_has_enough_stops_the_detection_and_the_engine_goes_on() {
             .capture(File::open(capture("http.pcap")).unwrap())
             .unwrap();
         drop(dropped);
-        assert_eq!(judge_all(&mut engine), all);
+        assert_eq!(judge_all(&engine), all);
     }
 }
 
 #[test]
 fn the_index_of_a_source_counts_those_that_could_not_be_opened() {
-    let mut engine = Engine::start(model(), EngineOptions::default()).unwrap();
+    let engine = started(model(), EngineOptions::default());
     struct Sources(Vec<usize>);
     impl Sink for Sources {
         fn outcome(&mut self, outcome: &Outcome<'_>) -> ControlFlow<()> {
@@ -186,16 +192,15 @@ fn opening_a_model_starts_no_thread_and_dropping_an_engine_leaves_none() {
     let before = threads();
     let model = model();
     assert_eq!(threads(), before, "opening a model");
-    let mut engine = Engine::start(
+    let engine = started(
         model,
         EngineOptions {
             workers: 3,
             ..EngineOptions::default()
         },
-    )
-    .unwrap();
+    );
     assert_eq!(threads(), before + 3);
-    judge_all(&mut engine);
+    judge_all(&engine);
     drop(engine);
     assert_eq!(threads(), before, "dropping the engine");
 }
@@ -206,15 +211,14 @@ fn idle_workers_sleep() {
     if !is_alone("idle_workers_sleep") {
         return;
     }
-    let mut engine = Engine::start(
+    let engine = started(
         model(),
         EngineOptions {
             workers: 4,
             ..EngineOptions::default()
         },
-    )
-    .unwrap();
-    judge_all(&mut engine);
+    );
+    judge_all(&engine);
     let before = cpu_ticks();
     std::thread::sleep(std::time::Duration::from_millis(600));
     // Four spinning workers would take 60 ticks and more of a core each.
@@ -228,7 +232,7 @@ fn idle_workers_sleep() {
 fn settings_are_taken_at_their_limits_and_refused_past_them() {
     let model = model();
     let start = |workers, batch_tokens| {
-        Engine::start(
+        Engine::new(
             Arc::clone(&model),
             EngineOptions {
                 workers,
@@ -240,7 +244,7 @@ fn settings_are_taken_at_their_limits_and_refused_past_them() {
     assert!(start(WORKERS_MAX, BATCH_TOKENS_MAX).is_ok());
     assert!(start(0, BATCH_TOKENS_MIN).is_ok());
     let start_online = |queue_flows, batch_wait_us, deadline_us| {
-        Engine::start(
+        Engine::new(
             Arc::clone(&model),
             EngineOptions {
                 queue_flows,
@@ -297,6 +301,6 @@ fn settings_are_taken_at_their_limits_and_refused_past_them() {
         ..EngineOptions::default()
     };
     assert!(
-        matches!(Engine::start(model, options), Err(Error::UnknownTask { found, .. }) if found == "other")
+        matches!(Engine::new(model, options), Err(Error::UnknownTask { found, .. }) if found == "other")
     );
 }

@@ -32,7 +32,9 @@ fn model() -> Arc<Model> {
 }
 
 fn start(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    Engine::start(Arc::clone(model), options).unwrap()
+    let engine = Engine::new(Arc::clone(model), options).unwrap();
+    engine.start().unwrap();
+    engine
 }
 
 fn inline(queue_flows: usize) -> EngineOptions {
@@ -77,14 +79,14 @@ impl Sink for Verdicts {
 fn a_flow_gets_the_verdicts_that_a_detection_gives_it() {
     let model = model();
     for options in [inline(0), workers(1), workers(3)] {
-        let mut engine = start(&model, options);
+        let engine = start(&model, options);
         for path in captures().iter().filter(|path| !path.ends_with(".jsonl")) {
             let mut detection = engine.detect(Verdicts::default());
             detection.capture(File::open(path).unwrap()).unwrap();
             let expected = detection.finish().unwrap().1.0;
             let flows = flows_of(&model, path);
             assert_eq!(flows.len(), expected.len());
-            let mut submitter = engine.submitter();
+            let mut submitter = engine.submitter().unwrap();
             for (id, flow) in (0..).zip(&flows) {
                 submitter.submit(flow, id).unwrap();
             }
@@ -103,7 +105,7 @@ fn a_flow_gets_the_verdicts_that_a_detection_gives_it() {
 fn requests_are_judged_by_their_tasks_and_what_is_none_is_refused() {
     let model = model();
     let engine = start(&model, inline(0));
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     submitter
         .submit_request(b"GET /index HTTP/1.1\r\n\r\n", 5)
         .unwrap();
@@ -125,8 +127,8 @@ fn a_full_queue_sheds_says_so_and_counts_it() {
     let model = model();
     let flows = recorded_flows(&model);
     let engine = start(&model, inline(3));
-    let mut submitter = engine.submitter();
-    let mut other = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
+    let mut other = engine.submitter().unwrap();
     for id in 0..3 {
         submitter.submit(&flows[0], id).unwrap();
     }
@@ -155,6 +157,7 @@ fn a_full_queue_sheds_says_so_and_counts_it() {
             submitted: 8,
             done: 3,
             shed: 3,
+            batches: 1,
             ..EngineCounters::default()
         }
     );
@@ -173,7 +176,7 @@ fn a_flow_whose_deadline_has_passed_is_answered_without_a_run() {
                 ..EngineOptions::default()
             },
         );
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         submitter.submit(&flows[0], 1).unwrap();
         thread::sleep(Duration::from_millis(5));
         let judged = engine.run_pending();
@@ -196,8 +199,8 @@ fn a_submitter_that_is_dropped_abandons_its_flows_and_nobody_runs_them() {
     let model = model();
     let flows = recorded_flows(&model);
     let engine = start(&model, inline(8));
-    let mut dropped = engine.submitter();
-    let mut kept = engine.submitter();
+    let mut dropped = engine.submitter().unwrap();
+    let mut kept = engine.submitter().unwrap();
     for id in 0..3 {
         dropped.submit(&flows[0], id).unwrap();
         kept.submit(&flows[1], id).unwrap();
@@ -225,7 +228,7 @@ fn an_engine_that_is_dropped_sends_home_what_waits() {
     let flows = recorded_flows(&model);
     for options in [inline(0), workers(2)] {
         let engine = start(&model, options);
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         for (id, flow) in (0..).zip(flows.iter().cycle().take(500)) {
             submitter.submit(flow, id).unwrap();
         }
@@ -257,7 +260,7 @@ fn a_worker_that_waits_for_more_judges_what_comes() {
             ..workers(2)
         };
         let engine = start(&model, options);
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         let mut answers = 0;
         for flow in &flows {
             while submitter.submit(flow, 0).is_err() {
@@ -288,7 +291,7 @@ fn submit_under_load(engine: &Engine, load: &Load, thread: u64) {
     let count = |fate: usize, flows: u64| load.seen[fate].fetch_add(flows, SeqCst);
     let mut next = 0_u64;
     while !load.stop.load(SeqCst) {
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         let mut open: HashMap<u64, usize> = HashMap::new();
         for burst in 0..20 {
             for _ in 0..(thread + burst) % 40 {
@@ -327,7 +330,7 @@ fn counters_add_up_under_load() {
     let mut expected = vec![String::new(); flows.len()];
     {
         let engine = start(&model, inline(0));
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         for (id, flow) in (0..).zip(&flows) {
             submitter.submit(flow, id).unwrap();
         }
@@ -401,12 +404,12 @@ fn memory_is_known() {
     let engine = start(&model, inline(100));
     let empty = engine.memory();
     assert!(empty.model_bytes > 100_000, "{empty:?}");
-    let mut one = engine.submitter();
+    let mut one = engine.submitter().unwrap();
     let with_one = engine.memory().queue_bytes - empty.queue_bytes;
     let profile = model.encoder().profile();
     let tokens = (profile.max_tokens + profile.request_tokens) as usize;
     assert!(with_one >= 100 * tokens * 4 && with_one < 100 * (tokens * 4 + 1_000));
-    let _two = engine.submitter();
+    let _two = engine.submitter().unwrap();
     assert_eq!(
         engine.memory().queue_bytes - empty.queue_bytes,
         2 * with_one
@@ -428,7 +431,7 @@ fn dropping_a_busy_engine_leaves_no_thread() {
     let model = model();
     let flows = recorded_flows(&model);
     let engine = start(&model, workers(3));
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     assert_eq!(threads(), before + 3, "a submitter has no thread");
     for (id, flow) in (0..).zip(flows.iter().cycle().take(1_000)) {
         submitter.submit(flow, id).unwrap();
@@ -451,7 +454,7 @@ fn workers_sleep_while_submitters_have_nothing() {
         ..workers(4)
     };
     let engine = start(&model, options);
-    let mut submitter = engine.submitter();
+    let mut submitter = engine.submitter().unwrap();
     for flow in &flows {
         submitter.submit(flow, 0).unwrap();
     }

@@ -66,7 +66,8 @@ fn verdicts(level: Level, inputs: &[PathBuf]) -> Verdicts {
         workers: 2,
         ..EngineOptions::default()
     };
-    let mut engine = Engine::start(model, options).unwrap();
+    let engine = Engine::new(model, options).unwrap();
+    engine.start().unwrap();
     let mut collect = Collect::default();
     let mut detection = engine.detect(&mut collect);
     for path in inputs {

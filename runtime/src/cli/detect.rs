@@ -23,7 +23,8 @@ const BAD_LINES_SHOWN: usize = 20;
 /// Runs the command.
 pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
     let model = Arc::new(open_model(args.model.as_deref())?);
-    let mut engine = Engine::start(Arc::clone(&model), options(args, &model))?;
+    let engine = Engine::new(Arc::clone(&model), options(args, &model))?;
+    engine.start()?;
     let sink = Output::new(args, &model);
     let mut detection = engine.detect(sink);
     let mut totals = Totals::default();

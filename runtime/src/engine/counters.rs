@@ -1,6 +1,7 @@
 //! What became of the flows that were submitted.
 
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
 
 /// What became of the flows and requests that were submitted to an engine. Each number only grows.
 ///
@@ -20,6 +21,14 @@ pub struct EngineCounters {
     pub abandoned: u64,
     /// Lost to a defect in the model or in a worker.
     pub failed: u64,
+    /// Batches that the model ran.
+    pub batches: u64,
+    /// Panics of the model or of a worker; each failed the flows of one batch, and the worker went on.
+    pub worker_panics: u64,
+    /// Models that [`crate::Engine::activate`] put to work.
+    pub swaps: u64,
+    /// Models that it refused.
+    pub swaps_failed: u64,
 }
 
 impl EngineCounters {
@@ -40,6 +49,10 @@ pub(super) struct Counts {
     pub(super) expired: AtomicU64,
     pub(super) abandoned: AtomicU64,
     pub(super) failed: AtomicU64,
+    pub(super) batches: AtomicU64,
+    pub(super) worker_panics: AtomicU64,
+    pub(super) swaps: AtomicU64,
+    pub(super) swaps_failed: AtomicU64,
 }
 
 impl Counts {
@@ -65,6 +78,79 @@ impl Counts {
             expired,
             abandoned,
             failed,
+            batches: self.batches.load(SeqCst),
+            worker_panics: self.worker_panics.load(SeqCst),
+            swaps: self.swaps.load(SeqCst),
+            swaps_failed: self.swaps_failed.load(SeqCst),
         }
+    }
+}
+
+/// Upper bounds of the classes of [`Latency`], in microseconds.
+const BOUNDS_US: [u64; 17] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 2_000_000, 5_000_000, 10_000_000,
+];
+
+/// How long flows took from their submission to the end of their batch. Each number only grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latency {
+    /// Upper bounds of the classes, inclusive, ascending, in microseconds.
+    pub bounds_us: &'static [u64],
+    /// Judged flows by class: `counts[i]` took at most `bounds_us[i]` and more than the bound before; the last took longer than all.
+    pub counts: [u64; BOUNDS_US.len() + 1],
+    /// Sum of all, in microseconds.
+    pub sum_us: u64,
+    /// Judged flows: the sum of `counts`.
+    pub count: u64,
+}
+
+/// [`Latency`] that several threads add to.
+#[derive(Debug, Default)]
+pub(super) struct LatencyCounts {
+    counts: [AtomicU64; BOUNDS_US.len() + 1],
+    sum_us: AtomicU64,
+}
+
+impl LatencyCounts {
+    /// Counts a flow that took so long.
+    pub(super) fn add(&self, latency_us: u64) {
+        let class = BOUNDS_US.partition_point(|bound| *bound < latency_us);
+        self.counts[class].fetch_add(1, SeqCst);
+        self.sum_us.fetch_add(latency_us, SeqCst);
+    }
+
+    pub(super) fn read(&self) -> Latency {
+        let counts = self.counts.each_ref().map(|count| count.load(SeqCst));
+        Latency {
+            bounds_us: &BOUNDS_US,
+            counts,
+            sum_us: self.sum_us.load(SeqCst),
+            count: counts.iter().sum(),
+        }
+    }
+}
+
+/// Whole microseconds.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_falls_into_the_class_whose_bound_it_does_not_exceed() {
+        let counts = LatencyCounts::default();
+        for latency_us in [0, 50, 51, 100, 10_000_000, 10_000_001] {
+            counts.add(latency_us);
+        }
+        let found = counts.read();
+        assert_eq!(found.bounds_us.len() + 1, found.counts.len());
+        assert!(found.bounds_us.is_sorted());
+        assert_eq!((found.counts[0], found.counts[1]), (2, 2));
+        assert_eq!((found.counts[16], found.counts[17]), (1, 1));
+        assert_eq!((found.count, found.sum_us), (6, 20_000_202));
     }
 }

@@ -8,11 +8,13 @@ use std::time::Duration;
 use trafficllm_model::emptied;
 use trafficllm_traffic::{CaptureReader, Flow, FlowTable, decode};
 
-use super::requests::{LineError, LineReader, request_of};
+use super::generation::{Generation, Selection};
+use super::report::{CaptureReport, Progress, RequestsReport, Sink};
+use super::requests::{LineReader, request_of};
+use super::shared::Shared;
 use super::slot::{Slot, State};
-use super::submitter::{Submitter, name_verdicts};
-use super::worker::Selection;
-use super::{CaptureReport, Engine, Progress, RequestsReport, Sink};
+use super::submitter::{Filler, Submitter, name_verdicts};
+use super::{Engine, LineError};
 use crate::error::Error;
 use crate::limits::{
     BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS,
@@ -30,11 +32,24 @@ struct Expected {
     answer: Option<Box<Slot>>,
 }
 
+/// Tells the engine, when it is dropped, that a generation may now be free.
+struct LetGo(Arc<Shared>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
+}
+
 /// One pass over captures and request files. Batches reach across their borders, so many small captures are as fast as a big one.
+///
+/// The model that is current when it begins judges all of it, whatever is activated meanwhile.
 pub struct Detection<'e, S: Sink> {
-    engine: &'e mut Engine,
+    engine: &'e Engine,
     sink: S,
-    submitter: Submitter,
+    /// `None` before the first source.
+    submitter: Option<Submitter>,
+    generation: Arc<Generation>,
     /// In the order of the output. The submitter's ids count on from `delivered`.
     expected: VecDeque<Expected>,
     /// Outcomes that came out.
@@ -49,20 +64,17 @@ pub struct Detection<'e, S: Sink> {
     progress: Progress,
     sources: usize,
     stopped: bool,
+    /// Last: what is dropped before holds the generation.
+    _let_go: LetGo,
 }
 
 impl<'e, S: Sink> Detection<'e, S> {
-    pub(super) fn new(engine: &'e mut Engine, sink: S) -> Self {
-        let slots = if engine.workers == 0 {
-            BATCH_SUBJECTS_MAX
-        } else {
-            DETECTION_FLOWS + engine.workers * DETECTION_FLOWS_PER_WORKER
-        };
-        let submitter = Submitter::new(&engine.shared, slots);
-        let tasks = engine.model().core().tasks();
+    pub(super) fn new(engine: &'e Engine, sink: S) -> Self {
+        let generation = engine.shared.generations.current();
+        let tasks = generation.model.core().tasks();
         let mut tally = Tally::default();
         let mut places = vec![None; tasks.len()];
-        for task in engine.shared.selection.all() {
+        for task in generation.selection.all() {
             places[task] = Some(tally.tasks.len());
             tally.tasks.push(TaskTally {
                 task: tasks[task].name().to_owned(),
@@ -72,8 +84,9 @@ impl<'e, S: Sink> Detection<'e, S> {
         Self {
             engine,
             sink,
-            submitter,
-            expected: VecDeque::with_capacity(slots),
+            submitter: None,
+            generation,
+            expected: VecDeque::new(),
             delivered: 0,
             waiting_tokens: 0,
             verdicts: Vec::new(),
@@ -82,6 +95,7 @@ impl<'e, S: Sink> Detection<'e, S> {
             progress: Progress::default(),
             sources: 0,
             stopped: false,
+            _let_go: LetGo(Arc::clone(&engine.shared)),
         }
     }
 
@@ -90,8 +104,9 @@ impl<'e, S: Sink> Detection<'e, S> {
     /// A capture that cannot be read to its end is no error: the report says why, and what was read is judged.
     ///
     /// # Errors
-    /// A model that fails; the detection is then over.
+    /// A model that fails, an engine that is not started or was stopped, no memory; the detection is then over.
     pub fn capture<R: Read>(&mut self, source: R) -> Result<CaptureReport, Error> {
+        self.check_engine()?;
         let number = self.begin_source();
         let mut report = CaptureReport::default();
         let mut reader = match CaptureReader::new(source) {
@@ -142,8 +157,9 @@ impl<'e, S: Sink> Detection<'e, S> {
     /// A line that cannot be used goes to [`Sink::bad_line`] and is counted; the lines after it are read.
     ///
     /// # Errors
-    /// A model that fails; the detection is then over.
+    /// As [`Detection::capture`].
     pub fn requests<R: BufRead>(&mut self, source: R) -> Result<RequestsReport, Error> {
+        self.check_engine()?;
         let number = self.begin_source();
         let mut report = RequestsReport::default();
         let mut lines = LineReader::new(source);
@@ -177,7 +193,7 @@ impl<'e, S: Sink> Detection<'e, S> {
     /// Waits for the last outcomes and says how many there were.
     ///
     /// # Errors
-    /// A model that fails.
+    /// As [`Detection::capture`].
     pub fn finish(mut self) -> Result<(Tally, S), Error> {
         while !self.stopped && !self.expected.is_empty() {
             self.await_answers()?;
@@ -213,15 +229,51 @@ impl<'e, S: Sink> Detection<'e, S> {
         self.sink.progress(&self.progress);
     }
 
+    /// Whether somebody will judge what is submitted.
+    fn check_engine(&self) -> Result<(), Error> {
+        if !self.engine.shared.is_open() {
+            Err(Error::Stopped)
+        } else if self.engine.workers > 0 && self.engine.shared.running_workers() == 0 {
+            Err(Error::NotStarted)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn submitter(&mut self) -> Result<&mut Submitter, Error> {
+        let submitter = match self.submitter.take() {
+            Some(submitter) => submitter,
+            None => {
+                let slots = if self.engine.workers == 0 {
+                    BATCH_SUBJECTS_MAX
+                } else {
+                    DETECTION_FLOWS + self.engine.workers * DETECTION_FLOWS_PER_WORKER
+                };
+                let reserved = self.expected.try_reserve_exact(slots);
+                reserved.map_err(|_| Error::Memory {
+                    what: "a list of outcomes",
+                    bytes: slots * size_of::<Expected>(),
+                })?;
+                Submitter::new(&self.engine.shared, slots, false, None)?
+            }
+        };
+        Ok(self.submitter.insert(submitter))
+    }
+
+    fn filler(&mut self) -> Result<&mut Filler, Error> {
+        self.submitter().map(Submitter::filler)
+    }
+
     fn add_flow(&mut self, source: usize, flow: &Flow) -> Result<(), Error> {
         if self.stopped {
             return Ok(());
         }
         self.tally.flows += 1;
         let mut slot = self.free_slot()?;
-        self.submitter.fill(&mut slot, flow);
+        let generation = Arc::clone(&self.generation);
+        self.filler()?.flow(&generation, &mut slot, flow);
         if slot.request_tokens.is_empty() {
-            let Selection { request, .. } = &self.engine.shared.selection;
+            let Selection { request, .. } = &generation.selection;
             count_not_applicable(&mut self.tally, &self.places, request);
         }
         self.submit(source, Subject::Flow(FlowInfo::from(flow)), slot)
@@ -234,13 +286,14 @@ impl<'e, S: Sink> Detection<'e, S> {
         line: u64,
         request: &[u8],
     ) -> Result<Result<(), LineError>, Error> {
-        if let Err(source) = self.submitter.encode_request(request) {
+        let generation = Arc::clone(&self.generation);
+        if let Err(source) = self.filler()?.read_request(&generation, request) {
             return Ok(Err(LineError::NotARequest { line, source }));
         }
         self.tally.requests += 1;
         let mut slot = self.free_slot()?;
-        self.submitter.fill_with_request(&mut slot);
-        let Selection { flow, .. } = &self.engine.shared.selection;
+        self.filler()?.request(&generation, &mut slot);
+        let Selection { flow, .. } = &generation.selection;
         count_not_applicable(&mut self.tally, &self.places, flow);
         self.submit(source, Subject::Request(line), slot)?;
         Ok(Ok(()))
@@ -248,8 +301,9 @@ impl<'e, S: Sink> Detection<'e, S> {
 
     /// A slot, after waiting for answers where all are under way.
     fn free_slot(&mut self) -> Result<Box<Slot>, Error> {
+        let generation = Arc::clone(&self.generation);
         loop {
-            if let Some(slot) = self.submitter.free_slot() {
+            if let Some(slot) = self.submitter()?.free_slot(&generation)? {
                 return Ok(slot);
             }
             self.await_answers()?;
@@ -260,20 +314,20 @@ impl<'e, S: Sink> Detection<'e, S> {
         if self.stopped {
             return Ok(());
         }
-        let id = self.delivered + self.expected.len() as u64;
-        let has_workers = self.engine.workers > 0;
-        self.waiting_tokens += slot.tokens();
-        let mut sent = self.submitter.send(slot, id, has_workers);
-        while let Err(slot) = sent {
-            self.engine.run_pending();
-            sent = self.submitter.send(slot, id, has_workers);
+        if !self.engine.shared.is_open() {
+            return Err(Error::Stopped);
         }
+        let id = self.delivered + self.expected.len() as u64;
+        self.waiting_tokens += slot.tokens();
+        let generation = Arc::clone(&self.generation);
+        self.submitter()?.send(slot, &generation, id);
         self.expected.push_back(Expected {
             source,
             subject,
             answer: None,
         });
-        if !has_workers && self.waiting_tokens >= self.engine.shared.batch_tokens {
+        let is_batch = self.waiting_tokens >= self.engine.shared.batch_tokens;
+        if self.engine.workers == 0 && is_batch {
             self.await_answers()
         } else {
             self.take_answers()
@@ -286,14 +340,17 @@ impl<'e, S: Sink> Detection<'e, S> {
             self.engine.run_pending();
             self.waiting_tokens = 0;
         } else {
-            self.submitter.sleep(SLEEP);
+            self.submitter()?.sleep(SLEEP);
+        }
+        if self.engine.shared.is_closed() {
+            return Err(Error::Stopped);
         }
         self.take_answers()
     }
 
     /// Delivers the outcomes whose turn it is.
     fn take_answers(&mut self) -> Result<(), Error> {
-        while let Some(slot) = self.submitter.take_slot() {
+        while let Some(slot) = self.submitter()?.take_slot() {
             let place = usize::try_from(slot.id - self.delivered).unwrap_or(usize::MAX);
             if let Some(expected) = self.expected.get_mut(place) {
                 expected.answer = Some(slot);
@@ -311,7 +368,7 @@ impl<'e, S: Sink> Detection<'e, S> {
                 self.delivered += 1;
                 self.deliver(source, subject, &slot)?;
             }
-            self.submitter.reuse(slot);
+            self.submitter()?.reuse(slot);
         }
         Ok(())
     }
@@ -330,9 +387,9 @@ impl<'e, S: Sink> Detection<'e, S> {
         if self.stopped {
             return Ok(());
         }
-        let model = Arc::clone(self.engine.model());
+        let generation = Arc::clone(&self.generation);
         let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-        name_verdicts(&model, &slot.verdicts, &mut verdicts);
+        name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
         for (verdict, named) in slot.verdicts.iter().zip(&verdicts) {
             if let Some(place) = self.places[verdict.task] {
                 count_verdict(&mut self.tally.tasks[place], named.label, named.abstained);

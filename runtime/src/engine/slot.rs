@@ -1,10 +1,16 @@
 //! The place of one flow on its way through the engine, and the box where its answer arrives.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use trafficllm_model::TaskVerdict;
+
+use super::counters::micros;
+use super::generation::{Generation, try_lock};
+use crate::error::Error;
 
 /// Which tasks a run of tokens is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,23 +34,29 @@ pub(super) enum State {
 }
 
 /// One flow or request with its tokens, later with its verdicts. A slot is used again and again: its memory has its full size from
-/// the start.
+/// the start, and grows only for a model that needs more than the one before.
 #[derive(Debug)]
 pub(super) struct Slot {
     /// What the caller calls it.
     pub(super) id: u64,
+    /// The model that judges it; `None` in a free slot.
+    pub(super) generation: Option<Arc<Generation>>,
+    /// Nobody wants the answer once this is gone.
+    pub(super) owner: Option<Weak<()>>,
     pub(super) flow_tokens: Vec<u32>,
     pub(super) request_tokens: Vec<u32>,
     pub(super) submitted: Instant,
     /// After this it is not worth a run.
     pub(super) deadline: Option<Instant>,
+    /// From the submission to the answer.
+    pub(super) latency_us: u64,
     /// By task, ascending.
     pub(super) verdicts: Vec<TaskVerdict>,
     pub(super) state: State,
 }
 
 /// How large the parts of a slot get.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SlotSizes {
     pub(super) flow_tokens: usize,
     pub(super) request_tokens: usize,
@@ -52,7 +64,7 @@ pub(super) struct SlotSizes {
 }
 
 impl SlotSizes {
-    /// Bytes of one slot, with its places in the queues.
+    /// Bytes of one slot, with its places in the submitter's lists.
     pub(super) fn bytes(&self) -> usize {
         let tokens = self.flow_tokens + self.request_tokens;
         size_of::<Slot>()
@@ -60,19 +72,54 @@ impl SlotSizes {
             + self.verdicts * size_of::<TaskVerdict>()
             + 3 * size_of::<Box<Slot>>()
     }
+
+    /// What is enough for both.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self {
+            flow_tokens: self.flow_tokens.max(other.flow_tokens),
+            request_tokens: self.request_tokens.max(other.request_tokens),
+            verdicts: self.verdicts.max(other.verdicts),
+        }
+    }
 }
 
 impl Slot {
-    pub(super) fn new(sizes: SlotSizes) -> Box<Self> {
-        Box::new(Self {
+    pub(super) fn new(sizes: SlotSizes) -> Result<Box<Self>, Error> {
+        let mut slot = Box::new(Self {
             id: 0,
-            flow_tokens: Vec::with_capacity(sizes.flow_tokens),
-            request_tokens: Vec::with_capacity(sizes.request_tokens),
+            generation: None,
+            owner: None,
+            flow_tokens: Vec::new(),
+            request_tokens: Vec::new(),
             submitted: Instant::now(),
             deadline: None,
-            verdicts: Vec::with_capacity(sizes.verdicts),
+            latency_us: 0,
+            verdicts: Vec::new(),
             state: State::Open,
-        })
+        });
+        slot.fit(sizes)?;
+        Ok(slot)
+    }
+
+    /// So many free slots.
+    #[expect(
+        clippy::vec_box,
+        reason = "a slot moves from here to the queue and back as a pointer"
+    )]
+    pub(super) fn several(count: usize, sizes: SlotSizes) -> Result<Vec<Box<Self>>, Error> {
+        let mut slots = Vec::new();
+        reserve("a list of free slots", &mut slots, count)?;
+        for _ in 0..count {
+            slots.push(Self::new(sizes)?);
+        }
+        Ok(slots)
+    }
+
+    /// Gives an empty slot the room for a model's tokens and verdicts.
+    pub(super) fn fit(&mut self, sizes: SlotSizes) -> Result<(), Error> {
+        reserve("a slot", &mut self.flow_tokens, sizes.flow_tokens)?;
+        reserve("a slot", &mut self.request_tokens, sizes.request_tokens)?;
+        reserve("a slot", &mut self.verdicts, sizes.verdicts)
     }
 
     /// Its runs of tokens, which are not empty.
@@ -89,8 +136,30 @@ impl Slot {
         self.flow_tokens.len() + self.request_tokens.len()
     }
 
+    /// Whether its owner, if it has one, is still there.
+    pub(super) fn is_owned(&self) -> bool {
+        self.owner
+            .as_ref()
+            .is_none_or(|owner| owner.strong_count() > 0)
+    }
+
+    /// Number of the generation that judges it.
+    pub(super) fn generation_number(&self) -> u64 {
+        self.generation
+            .as_ref()
+            .map_or(0, |generation| generation.number)
+    }
+
+    /// It has its answer.
+    pub(super) fn close(&mut self, state: State) {
+        self.state = state;
+        self.latency_us = micros(self.submitted.elapsed());
+    }
+
     /// Empties it for another flow.
     pub(super) fn clear(&mut self) {
+        self.generation = None;
+        self.owner = None;
         self.flow_tokens.clear();
         self.request_tokens.clear();
         self.verdicts.clear();
@@ -99,20 +168,37 @@ impl Slot {
     }
 }
 
+/// Room for `count` values in an empty list, or an error.
+pub(super) fn reserve<T>(what: &'static str, list: &mut Vec<T>, count: usize) -> Result<(), Error> {
+    list.try_reserve_exact(count).map_err(|_| Error::Memory {
+        what,
+        bytes: count * size_of::<T>(),
+    })
+}
+
 /// A slot that is under way. Wherever it is dropped, in a queue that nobody reads any more or by a worker that fails, its slot
 /// goes back to the submitter.
 #[derive(Debug)]
 pub(super) struct Ticket {
     /// `None` only after it was sent home.
     slot: Option<Box<Slot>>,
-    mailbox: Arc<Mailbox>,
+    /// `None` where whoever made the ticket runs it and takes the slot back.
+    mailbox: Option<Arc<Mailbox>>,
 }
 
 impl Ticket {
     pub(super) fn new(slot: Box<Slot>, mailbox: &Arc<Mailbox>) -> Self {
         Self {
             slot: Some(slot),
-            mailbox: Arc::clone(mailbox),
+            mailbox: Some(Arc::clone(mailbox)),
+        }
+    }
+
+    /// One that never leaves its thread.
+    pub(super) fn local(slot: Box<Slot>) -> Self {
+        Self {
+            slot: Some(slot),
+            mailbox: None,
         }
     }
 
@@ -126,10 +212,14 @@ impl Ticket {
 
     /// Whether somebody still wants the answer.
     pub(super) fn is_wanted(&self) -> bool {
-        !self.mailbox.lock().is_closed
+        self.slot.as_ref().is_some_and(|slot| slot.is_owned())
+            && self
+                .mailbox
+                .as_ref()
+                .is_none_or(|mailbox| !mailbox.is_closed())
     }
 
-    /// The slot itself, for a ticket that was not accepted.
+    /// The slot itself, for one who does not want it to be sent home.
     pub(super) fn take_back(mut self) -> Option<Box<Slot>> {
         self.slot.take()
     }
@@ -137,20 +227,28 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(mut slot) = self.slot.take() {
+        if let (Some(mut slot), Some(mailbox)) = (self.slot.take(), &self.mailbox) {
             if matches!(slot.state, State::Open) {
-                slot.state = State::Abandoned;
+                slot.close(State::Abandoned);
             }
-            self.mailbox.put(slot);
+            mailbox.put(slot);
         }
     }
 }
 
-/// Where the answers of one submitter arrive. It is locked for the time of moving pointers only.
-#[derive(Debug)]
+/// Is called when answers arrive where there was none.
+pub(super) type Notify = Box<dyn Fn() + Send + Sync>;
+
+/// Where the answers of one submitter arrive. It is locked for the time of moving pointers only, and [`Self::try_take`] and
+/// [`Self::close`] do not even wait for that: the thread that holds the lock may be one that the system does not let run.
 pub(super) struct Mailbox {
     inbox: Mutex<Inbox>,
     arrived: Condvar,
+    notify: Option<Notify>,
+    /// Somebody found the inbox locked and went away without having looked into it.
+    was_missed: AtomicBool,
+    /// The submitter is gone.
+    is_closed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -159,20 +257,39 @@ struct Inbox {
     ready: VecDeque<Box<Slot>>,
     /// The submitter sleeps until something arrives.
     is_awaited: bool,
-    /// The submitter is gone.
-    is_closed: bool,
+}
+
+impl std::fmt::Debug for Mailbox {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Mailbox")
+            .field("is_closed", &self.is_closed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A list with room for so many answers, or an error.
+pub(super) fn room_for_answers(slots: usize) -> Result<VecDeque<Box<Slot>>, Error> {
+    let mut room = VecDeque::new();
+    room.try_reserve_exact(slots).map_err(|_| Error::Memory {
+        what: "a list of answers",
+        bytes: slots * size_of::<Box<Slot>>(),
+    })?;
+    Ok(room)
 }
 
 impl Mailbox {
-    pub(super) fn new(slots: usize) -> Self {
-        Self {
+    pub(super) fn new(slots: usize, notify: Option<Notify>) -> Result<Self, Error> {
+        Ok(Self {
             inbox: Mutex::new(Inbox {
-                ready: VecDeque::with_capacity(slots),
+                ready: room_for_answers(slots)?,
                 is_awaited: false,
-                is_closed: false,
             }),
             arrived: Condvar::new(),
-        }
+            notify,
+            was_missed: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inbox> {
@@ -180,30 +297,43 @@ impl Mailbox {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.is_closed.load(SeqCst)
+    }
+
     fn put(&self, slot: Box<Slot>) {
         let mut inbox = self.lock();
-        if inbox.is_closed {
-            // Freed without the lock.
-            drop(inbox);
-            drop(slot);
-            return;
-        }
+        let is_first = inbox.ready.is_empty();
         inbox.ready.push_back(slot);
         let wake = std::mem::take(&mut inbox.is_awaited);
         drop(inbox);
+        // Who found the lock taken has said so before it looked a second time: one of us two sees the other.
+        fence(SeqCst);
+        if self.is_closed() {
+            self.empty(self.lock());
+            return;
+        }
         if wake {
             self.arrived.notify_one();
+        }
+        let was_missed = self.was_missed.load(SeqCst) && self.was_missed.swap(false, SeqCst);
+        if let Some(notify) = self.notify.as_ref().filter(|_| is_first || was_missed)
+            && catch_unwind(AssertUnwindSafe(notify)).is_err()
+        {
+            tracing::error!("the function that is called when answers arrive panicked");
         }
     }
 
     /// Swaps what has arrived with `taken`, which is empty. Does not wait for a worker that is just putting something in.
     pub(super) fn try_take(&self, taken: &mut VecDeque<Box<Slot>>) {
-        let mut inbox = match self.inbox.try_lock() {
-            Ok(inbox) => inbox,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return,
-        };
-        std::mem::swap(&mut inbox.ready, taken);
+        let inbox = try_lock(&self.inbox).or_else(|| {
+            self.was_missed.store(true, SeqCst);
+            fence(SeqCst);
+            try_lock(&self.inbox)
+        });
+        if let Some(mut inbox) = inbox {
+            std::mem::swap(&mut inbox.ready, taken);
+        }
     }
 
     /// As [`Self::try_take`], but sleeps until something arrives or the time is over.
@@ -223,10 +353,18 @@ impl Mailbox {
 
     /// Takes no more answers: those that come are freed.
     pub(super) fn close(&self) {
-        let mut inbox = self.lock();
-        inbox.is_closed = true;
+        self.is_closed.store(true, SeqCst);
+        fence(SeqCst);
+        // Who holds the lock now looks whether the mailbox is closed when it has let go.
+        if let Some(inbox) = try_lock(&self.inbox) {
+            self.empty(inbox);
+        }
+    }
+
+    fn empty(&self, mut inbox: MutexGuard<'_, Inbox>) {
         let left = std::mem::take(&mut inbox.ready);
         drop(inbox);
+        // Freed without the lock.
         drop(left);
     }
 }
@@ -243,9 +381,9 @@ mod tests {
 
     #[test]
     fn a_ticket_that_is_dropped_goes_home_as_abandoned_and_one_with_an_answer_keeps_it() {
-        let mailbox = Arc::new(Mailbox::new(2));
-        drop(Ticket::new(Slot::new(SIZES), &mailbox));
-        let mut judged = Ticket::new(Slot::new(SIZES), &mailbox);
+        let mailbox = Arc::new(Mailbox::new(2, None).unwrap());
+        drop(Ticket::new(Slot::new(SIZES).unwrap(), &mailbox));
+        let mut judged = Ticket::new(Slot::new(SIZES).unwrap(), &mailbox);
         judged.slot_mut().unwrap().state = State::Judged;
         drop(judged);
         let mut taken = VecDeque::new();
@@ -256,8 +394,8 @@ mod tests {
 
     #[test]
     fn a_ticket_that_was_not_accepted_leaves_nothing_in_the_mailbox() {
-        let mailbox = Arc::new(Mailbox::new(1));
-        let ticket = Ticket::new(Slot::new(SIZES), &mailbox);
+        let mailbox = Arc::new(Mailbox::new(1, None).unwrap());
+        let ticket = Ticket::new(Slot::new(SIZES).unwrap(), &mailbox);
         assert!(ticket.take_back().is_some());
         let mut taken = VecDeque::new();
         mailbox.try_take(&mut taken);
@@ -266,8 +404,8 @@ mod tests {
 
     #[test]
     fn a_closed_mailbox_frees_what_comes() {
-        let mailbox = Arc::new(Mailbox::new(1));
-        let ticket = Ticket::new(Slot::new(SIZES), &mailbox);
+        let mailbox = Arc::new(Mailbox::new(1, None).unwrap());
+        let ticket = Ticket::new(Slot::new(SIZES).unwrap(), &mailbox);
         assert!(ticket.is_wanted());
         mailbox.close();
         assert!(!ticket.is_wanted());
@@ -282,11 +420,11 @@ mod tests {
 
     #[test]
     fn waiting_ends_with_an_answer_or_with_the_time() {
-        let mailbox = Arc::new(Mailbox::new(1));
+        let mailbox = Arc::new(Mailbox::new(1, None).unwrap());
         let mut taken = VecDeque::new();
         mailbox.wait(&mut taken, Duration::from_millis(1));
         assert!(taken.is_empty());
-        let ticket = Ticket::new(Slot::new(SIZES), &mailbox);
+        let ticket = Ticket::new(Slot::new(SIZES).unwrap(), &mailbox);
         let other = std::thread::spawn(move || drop(ticket));
         mailbox.wait(&mut taken, Duration::from_secs(60));
         assert_eq!(taken.len(), 1);
@@ -295,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_slot_keeps_its_memory_and_nothing_of_the_flow_before() {
-        let mut slot = Slot::new(SIZES);
+        let mut slot = Slot::new(SIZES).unwrap();
         slot.flow_tokens.extend([1, 2, 3]);
         slot.request_tokens.push(4);
         slot.deadline = Some(Instant::now());

@@ -1,18 +1,19 @@
 //! The online way in: flows go into a bounded queue and their verdicts come back to the thread that asked.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::TrySendError;
 use trafficllm_model::{TaskVerdict, emptied};
 use trafficllm_traffic::Flow;
 use trafficllm_traffic::token::{EncodeScratch, TokenError, first_request};
 
 use super::counters::{Counts, EngineCounters};
-use super::slot::{Mailbox, Slot, State, Ticket};
-use super::worker::Shared;
+use super::generation::{Generation, View};
+use super::queue::Lane;
+use super::shared::Shared;
+use super::slot::{Mailbox, Notify, Slot, State, room_for_answers};
+use crate::error::Error;
 use crate::model::Model;
 use crate::outcome::Verdict;
 
@@ -23,7 +24,11 @@ pub enum SubmitError {
     /// As much is under way as the queue holds. The flow is shed, and counted so.
     #[error("the queue is full: the flow is shed")]
     QueueFull,
-    /// The engine was dropped. The flow is abandoned, and counted so.
+    /// The model was replaced by one that needs more room for a flow, and the system has no memory for it. The flow is shed, and
+    /// counted so.
+    #[error("no memory for the tokens of a flow: the flow is shed")]
+    NoMemory,
+    /// The engine was stopped or dropped. The flow is abandoned, and counted so.
     #[error("the engine is gone")]
     Closed,
     /// The text is no HTTP request; it is not counted.
@@ -32,12 +37,31 @@ pub enum SubmitError {
 }
 
 /// What became of one submitted flow or request.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy)]
 pub struct Answer<'a> {
     /// What the caller called it.
     pub id: u64,
     /// Its fate.
     pub judgement: Judgement<'a>,
+    /// Number of the model that judged it, or would have: as [`crate::Engine::activate`] gave it, 1 for the first.
+    pub generation: u64,
+    /// That model.
+    pub model: &'a Model,
+    /// Time from the submission to this fate in microseconds, without the time that it waited to be taken.
+    pub latency_us: u64,
+}
+
+impl std::fmt::Debug for Answer<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Answer")
+            .field("id", &self.id)
+            .field("judgement", &self.judgement)
+            .field("generation", &self.generation)
+            .field("model", &self.model.id())
+            .field("latency_us", &self.latency_us)
+            .finish()
+    }
 }
 
 /// The fate of a flow or request that was taken into the queue.
@@ -47,21 +71,78 @@ pub enum Judgement<'a> {
     Verdicts(&'a [Verdict<'a>]),
     /// Its deadline passed before its turn came.
     Expired,
-    /// The engine was dropped before its turn came.
+    /// The engine was stopped or dropped before its turn came.
     Abandoned,
     /// It was lost to a defect in the model or a worker, which said this.
     Failed(&'a str),
 }
 
+impl<'a> Judgement<'a> {
+    /// What to tell of a slot, with its verdicts by name.
+    pub(super) fn of(slot: &'a Slot, verdicts: &'a [Verdict<'a>]) -> Self {
+        match &slot.state {
+            State::Judged => Self::Verdicts(verdicts),
+            State::Expired => Self::Expired,
+            State::Failed(message) => Self::Failed(message),
+            State::Open | State::Abandoned => Self::Abandoned,
+        }
+    }
+}
+
+/// Makes tokens of flows and requests.
+#[derive(Debug, Default)]
+pub(super) struct Filler {
+    tokens: Vec<u32>,
+    scratch: EncodeScratch,
+}
+
+impl Filler {
+    /// Gives a slot the tokens of a flow, for the tasks that were chosen.
+    pub(super) fn flow(&mut self, generation: &Generation, slot: &mut Slot, flow: &Flow) {
+        let encoder = generation.model.encoder();
+        // Encoding needs more room for a moment than what it leaves: the slots have just the room for that.
+        if !generation.selection.flow.is_empty() {
+            encoder.encode_flow(flow, &mut self.scratch, &mut self.tokens);
+            slot.flow_tokens.extend_from_slice(&self.tokens);
+        }
+        if !generation.selection.request.is_empty()
+            && let Some(request) = first_request(flow)
+            && self.read_request(generation, &request).is_ok()
+        {
+            self.request(generation, slot);
+        }
+    }
+
+    /// Makes tokens of a request, for [`Self::request`].
+    pub(super) fn read_request(
+        &mut self,
+        generation: &Generation,
+        request: &[u8],
+    ) -> Result<(), TokenError> {
+        let encoder = generation.model.encoder();
+        encoder.encode_request(request, &mut self.scratch, &mut self.tokens)
+    }
+
+    /// Gives a slot the tokens of the request that was read.
+    pub(super) fn request(&self, generation: &Generation, slot: &mut Slot) {
+        if !generation.selection.request.is_empty() {
+            slot.request_tokens.extend_from_slice(&self.tokens);
+        }
+    }
+}
+
 /// Submits flows to an engine and takes their verdicts back. One per thread; any number of them share an engine's workers.
 ///
-/// [`Submitter::submit`] and [`Submitter::poll`] never wait for a worker, and allocate nothing once their buffers have grown.
-/// A flow becomes tokens on the submitting thread: its record may be reused at once, and what waits in the queue is a few
-/// hundred token ids of a size known beforehand instead of packets.
+/// [`Submitter::submit`], [`Submitter::poll`] and dropping it never wait for another thread: not for a worker that the system does not
+/// let run, whatever it was doing, and not for a model that is being replaced. They allocate nothing once the tokenizer's buffers have
+/// grown and as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
+/// be reused at once, and what waits in the queue is a few hundred token ids of a size known beforehand instead of packets.
 #[derive(Debug)]
 pub struct Submitter {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
+    lane: Arc<Lane>,
+    view: Arc<View>,
     /// All slots that are not under way.
     #[expect(
         clippy::vec_box,
@@ -76,36 +157,72 @@ pub struct Submitter {
     shown: Option<Box<Slot>>,
     /// Empty between calls: only its memory is kept.
     verdicts: Vec<Verdict<'static>>,
-    tokens: Vec<u32>,
-    scratch: EncodeScratch,
+    filler: Filler,
 }
 
 impl Submitter {
-    pub(super) fn new(shared: &Arc<Shared>, slots: usize) -> Self {
-        shared.slots.fetch_add(slots, Ordering::SeqCst);
-        Self {
+    /// One whose flows count for the queue's limit, or one that waits where it finds no free slot.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        slots: usize,
+        is_limited: bool,
+        notify: Option<Notify>,
+    ) -> Result<Self, Error> {
+        let making = shared.lock_making();
+        let current = shared.generations.current();
+        shared.check_budget("a submitter", slots * shared.slot_bytes())?;
+        let mailbox = Arc::new(Mailbox::new(slots, notify)?);
+        let lane = Arc::new(Lane::new(slots, &mailbox, is_limited)?);
+        shared.check_budget("a submitter", slots * shared.slot_bytes() + lane.bytes())?;
+        let free = Slot::several(slots, current.sizes)?;
+        let ready = room_for_answers(slots)?;
+        let verdicts = Vec::with_capacity(current.sizes.verdicts);
+        shared.queue.open(&lane)?;
+        shared.add_submitter(slots, lane.bytes());
+        drop(making);
+        Ok(Self {
             shared: Arc::clone(shared),
-            mailbox: Arc::new(Mailbox::new(slots)),
-            free: (0..slots).map(|_| Slot::new(shared.sizes)).collect(),
+            mailbox,
+            lane,
+            view: shared.generations.view(),
+            free,
             slots,
             in_flight: 0,
-            ready: VecDeque::with_capacity(slots),
+            ready,
             shown: None,
-            verdicts: Vec::with_capacity(shared.sizes.verdicts),
-            tokens: Vec::new(),
-            scratch: EncodeScratch::default(),
-        }
+            verdicts,
+            filler: Filler::default(),
+        })
     }
 
     /// Puts a flow into the queue. Its answer comes with `id`, which is the caller's alone.
     ///
     /// # Errors
-    /// [`SubmitError::QueueFull`], [`SubmitError::Closed`]; the flow is then counted, and has no answer.
+    /// [`SubmitError::QueueFull`], [`SubmitError::NoMemory`], [`SubmitError::Closed`]; the flow is then counted, and has no answer.
     pub fn submit(&mut self, flow: &Flow, id: u64) -> Result<(), SubmitError> {
-        let mut slot = self.open_slot()?;
-        self.fill(&mut slot, flow);
-        slot.deadline = self.shared.deadline.map(|after| slot.submitted + after);
-        self.offer(slot, id)
+        self.submit_owned(flow, id, None)
+    }
+
+    /// As [`Submitter::submit`], for an owner: once the last `Arc` of it is dropped, the flow is not run any more and its answer does
+    /// not come; it is then counted as abandoned.
+    ///
+    /// # Errors
+    /// As [`Submitter::submit`].
+    pub fn submit_for(&mut self, flow: &Flow, id: u64, owner: &Arc<()>) -> Result<(), SubmitError> {
+        self.submit_owned(flow, id, Some(Arc::downgrade(owner)))
+    }
+
+    fn submit_owned(
+        &mut self,
+        flow: &Flow,
+        id: u64,
+        owner: Option<Weak<()>>,
+    ) -> Result<(), SubmitError> {
+        let generation = self.view.get();
+        let (mut slot, generation) = self.open_slot(generation)?;
+        slot.owner = owner;
+        self.filler.flow(&generation, &mut slot, flow);
+        self.offer(slot, generation, id)
     }
 
     /// Puts an HTTP request into the queue, as text from its first line on, for the request tasks.
@@ -113,34 +230,44 @@ impl Submitter {
     /// # Errors
     /// As [`Submitter::submit`]; [`SubmitError::NotARequest`] for a text that is none.
     pub fn submit_request(&mut self, request: &[u8], id: u64) -> Result<(), SubmitError> {
-        self.encode_request(request)?;
-        let mut slot = self.open_slot()?;
-        self.fill_with_request(&mut slot);
-        slot.deadline = self.shared.deadline.map(|after| slot.submitted + after);
-        self.offer(slot, id)
+        let generation = self.view.get();
+        if let Some(generation) = &generation {
+            self.filler.read_request(generation, request)?;
+        }
+        let (mut slot, generation) = self.open_slot(generation)?;
+        self.filler.request(&generation, &mut slot);
+        self.offer(slot, generation, id)
     }
 
     /// Gives the answers that have come to `take`, and their number back. They come in any order.
-    pub fn poll(&mut self, mut take: impl FnMut(&Answer<'_>)) -> usize {
-        let shared = Arc::clone(&self.shared);
-        let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-        let mut answers = 0;
-        while let Some(slot) = self.take_slot() {
+    pub fn poll(&mut self, take: impl FnMut(&Answer<'_>)) -> usize {
+        self.poll_at_most(usize::MAX, take)
+    }
+
+    /// As [`Submitter::poll`], but gives at most so many answers; the others stay for the next call.
+    pub fn poll_at_most(&mut self, answers: usize, mut take: impl FnMut(&Answer<'_>)) -> usize {
+        let mut taken = 0;
+        while taken < answers {
+            let Some(slot) = self.take_slot() else { break };
             let slot = self.shown.insert(slot);
-            name_verdicts(&shared.model, &slot.verdicts, &mut verdicts);
+            let Some(generation) = &slot.generation else {
+                continue;
+            };
+            let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
+            name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
             take(&Answer {
                 id: slot.id,
-                judgement: match &slot.state {
-                    State::Judged => Judgement::Verdicts(&verdicts),
-                    State::Expired => Judgement::Expired,
-                    State::Failed(message) => Judgement::Failed(message),
-                    State::Open | State::Abandoned => Judgement::Abandoned,
-                },
+                judgement: Judgement::of(slot, &verdicts),
+                generation: generation.number,
+                model: &generation.model,
+                latency_us: slot.latency_us,
             });
-            answers += 1;
+            self.verdicts = emptied(verdicts);
+            taken += 1;
         }
-        self.verdicts = emptied(verdicts);
-        answers
+        self.reuse_shown();
+        self.shared.let_go();
+        taken
     }
 
     /// As [`Submitter::poll`], but where nothing has come yet, sleeps until something does, until the time is over or until
@@ -163,128 +290,117 @@ impl Submitter {
     }
 
     /// A slot for a flow that is submitted now, unless the queue is full.
-    fn open_slot(&mut self) -> Result<Box<Slot>, SubmitError> {
-        Counts::add(&self.shared.counts.submitted, 1);
-        if self.shared.is_closed() {
-            Counts::add(&self.shared.counts.abandoned, 1);
+    fn open_slot(
+        &mut self,
+        generation: Option<Arc<Generation>>,
+    ) -> Result<(Box<Slot>, Arc<Generation>), SubmitError> {
+        let shared = &self.shared;
+        Counts::add(&shared.counts.submitted, 1);
+        if !shared.is_open() {
+            Counts::add(&shared.counts.abandoned, 1);
             return Err(SubmitError::Closed);
         }
-        self.reuse_shown();
         // A full queue is found out before the work of encoding.
-        let slot = if self.shared.queue.is_full() {
+        let slot = if shared.queue.is_full() {
             None
         } else {
             self.free.pop()
         };
-        let Some(mut slot) = slot else {
-            Counts::add(&self.shared.counts.shed, 1);
+        let (Some(mut slot), Some(generation)) = (slot, generation) else {
+            Counts::add(&shared.counts.shed, 1);
             return Err(SubmitError::QueueFull);
         };
+        if slot.fit(generation.sizes).is_err() {
+            Counts::add(&shared.counts.shed, 1);
+            self.free.push(slot);
+            return Err(SubmitError::NoMemory);
+        }
         slot.submitted = Instant::now();
-        Ok(slot)
+        slot.deadline = shared.deadline.map(|after| slot.submitted + after);
+        Ok((slot, generation))
     }
 
-    fn offer(&mut self, mut slot: Box<Slot>, id: u64) -> Result<(), SubmitError> {
+    fn offer(
+        &mut self,
+        mut slot: Box<Slot>,
+        generation: Arc<Generation>,
+        id: u64,
+    ) -> Result<(), SubmitError> {
         slot.id = id;
-        match self.shared.queue.try_send(Ticket::new(slot, &self.mailbox)) {
+        slot.generation = Some(generation);
+        match self.shared.queue.put(&self.lane, slot) {
             Ok(()) => {
                 self.in_flight += 1;
                 Ok(())
             }
-            // The queue is never disconnected: another submitter was faster.
-            Err(TrySendError::Full(ticket) | TrySendError::Disconnected(ticket)) => {
-                if let Some(slot) = ticket.take_back() {
-                    self.reuse(slot);
-                }
+            // Another submitter was faster.
+            Err(slot) => {
+                self.reuse(slot);
                 Counts::add(&self.shared.counts.shed, 1);
                 Err(SubmitError::QueueFull)
             }
         }
     }
 
-    /// A slot that is free now; it has no deadline.
-    pub(super) fn free_slot(&mut self) -> Option<Box<Slot>> {
-        self.free.pop()
+    /// A slot that is free now, with room for a generation's tokens; it has no deadline.
+    pub(super) fn free_slot(
+        &mut self,
+        generation: &Generation,
+    ) -> Result<Option<Box<Slot>>, Error> {
+        let Some(mut slot) = self.free.pop() else {
+            return Ok(None);
+        };
+        slot.fit(generation.sizes)?;
+        Ok(Some(slot))
     }
 
-    /// Puts a slot into the queue if there is room, or sleeps until there is; else gives it back.
-    pub(super) fn send(
-        &mut self,
-        mut slot: Box<Slot>,
-        id: u64,
-        sleep: bool,
-    ) -> Result<(), Box<Slot>> {
+    /// What makes tokens of flows and requests.
+    pub(super) fn filler(&mut self) -> &mut Filler {
+        &mut self.filler
+    }
+
+    /// Puts a slot that was filled into the queue, of a submitter that is not limited.
+    pub(super) fn send(&mut self, mut slot: Box<Slot>, generation: &Arc<Generation>, id: u64) {
         slot.id = id;
+        slot.generation = Some(Arc::clone(generation));
         slot.submitted = Instant::now();
-        let ticket = Ticket::new(slot, &self.mailbox);
-        let refused = if sleep {
-            let sent = self.shared.queue.send(ticket);
-            sent.err().map(|refused| refused.0)
-        } else {
-            let sent = self.shared.queue.try_send(ticket);
-            sent.err().map(TrySendError::into_inner)
-        };
-        if let Some(slot) = refused.and_then(Ticket::take_back) {
-            return Err(slot);
-        }
         Counts::add(&self.shared.counts.submitted, 1);
         self.in_flight += 1;
-        Ok(())
-    }
-
-    /// The tokens of a flow, for the tasks that were chosen.
-    pub(super) fn fill(&mut self, slot: &mut Slot, flow: &Flow) {
-        let encoder = self.shared.model.encoder();
-        let selection = &self.shared.selection;
-        // Encoding needs more room for a moment than what it leaves: the slots have just the room for that.
-        if !selection.flow.is_empty() {
-            encoder.encode_flow(flow, &mut self.scratch, &mut self.tokens);
-            slot.flow_tokens.extend_from_slice(&self.tokens);
-        }
-        if !selection.request.is_empty()
-            && let Some(request) = first_request(flow)
-            && self.encode_request(&request).is_ok()
-        {
-            self.fill_with_request(slot);
+        // A lane has room for all slots; one that it had none for would be answered as abandoned.
+        if let Err(slot) = self.shared.queue.put(&self.lane, slot) {
+            self.ready.push_back(slot);
         }
     }
 
-    /// Makes tokens of a request, for [`Self::fill_with_request`].
-    pub(super) fn encode_request(&mut self, request: &[u8]) -> Result<(), TokenError> {
-        let encoder = self.shared.model.encoder();
-        encoder.encode_request(request, &mut self.scratch, &mut self.tokens)
-    }
-
-    pub(super) fn fill_with_request(&self, slot: &mut Slot) {
-        if !self.shared.selection.request.is_empty() {
-            slot.request_tokens.extend_from_slice(&self.tokens);
-        }
-    }
-
-    /// An answer that has come; its fate is counted.
+    /// An answer that has come and that somebody wants; its fate is counted.
     pub(super) fn take_slot(&mut self) -> Option<Box<Slot>> {
         self.reuse_shown();
-        if self.in_flight == 0 {
-            return None;
-        }
-        if self.ready.is_empty() {
-            self.mailbox.try_take(&mut self.ready);
-            if self.ready.is_empty() && self.shared.is_closed() {
-                self.shared.abandon_waiting();
+        while self.in_flight > 0 {
+            if self.ready.is_empty() {
                 self.mailbox.try_take(&mut self.ready);
+                if self.ready.is_empty() && self.shared.is_closed() {
+                    self.shared.queue.abandon(&self.lane);
+                    self.mailbox.try_take(&mut self.ready);
+                }
             }
+            let slot = self.ready.pop_front()?;
+            self.in_flight -= 1;
+            let counts = &self.shared.counts;
+            let is_owned = slot.is_owned();
+            let fate = match &slot.state {
+                _ if !is_owned => &counts.abandoned,
+                State::Judged => &counts.done,
+                State::Expired => &counts.expired,
+                State::Failed(_) => &counts.failed,
+                State::Open | State::Abandoned => &counts.abandoned,
+            };
+            Counts::add(fate, 1);
+            if is_owned {
+                return Some(slot);
+            }
+            self.reuse(slot);
         }
-        let slot = self.ready.pop_front()?;
-        self.in_flight -= 1;
-        let counts = &self.shared.counts;
-        let fate = match &slot.state {
-            State::Judged => &counts.done,
-            State::Expired => &counts.expired,
-            State::Failed(_) => &counts.failed,
-            State::Open | State::Abandoned => &counts.abandoned,
-        };
-        Counts::add(fate, 1);
-        Some(slot)
+        None
     }
 
     /// Sleeps until an answer comes, unless nothing is under way.
@@ -310,8 +426,13 @@ impl Submitter {
 impl Drop for Submitter {
     fn drop(&mut self) {
         self.mailbox.close();
+        self.shared.queue.close(&self.lane);
         Counts::add(&self.shared.counts.abandoned, self.in_flight as u64);
-        self.shared.slots.fetch_sub(self.slots, Ordering::SeqCst);
+        let lane_bytes = self.lane.bytes();
+        self.shared.remove_submitter(self.slots, lane_bytes);
+        self.shown = None;
+        self.ready.clear();
+        self.shared.let_go();
     }
 }
 

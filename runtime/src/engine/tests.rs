@@ -3,18 +3,17 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::shared::Shared;
 use super::slot::{Slot, SlotSizes, Ticket};
 use super::worker::Worker;
-use super::{Engine, EngineOptions, Judgement, Sink, Submitter, share};
+use super::{Engine, EngineOptions, Judgement, Sink, Submitter};
 use crate::error::Error;
 use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN};
 use crate::model::Model;
 use crate::outcome::Outcome;
 
-const NONE: u64 = u64::MAX;
 const REQUEST: &[u8] = b"GET /search?q=shoes HTTP/1.1\r\n\r\n";
 
 fn engine(model: &Arc<Model>, workers: usize) -> Engine {
@@ -22,7 +21,9 @@ fn engine(model: &Arc<Model>, workers: usize) -> Engine {
         workers,
         ..EngineOptions::default()
     };
-    Engine::start(Arc::clone(model), options).unwrap()
+    let engine = Engine::new(Arc::clone(model), options).unwrap();
+    engine.start().unwrap();
+    engine
 }
 
 #[test]
@@ -30,9 +31,9 @@ fn a_worker_that_panics_fails_its_batch_and_goes_on() {
     let model = Arc::new(Model::open_default().unwrap());
     for workers in [0, 1, 2] {
         let engine = engine(&model, workers);
-        let mut submitter = engine.submitter();
+        let mut submitter = engine.submitter().unwrap();
         let mut judge = |poison| {
-            engine.shared.poison.store(poison, Ordering::SeqCst);
+            engine.poison(poison);
             let (mut done, mut failed) = (Vec::new(), Vec::new());
             for id in 0..6 {
                 submitter.submit_request(REQUEST, id).unwrap();
@@ -53,10 +54,10 @@ fn a_worker_that_panics_fails_its_batch_and_goes_on() {
             }
             (done.len(), failed)
         };
-        let (done, failed) = judge(3);
+        let (done, failed) = judge(Some(3));
         assert!(failed.contains(&3), "{failed:?}");
         assert_eq!(done + failed.len(), 6);
-        assert_eq!(judge(NONE), (6, Vec::new()), "the same worker, again");
+        assert_eq!(judge(None), (6, Vec::new()), "the same worker, again");
         let counters = engine.counters();
         assert_eq!(counters.failed, failed.len() as u64);
         assert_eq!((counters.submitted, counters.in_flight()), (12, 0));
@@ -77,18 +78,18 @@ fn a_detection_ends_with_the_panic_of_a_worker_and_the_next_one_goes_on() {
     let model = Arc::new(Model::open_default().unwrap());
     let lines = "{\"request\":\"GET /search?q=shoes HTTP/1.1\"}\n".repeat(20);
     for workers in [0, 2] {
-        let mut engine = engine(&model, workers);
-        let mut detect = |poison| {
-            engine.shared.poison.store(poison, Ordering::SeqCst);
+        let engine = engine(&model, workers);
+        let detect = |poison| {
+            engine.poison(poison);
             let mut detection = engine.detect(Count(0));
             detection.requests(lines.as_bytes())?;
             detection.finish().map(|(_, count)| count.0)
         };
-        match detect(7) {
+        match detect(Some(7)) {
             Err(Error::Worker { message }) => assert!(message.contains("a poisoned flow")),
             other => panic!("{other:?}"),
         }
-        assert_eq!(detect(NONE).unwrap(), 20);
+        assert_eq!(detect(None).unwrap(), 20);
         assert_eq!(engine.counters().in_flight(), 0);
     }
 }
@@ -104,7 +105,7 @@ fn a_worker_never_waits_into_the_deadline() {
             deadline_us,
             ..EngineOptions::default()
         };
-        let shared = share(Arc::clone(&model), &options).unwrap();
+        let shared = Shared::new(Arc::clone(&model), &options).unwrap();
         assert_eq!(shared.batch_wait, Duration::from_micros(expected_us));
     }
 }
@@ -120,16 +121,20 @@ fn a_batch_is_cut_at_its_limits_and_not_before() {
             queue_flows: waiting,
             ..EngineOptions::default()
         };
-        let shared = Arc::new(share(Arc::clone(&model), &options).unwrap());
-        let mut submitter = Submitter::new(&shared, waiting);
+        let shared = Arc::new(Shared::new(Arc::clone(&model), &options).unwrap());
+        let mut submitter = Submitter::new(&shared, waiting, true, None).unwrap();
         for id in 0..waiting as u64 {
             submitter.submit_request(REQUEST, id).unwrap();
         }
-        let mut worker = Worker::new(&shared, 0);
-        let first = shared.waiting.recv().unwrap();
+        let mut worker = Worker::new(&shared, 0).unwrap();
+        let first = worker.next().unwrap();
         let tokens = first.slot().map_or(0, Slot::tokens);
         worker.gather(first, Duration::ZERO);
-        (worker.batch.len(), worker.batch.len() * tokens, tokens)
+        (
+            worker.judge.batch.len(),
+            worker.judge.batch.len() * tokens,
+            tokens,
+        )
     };
     let (flows, _, tokens) = first_batch(BATCH_TOKENS_MAX);
     assert_eq!(flows, BATCH_SUBJECTS_MAX, "by flows");
@@ -157,7 +162,7 @@ fn a_slot_is_as_large_as_is_reported() {
         request_tokens: 20,
         verdicts: 3,
     };
-    let slot = Slot::new(sizes);
+    let slot = Slot::new(sizes).unwrap();
     let held = size_of::<Slot>()
         + (slot.flow_tokens.capacity() + slot.request_tokens.capacity()) * size_of::<u32>()
         + slot.verdicts.capacity() * size_of::<trafficllm_model::TaskVerdict>();

@@ -1,0 +1,209 @@
+//! The synchronous way in: flows are judged on the thread that asks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Instant;
+
+use trafficllm_model::emptied;
+use trafficllm_traffic::Flow;
+
+use super::counters::Counts;
+use super::generation::Generation;
+use super::judge::Judge;
+use super::shared::Shared;
+use super::slot::{Slot, SlotSizes, State, Ticket};
+use super::submitter::{Answer, Filler, Judgement, SubmitError, name_verdicts};
+use crate::error::Error;
+use crate::limits::CLASSIFIER_FLOWS;
+use crate::outcome::Verdict;
+
+/// Judges flows on the calling thread, without queue and workers: also before [`crate::Engine::start`]. One per thread.
+///
+/// The verdicts are those that a [`crate::Submitter`] would get. Each call runs the current model, and all of its flows run the same.
+#[derive(Debug)]
+pub struct Classifier {
+    shared: Arc<Shared>,
+    judge: Judge,
+    #[expect(
+        clippy::vec_box,
+        reason = "a slot moves from here to the batch and back as a pointer"
+    )]
+    free: Vec<Box<Slot>>,
+    filler: Filler,
+    /// Empty between calls: only its memory is kept.
+    verdicts: Vec<Verdict<'static>>,
+    /// Bytes that are counted in the engine's memory.
+    bytes: usize,
+}
+
+impl Classifier {
+    pub(super) fn new(shared: &Arc<Shared>) -> Result<Self, Error> {
+        let making = shared.lock_making();
+        let current = shared.generations.current();
+        let slots_bytes = CLASSIFIER_FLOWS * current.sizes.bytes();
+        shared.check_budget("a classifier", slots_bytes)?;
+        let mut classifier = Self {
+            shared: Arc::clone(shared),
+            judge: Judge::default(),
+            free: Slot::several(CLASSIFIER_FLOWS, current.sizes)?,
+            filler: Filler::default(),
+            verdicts: Vec::new(),
+            bytes: 0,
+        };
+        classifier.count_bytes(current.sizes);
+        drop(making);
+        Ok(classifier)
+    }
+
+    /// Judges flows and gives each answer to `take`, with the flow's index in `flows`, which is the answer's id as well.
+    ///
+    /// # Errors
+    /// [`SubmitError::Closed`] after [`crate::Engine::stop`], [`SubmitError::NoMemory`]: the flows that have no answer then are counted
+    /// as abandoned or shed.
+    pub fn classify(
+        &mut self,
+        flows: &[&Flow],
+        mut take: impl FnMut(usize, &Answer<'_>),
+    ) -> Result<(), SubmitError> {
+        Counts::add(&self.shared.counts.submitted, flows.len() as u64);
+        let generation = self.shared.generations.current();
+        let mut flows = flows.iter().enumerate().peekable();
+        let mut judged = Ok(());
+        while judged.is_ok() && flows.peek().is_some() {
+            let mut batch_tokens = 0;
+            let mut opened = Ok(());
+            while batch_tokens < self.shared.batch_tokens
+                && self.judge.batch.len() < CLASSIFIER_FLOWS
+                && let Some((index, flow)) = flows.next()
+            {
+                opened = self.open_slot(&generation, index as u64).map(|mut slot| {
+                    self.filler.flow(&generation, &mut slot, flow);
+                    batch_tokens += slot.tokens();
+                    self.judge.batch.push(Ticket::local(slot));
+                });
+                if opened.is_err() {
+                    break;
+                }
+            }
+            judged = self.run(&generation, &mut take);
+            if judged.is_ok() && opened.is_err() {
+                // The flow that found no room, and those after it.
+                let lost = 1 + flows.len() as u64;
+                Counts::add(&self.shared.counts.shed, lost);
+                judged = opened;
+            } else if judged.is_err() {
+                Counts::add(&self.shared.counts.abandoned, flows.len() as u64);
+            }
+        }
+        self.end(generation);
+        judged
+    }
+
+    /// Judges an HTTP request, as text from its first line on, with the request tasks. The answer's id is 0.
+    ///
+    /// # Errors
+    /// As [`Classifier::classify`]; [`SubmitError::NotARequest`] for a text that is none, which is not counted.
+    pub fn classify_request(
+        &mut self,
+        request: &[u8],
+        mut take: impl FnMut(&Answer<'_>),
+    ) -> Result<(), SubmitError> {
+        let generation = self.shared.generations.current();
+        self.filler.read_request(&generation, request)?;
+        Counts::add(&self.shared.counts.submitted, 1);
+        let judged = match self.open_slot(&generation, 0) {
+            Ok(mut slot) => {
+                self.filler.request(&generation, &mut slot);
+                self.judge.batch.push(Ticket::local(slot));
+                self.run(&generation, &mut |_, answer| take(answer))
+            }
+            Err(error) => {
+                Counts::add(&self.shared.counts.shed, 1);
+                Err(error)
+            }
+        };
+        self.end(generation);
+        judged
+    }
+
+    fn open_slot(
+        &mut self,
+        generation: &Arc<Generation>,
+        id: u64,
+    ) -> Result<Box<Slot>, SubmitError> {
+        // One is missing where `take` panicked.
+        let slot = self.free.pop().map_or_else(
+            || Slot::new(generation.sizes),
+            |mut slot| slot.fit(generation.sizes).map(|()| slot),
+        );
+        let mut slot = slot.map_err(|_| SubmitError::NoMemory)?;
+        slot.id = id;
+        slot.generation = Some(Arc::clone(generation));
+        slot.submitted = Instant::now();
+        Ok(slot)
+    }
+
+    /// Runs the batch, unless the engine was stopped, and gives its answers to `take`.
+    fn run(
+        &mut self,
+        generation: &Generation,
+        take: &mut dyn FnMut(usize, &Answer<'_>),
+    ) -> Result<(), SubmitError> {
+        let counts = &self.shared.counts;
+        if !self.shared.is_open() {
+            Counts::add(&counts.abandoned, self.judge.batch.len() as u64);
+            self.judge.batch.clear();
+            return Err(SubmitError::Closed);
+        }
+        self.judge.run(&self.shared);
+        let mut batch = std::mem::take(&mut self.judge.batch);
+        // Before the first is shown: `take` may panic.
+        for slot in batch.iter().filter_map(Ticket::slot) {
+            let is_judged = matches!(slot.state, State::Judged);
+            let fate = if is_judged {
+                &counts.done
+            } else {
+                &counts.failed
+            };
+            Counts::add(fate, 1);
+        }
+        for mut slot in batch.drain(..).filter_map(Ticket::take_back) {
+            let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
+            name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
+            let answer = Answer {
+                id: slot.id,
+                judgement: Judgement::of(&slot, &verdicts),
+                generation: generation.number,
+                model: &generation.model,
+                latency_us: slot.latency_us,
+            };
+            take(usize::try_from(slot.id).unwrap_or(usize::MAX), &answer);
+            self.verdicts = emptied(verdicts);
+            slot.clear();
+            self.free.push(slot);
+        }
+        self.judge.batch = batch;
+        Ok(())
+    }
+
+    /// Lets go of the generation, after a call.
+    fn end(&mut self, generation: Arc<Generation>) {
+        self.count_bytes(generation.sizes);
+        drop(generation);
+        self.shared.let_go();
+    }
+
+    fn count_bytes(&mut self, sizes: SlotSizes) {
+        let bytes = self.judge.bytes() + CLASSIFIER_FLOWS * sizes.bytes();
+        let total = &self.shared.classifier_bytes;
+        total.fetch_add(bytes, SeqCst);
+        total.fetch_sub(self.bytes, SeqCst);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Classifier {
+    fn drop(&mut self) {
+        self.shared.classifier_bytes.fetch_sub(self.bytes, SeqCst);
+    }
+}

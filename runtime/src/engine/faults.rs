@@ -1,0 +1,51 @@
+//! Faults on demand, for tests: a worker that panics, and one that the system does not let run.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// No flow.
+const NONE: u64 = u64::MAX;
+
+/// Which flows bring a fault about.
+#[derive(Debug)]
+pub(super) struct Faults {
+    poison: AtomicU64,
+    hold: Mutex<u64>,
+    released: Condvar,
+}
+
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            poison: AtomicU64::new(NONE),
+            hold: Mutex::new(NONE),
+            released: Condvar::new(),
+        }
+    }
+}
+
+impl Faults {
+    /// Whoever runs the flow with this id panics; `None` ends that.
+    pub(super) fn poison(&self, id: Option<u64>) {
+        self.poison.store(id.unwrap_or(NONE), SeqCst);
+    }
+
+    /// Whoever runs the flow with this id stands still in its batch until this is called again; `None` ends that.
+    pub(super) fn hold(&self, id: Option<u64>) {
+        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = id.unwrap_or(NONE);
+        self.released.notify_all();
+    }
+
+    /// Is called for every flow that is run.
+    #[expect(clippy::panic, reason = "that is the fault that was asked for")]
+    pub(super) fn meet(&self, id: u64) {
+        if id != NONE && id == self.poison.load(SeqCst) {
+            panic!("a poisoned flow");
+        }
+        let hold = self.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = self
+            .released
+            .wait_while(hold, |hold| id != NONE && *hold == id);
+        drop(held);
+    }
+}

@@ -1,0 +1,248 @@
+//! The models of an engine: the one that judges new flows, and those before it that still have flows to finish.
+//!
+//! A slot holds the generation that its flow was submitted to, and so does a detection. Nobody else does but [`Generations`], which
+//! keeps a replaced one until it is the last to hold it: a model is large, and freeing it takes time that a submitting thread
+//! must not lose.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+
+use trafficllm_model::TaskKind;
+
+use super::slot::SlotSizes;
+use crate::error::Error;
+use crate::model::Model;
+
+/// Indices of the chosen tasks, ascending.
+#[derive(Debug, Default)]
+pub(super) struct Selection {
+    pub(super) flow: Vec<usize>,
+    pub(super) request: Vec<usize>,
+}
+
+impl Selection {
+    /// The chosen tasks as indices, in the model's order: a task that is named twice is asked once.
+    pub(super) fn new(model: &Model, names: &[String]) -> Result<Self, Error> {
+        let known: Vec<&str> = model.task_names().collect();
+        if let Some(found) = names.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(Error::UnknownTask {
+                found: found.clone(),
+                known: known.into_iter().map(str::to_owned).collect(),
+            });
+        }
+        let mut selection = Self::default();
+        for (index, task) in model.core().tasks().iter().enumerate() {
+            if names.is_empty() || names.iter().any(|name| name == task.name()) {
+                match task.kind() {
+                    TaskKind::Flow => selection.flow.push(index),
+                    TaskKind::Request => selection.request.push(index),
+                }
+            }
+        }
+        Ok(selection)
+    }
+
+    /// All chosen tasks, ascending.
+    pub(super) fn all(&self) -> Vec<usize> {
+        let mut all: Vec<usize> = self.flow.iter().chain(&self.request).copied().collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// A model that judges, or judged, an engine's flows.
+#[derive(Debug)]
+pub(super) struct Generation {
+    /// From 1.
+    pub(super) number: u64,
+    pub(super) model: Arc<Model>,
+    pub(super) selection: Selection,
+    /// What a slot needs for it and for all generations before it: slots do not shrink.
+    pub(super) sizes: SlotSizes,
+}
+
+impl Generation {
+    pub(super) fn new(
+        model: Arc<Model>,
+        tasks: &[String],
+        before: Option<&Self>,
+    ) -> Result<Self, Error> {
+        let selection = Selection::new(&model, tasks)?;
+        let profile = model.encoder().profile();
+        let tokens_of =
+            |tasks: &[usize], tokens: u32| if tasks.is_empty() { 0 } else { tokens as usize };
+        let sizes = SlotSizes {
+            flow_tokens: tokens_of(&selection.flow, profile.max_tokens),
+            request_tokens: tokens_of(&selection.request, profile.request_tokens),
+            verdicts: selection.all().len(),
+        };
+        Ok(Self {
+            number: before.map_or(1, |before| before.number + 1),
+            model,
+            selection,
+            sizes: before.map_or(sizes, |before| sizes.with(before.sizes)),
+        })
+    }
+}
+
+/// The current generation as one submitter sees it. The submitter reads it without waiting, whatever the writer is doing: it reads
+/// one cell while the other is written.
+#[derive(Debug)]
+pub(super) struct View {
+    cells: [Mutex<Option<Arc<Generation>>>; 2],
+    /// The cell to read.
+    active: AtomicUsize,
+}
+
+impl View {
+    fn new(current: Arc<Generation>) -> Self {
+        Self {
+            cells: [Mutex::new(Some(current)), Mutex::new(None)],
+            active: AtomicUsize::new(0),
+        }
+    }
+
+    /// The current generation. `None` only where the model was replaced three times and more during the call.
+    pub(super) fn get(&self) -> Option<Arc<Generation>> {
+        // The cell that is found locked is one that has just been left for the other: one more look finds that one.
+        (0..4).find_map(|_| {
+            let cell = &self.cells[self.active.load(SeqCst) & 1];
+            try_lock(cell).and_then(|cell| cell.clone())
+        })
+    }
+
+    /// Only one thread at a time may call this.
+    fn set(&self, current: &Arc<Generation>) {
+        let before = self.active.load(SeqCst) & 1;
+        *lock(&self.cells[1 - before]) = Some(Arc::clone(current));
+        self.active.store(1 - before, SeqCst);
+        *lock(&self.cells[before]) = None;
+    }
+}
+
+/// All generations of an engine that are alive.
+#[derive(Debug)]
+pub(super) struct Generations {
+    known: Mutex<Known>,
+    number: AtomicU64,
+    /// Replaced ones that are not freed yet.
+    retired: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Known {
+    current: Arc<Generation>,
+    views: Vec<Weak<View>>,
+    retired: Vec<Arc<Generation>>,
+}
+
+impl Generations {
+    pub(super) fn new(first: Generation) -> Self {
+        Self {
+            number: AtomicU64::new(first.number),
+            known: Mutex::new(Known {
+                current: Arc::new(first),
+                views: Vec::new(),
+                retired: Vec::new(),
+            }),
+            retired: AtomicUsize::new(0),
+        }
+    }
+
+    pub(super) fn current(&self) -> Arc<Generation> {
+        Arc::clone(&lock(&self.known).current)
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number.load(SeqCst)
+    }
+
+    /// A view for one submitter, which is kept up to date as long as the submitter holds it.
+    pub(super) fn view(&self) -> Arc<View> {
+        let mut known = lock(&self.known);
+        let view = Arc::new(View::new(Arc::clone(&known.current)));
+        known.views.retain(|view| view.strong_count() > 0);
+        known.views.push(Arc::downgrade(&view));
+        view
+    }
+
+    /// Makes `next` the current generation.
+    pub(super) fn replace(&self, next: Generation) {
+        let mut known = lock(&self.known);
+        self.number.store(next.number, SeqCst);
+        let before = std::mem::replace(&mut known.current, Arc::new(next));
+        known.retired.push(before);
+        self.retired.store(known.retired.len(), SeqCst);
+        for view in known.views.iter().filter_map(Weak::upgrade) {
+            view.set(&known.current);
+        }
+        drop(known);
+        self.release();
+    }
+
+    /// Whether a replaced generation is still there.
+    pub(super) fn has_retired(&self) -> bool {
+        self.retired.load(SeqCst) > 0
+    }
+
+    /// Whether [`Self::release`] would free something.
+    pub(super) fn has_unused(&self) -> bool {
+        let is_unused = |generation: &Arc<Generation>| Arc::strong_count(generation) == 1;
+        self.has_retired() && lock(&self.known).retired.iter().any(is_unused)
+    }
+
+    /// Frees the replaced generations that nobody holds any more.
+    pub(super) fn release(&self) {
+        if !self.has_retired() {
+            return;
+        }
+        let mut known = lock(&self.known);
+        // Who does not hold one cannot get hold of it any more, so a count of one does not change.
+        let unused: Vec<_> = known
+            .retired
+            .extract_if(.., |generation| Arc::strong_count(generation) == 1)
+            .collect();
+        self.retired.store(known.retired.len(), SeqCst);
+        drop(known);
+        drop(unused);
+    }
+
+    /// Bytes of the current model, and of the replaced ones that are not freed; a model that comes twice counts once.
+    pub(super) fn bytes(&self) -> (usize, usize) {
+        let known = lock(&self.known);
+        let mut seen = vec![Arc::as_ptr(&known.current.model)];
+        let mut retired = 0;
+        for generation in &known.retired {
+            let model = Arc::as_ptr(&generation.model);
+            if !seen.contains(&model) {
+                seen.push(model);
+                retired += generation.model.core().bytes();
+            }
+        }
+        (known.current.model.core().bytes(), retired)
+    }
+
+    /// Bytes that a model adds to those of [`Self::bytes`].
+    pub(super) fn added_bytes(&self, model: &Arc<Model>) -> usize {
+        let known = lock(&self.known);
+        let mut all = known.retired.iter().chain([&known.current]);
+        if all.any(|generation| Arc::ptr_eq(&generation.model, model)) {
+            0
+        } else {
+            model.core().bytes()
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nobody panics while holding one of these.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}

@@ -1,0 +1,125 @@
+//! Runs the model over one batch; the buffers that this takes.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use trafficllm_model::{Item, ModelError, Scratch, TaskVerdict, emptied};
+
+use super::counters::Counts;
+use super::generation::Generation;
+use super::shared::Shared;
+use super::slot::{Kind, State, Ticket};
+
+/// The buffers of one thread that runs the model.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    /// All of one generation.
+    pub(super) batch: Vec<Ticket>,
+    /// Empty between batches: only its memory is kept.
+    items: Vec<Item<'static>>,
+    verdicts: Vec<TaskVerdict>,
+    scratch: Scratch,
+}
+
+impl Judge {
+    /// Gives every flow of the batch its answer, drops those that nobody wants, and gives back for how many the model ran.
+    pub(super) fn run(&mut self, shared: &Shared) -> usize {
+        let now = Instant::now();
+        // What is not kept is dropped, and so goes home.
+        self.batch.retain_mut(|ticket| {
+            let is_wanted = ticket.is_wanted();
+            let Some(slot) = ticket.slot_mut() else {
+                return false;
+            };
+            let is_late = slot.deadline.is_some_and(|deadline| deadline < now);
+            if is_wanted && is_late {
+                slot.close(State::Expired);
+            }
+            is_wanted && !is_late
+        });
+        let first = self.batch.first().and_then(Ticket::slot);
+        let Some(generation) = first.and_then(|slot| slot.generation.clone()) else {
+            self.batch.clear();
+            return 0;
+        };
+        Counts::add(&shared.counts.batches, 1);
+        let work = AssertUnwindSafe(|| self.classify(shared, &generation));
+        let failure = match catch_unwind(work) {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => {
+                Counts::add(&shared.counts.worker_panics, 1);
+                // The buffers are in an unknown state.
+                self.scratch = Scratch::default();
+                Some(panic_text(&*panic))
+            }
+        };
+        let flows = self.batch.len();
+        if let Some(message) = failure {
+            tracing::error!(flows, message, "a batch failed");
+            let message: Arc<str> = message.into();
+            for slot in self.batch.iter_mut().filter_map(Ticket::slot_mut) {
+                slot.verdicts.clear();
+                slot.close(State::Failed(Arc::clone(&message)));
+            }
+        } else {
+            for slot in self.batch.iter_mut().filter_map(Ticket::slot_mut) {
+                slot.close(State::Judged);
+                shared.latency.add(slot.latency_us);
+            }
+        }
+        flows
+    }
+
+    fn classify(&mut self, shared: &Shared, generation: &Generation) -> Result<(), ModelError> {
+        let mut items: Vec<Item<'_>> = std::mem::take(&mut self.items);
+        for slot in self.batch.iter().filter_map(Ticket::slot) {
+            shared.meet_faults(slot.id);
+            items.extend(slot.items().map(|(kind, tokens)| Item {
+                tokens,
+                tasks: match kind {
+                    Kind::Flow => &generation.selection.flow,
+                    Kind::Request => &generation.selection.request,
+                },
+            }));
+        }
+        self.verdicts.clear();
+        let result = if items.is_empty() {
+            Ok(())
+        } else {
+            let core = generation.model.core();
+            core.classify(&items, &mut self.scratch, &mut self.verdicts)
+        };
+        self.items = emptied(items);
+        result?;
+        let mut answers = self.verdicts.as_slice();
+        let mut items_end = 0;
+        for slot in self.batch.iter_mut().filter_map(Ticket::slot_mut) {
+            items_end += slot.items().count();
+            let count = answers
+                .iter()
+                .take_while(|verdict| verdict.item < items_end)
+                .count();
+            let (own, rest) = answers.split_at(count);
+            answers = rest;
+            slot.verdicts.extend_from_slice(own);
+            slot.verdicts.sort_unstable_by_key(|verdict| verdict.task);
+        }
+        Ok(())
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> usize {
+        self.scratch.bytes()
+            + self.batch.capacity() * size_of::<Ticket>()
+            + self.items.capacity() * size_of::<Item<'_>>()
+            + self.verdicts.capacity() * size_of::<TaskVerdict>()
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
+}

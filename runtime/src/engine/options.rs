@@ -1,0 +1,93 @@
+//! Settings of an engine and what it holds.
+
+use trafficllm_traffic::FlowConfig;
+
+use crate::error::Error;
+use crate::limits::{
+    BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX, QUEUE_FLOWS_MAX,
+    WORKERS_MAX,
+};
+
+/// Settings of an [`crate::Engine`].
+#[derive(Clone, Debug, Default)]
+pub struct EngineOptions {
+    /// Worker threads; with 0 the caller's thread does the work.
+    pub workers: usize,
+    /// The tasks to ask, by name; none means all. A model that is to replace the first one must have them too.
+    pub tasks: Vec<String>,
+    /// Tokens after which a batch is cut; 0 means the default. Verdicts do not depend on it.
+    pub batch_tokens: usize,
+    /// Settings of the flow table; `None` means those of [`crate::Model::flow_config`].
+    pub flows: Option<FlowConfig>,
+    /// Most flows of all submitters that wait in the queue, and that one [`crate::Submitter`] has under way; 0 means the default. A
+    /// detection has a bound of its own.
+    pub queue_flows: usize,
+    /// How long a worker waits for more flows to run together while its batch is not full, in microseconds from the submission of
+    /// the batch's first flow on, but at most half of the deadline. With 0 it runs what is there.
+    pub batch_wait_us: u64,
+    /// A submitted flow whose turn comes later than this after its submission is answered without being run, in microseconds;
+    /// 0 means never. A [`crate::Detection`] has no deadline.
+    pub deadline_us: u64,
+    /// Most bytes that the models, the buffers of workers and classifiers and the slots of submitters may take together; what would
+    /// exceed it is refused when it is made. 0 means no limit.
+    pub memory_bytes_max: usize,
+}
+
+impl EngineOptions {
+    /// Whether every setting is within its range; 0 stands for a default.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let size = |us: u64| usize::try_from(us).unwrap_or(usize::MAX);
+        check("workers", self.workers, 0, WORKERS_MAX)?;
+        if self.batch_tokens > 0 {
+            let (minimum, maximum) = (BATCH_TOKENS_MIN, BATCH_TOKENS_MAX);
+            check("batch_tokens", self.batch_tokens, minimum, maximum)?;
+        }
+        if self.queue_flows > 0 {
+            check("queue_flows", self.queue_flows, 1, QUEUE_FLOWS_MAX)?;
+        }
+        let maximum = size(BATCH_WAIT_US_MAX);
+        check("batch_wait_us", size(self.batch_wait_us), 0, maximum)?;
+        let maximum = size(DEADLINE_US_MAX);
+        check("deadline_us", size(self.deadline_us), 0, maximum)
+    }
+}
+
+fn check(setting: &'static str, found: usize, minimum: usize, maximum: usize) -> Result<(), Error> {
+    if (minimum..=maximum).contains(&found) {
+        Ok(())
+    } else {
+        Err(Error::Setting {
+            setting,
+            minimum,
+            maximum,
+            found,
+        })
+    }
+}
+
+/// What an engine holds in memory, in bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EngineMemory {
+    /// Weights and adapters of the current model, shared by all engines of the model.
+    pub model_bytes: usize,
+    /// The same of models that were replaced and still have flows to finish.
+    pub retired_bytes: usize,
+    /// The buffers of each worker, or of the caller's thread where there is none.
+    pub worker_bytes: Vec<usize>,
+    /// The buffers of all classifiers.
+    pub classifier_bytes: usize,
+    /// The queue and the slots of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
+    pub queue_bytes: usize,
+}
+
+impl EngineMemory {
+    /// All of it.
+    #[must_use]
+    pub fn total_bytes(&self) -> usize {
+        self.model_bytes
+            + self.retired_bytes
+            + self.worker_bytes.iter().sum::<usize>()
+            + self.classifier_bytes
+            + self.queue_bytes
+    }
+}

@@ -1,0 +1,232 @@
+//! What engine, workers, submitters and classifiers have in common.
+
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::EngineMemory;
+use super::counters::{Counts, LatencyCounts};
+#[cfg(any(test, feature = "faults"))]
+use super::faults::Faults;
+use super::generation::{Generation, Generations};
+use super::options::EngineOptions;
+use super::queue::Queue;
+use crate::error::Error;
+use crate::limits::{BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
+use crate::model::Model;
+
+/// Takes flows.
+const OPEN: u8 = 0;
+/// Takes no more, and judges what waits.
+const STOPPING: u8 = 1;
+/// Judges nothing any more.
+const CLOSED: u8 = 2;
+
+/// See the file's first line.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The tasks to ask of every model, by name; none means all.
+    tasks: Vec<String>,
+    pub(super) batch_tokens: usize,
+    /// How long a worker waits for more, counted from the submission of the batch's first flow; always shorter than the deadline.
+    pub(super) batch_wait: Duration,
+    pub(super) deadline: Option<Duration>,
+    memory_bytes_max: usize,
+    pub(super) generations: Generations,
+    pub(super) queue: Queue,
+    phase: AtomicU8,
+    pub(super) counts: Counts,
+    pub(super) latency: LatencyCounts,
+    /// Slots of all submitters.
+    slots: AtomicUsize,
+    /// Bytes that a slot takes at most: what the largest generation so far needs.
+    slot_bytes: AtomicUsize,
+    /// Bytes of the lanes of all submitters.
+    lane_bytes: AtomicUsize,
+    pub(super) classifier_bytes: AtomicUsize,
+    /// Bytes that each worker holds.
+    pub(super) worker_bytes: Vec<AtomicUsize>,
+    /// Held while something is made that counts for the memory budget.
+    making: Mutex<()>,
+    /// Worker threads that have not ended.
+    running: Mutex<usize>,
+    ended: Condvar,
+    #[cfg(any(test, feature = "faults"))]
+    pub(super) faults: Faults,
+}
+
+impl Shared {
+    /// Checks the options and the model.
+    pub(super) fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self, Error> {
+        options.check()?;
+        let or_default = |found: usize, default| if found == 0 { default } else { found };
+        let deadline =
+            (options.deadline_us > 0).then(|| Duration::from_micros(options.deadline_us));
+        let batch_wait = Duration::from_micros(options.batch_wait_us);
+        let first = Generation::new(model, &options.tasks, None)?;
+        let slot_bytes = first.sizes.bytes();
+        let shared = Self {
+            tasks: options.tasks.clone(),
+            batch_tokens: or_default(options.batch_tokens, BATCH_TOKENS_DEFAULT),
+            batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
+            deadline,
+            memory_bytes_max: or_default(options.memory_bytes_max, usize::MAX),
+            generations: Generations::new(first),
+            queue: Queue::new(
+                or_default(options.queue_flows, QUEUE_FLOWS_DEFAULT),
+                options.workers,
+            ),
+            phase: AtomicU8::new(OPEN),
+            counts: Counts::default(),
+            latency: LatencyCounts::default(),
+            slots: AtomicUsize::new(0),
+            slot_bytes: AtomicUsize::new(slot_bytes),
+            lane_bytes: AtomicUsize::new(0),
+            classifier_bytes: AtomicUsize::new(0),
+            worker_bytes: (0..options.workers.max(1))
+                .map(|_| AtomicUsize::new(0))
+                .collect(),
+            making: Mutex::new(()),
+            running: Mutex::new(0),
+            ended: Condvar::new(),
+            #[cfg(any(test, feature = "faults"))]
+            faults: Faults::default(),
+        };
+        shared.check_budget("the model", 0)?;
+        Ok(shared)
+    }
+
+    /// Replaces the model for all flows that are submitted from now on, or changes nothing.
+    pub(super) fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
+        let making = self.lock_making();
+        if !self.is_open() {
+            return Err(Error::Stopped);
+        }
+        let current = self.generations.current();
+        let next = Generation::new(model, &self.tasks, Some(&current))?;
+        drop(current);
+        self.generations.release();
+        let (number, slot_bytes) = (next.number, next.sizes.bytes());
+        let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
+        let added = self.generations.added_bytes(&next.model) + grown * self.slots.load(SeqCst);
+        self.check_budget("a second model", added)?;
+        self.slot_bytes.fetch_max(slot_bytes, SeqCst);
+        self.generations.replace(next);
+        drop(making);
+        Ok(number)
+    }
+
+    /// Whether flows are taken.
+    pub(super) fn is_open(&self) -> bool {
+        self.phase.load(SeqCst) == OPEN
+    }
+
+    /// Whether nothing is judged any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.phase.load(SeqCst) == CLOSED
+    }
+
+    /// Takes no more flows.
+    pub(super) fn refuse_flows(&self) {
+        self.phase.fetch_max(STOPPING, SeqCst);
+        self.queue.wake_all();
+    }
+
+    /// Judges nothing any more.
+    pub(super) fn close(&self) {
+        self.phase.store(CLOSED, SeqCst);
+        self.queue.wake_all();
+    }
+
+    fn lock_running(&self) -> MutexGuard<'_, usize> {
+        // Nobody panics while holding it.
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings about the fault that a test wants for this flow.
+    pub(super) fn meet_faults(&self, id: u64) {
+        #[cfg(any(test, feature = "faults"))]
+        self.faults.meet(id);
+        let _ = id;
+    }
+
+    /// Worker threads that have not ended.
+    pub(super) fn running_workers(&self) -> usize {
+        *self.lock_running()
+    }
+
+    pub(super) fn worker_begins(&self) {
+        *self.lock_running() += 1;
+    }
+
+    pub(super) fn worker_ends(&self) {
+        *self.lock_running() -= 1;
+        self.ended.notify_all();
+    }
+
+    /// Sleeps until no worker is left or the time has come, and says how many are left.
+    pub(super) fn wait_for_workers(&self, until: Instant) -> usize {
+        let timeout = until.saturating_duration_since(Instant::now());
+        let left = self
+            .ended
+            .wait_timeout_while(self.lock_running(), timeout, |running| *running > 0)
+            .unwrap_or_else(PoisonError::into_inner);
+        *left.0
+    }
+
+    /// What is to be called by a thread that has let go of a generation: the worker that is woken frees it if nobody else holds it.
+    pub(super) fn let_go(&self) {
+        // Where nobody is asleep, all workers will pass by themselves, or there is none.
+        if self.generations.has_retired() && !self.queue.wake() && self.running_workers() == 0 {
+            self.generations.release();
+        }
+    }
+
+    /// For whoever makes something that counts for the memory budget.
+    pub(super) fn lock_making(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether so many more bytes fit into the memory budget.
+    pub(super) fn check_budget(&self, what: &'static str, added: usize) -> Result<(), Error> {
+        let needed_bytes = self.memory().total_bytes().saturating_add(added);
+        if needed_bytes <= self.memory_bytes_max {
+            Ok(())
+        } else {
+            Err(Error::MemoryBudget {
+                what,
+                budget_bytes: self.memory_bytes_max,
+                needed_bytes,
+            })
+        }
+    }
+
+    /// Bytes of one slot.
+    pub(super) fn slot_bytes(&self) -> usize {
+        self.slot_bytes.load(SeqCst)
+    }
+
+    /// Counts a submitter's slots and lane as held.
+    pub(super) fn add_submitter(&self, slots: usize, lane_bytes: usize) {
+        self.slots.fetch_add(slots, SeqCst);
+        self.lane_bytes.fetch_add(lane_bytes, SeqCst);
+    }
+
+    /// The opposite of [`Self::add_submitter`].
+    pub(super) fn remove_submitter(&self, slots: usize, lane_bytes: usize) {
+        self.slots.fetch_sub(slots, SeqCst);
+        self.lane_bytes.fetch_sub(lane_bytes, SeqCst);
+    }
+
+    pub(super) fn memory(&self) -> EngineMemory {
+        let (model_bytes, retired_bytes) = self.generations.bytes();
+        let workers = self.worker_bytes.iter();
+        EngineMemory {
+            model_bytes,
+            retired_bytes,
+            worker_bytes: workers.map(|bytes| bytes.load(SeqCst)).collect(),
+            classifier_bytes: self.classifier_bytes.load(SeqCst),
+            queue_bytes: self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst),
+        }
+    }
+}
