@@ -312,7 +312,7 @@ impl Settings {
             queue_flows: self.size(QUEUE_FLOWS),
             batch_wait_us: self.number(BATCH_WAIT),
             deadline_us: self.number(DEADLINE),
-            // memory_bytes_max: self.size(MEMORY), // set when merged
+            memory_bytes_max: self.memory_bytes_max(),
         }
     }
 

@@ -1,0 +1,433 @@
+//! Engines: a model with a queue, threads and counters, and its life with a host.
+
+use std::ffi::c_char;
+use std::mem::ManuallyDrop;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use trafficllm::{Engine, FlowConfig, Model, Settings};
+
+use crate::boundary::{Output, guard, text, write_struct, write_text};
+use crate::config::{settings_of, tllm_config};
+use crate::fault::Fault;
+use crate::fork::forks;
+use crate::handle::Table;
+use crate::model::{handle_of, model_of, open, tllm_model};
+use crate::signals::SignalsBlocked;
+use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_OK, TLLM_RUNNING};
+
+/// An engine: a model at work. Any number of threads use it at the same time. Sessions, flows and calls under way keep what they use
+/// of it alive after its handle is freed.
+#[expect(non_camel_case_types, reason = "a name of the C header")]
+#[derive(Debug)]
+pub struct tllm_engine {
+    _opaque: [u8; 0],
+}
+
+/// What became of the flows and requests that were submitted or classified. Each number only grows, but for `in_flight` and
+/// `waiting`: submitted = done + shed + expired + abandoned + failed + in_flight.
+#[expect(non_camel_case_types, reason = "a name of the C header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct tllm_counters {
+    /// Offered, those included that were shed.
+    pub submitted: u64,
+    /// Judged, and the verdicts taken by the host.
+    pub done: u64,
+    /// Refused because the queue was full.
+    pub shed: u64,
+    /// Not judged because the deadline had passed.
+    pub expired: u64,
+    /// Never answered: the flow, the session or the engine was gone before.
+    pub abandoned: u64,
+    /// Lost to a defect in the model or in a worker.
+    pub failed: u64,
+    /// Under way, or with an answer that is not taken yet.
+    pub in_flight: u64,
+    /// Waiting in the queue for a worker.
+    pub waiting: u64,
+    /// Number of the active model: 1 for the first, one more with each activation.
+    pub generation: u64,
+    /// Models that were activated after the first.
+    pub activations: u64,
+    /// Activations that were refused; the model before went on.
+    pub activations_failed: u64,
+    /// Batches that were run.
+    pub batches: u64,
+    /// Batches that ended in a defect, which was caught.
+    pub worker_panics: u64,
+    /// Live flow handles of the engine.
+    pub flows: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// What an engine holds in memory, in bytes.
+#[expect(non_camel_case_types, reason = "a name of the C header")]
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct tllm_memory {
+    /// Weights and adapters of the models that are alive; shared by all engines.
+    pub model_bytes: u64,
+    /// Buffers of the workers.
+    pub worker_bytes: u64,
+    /// The queue, and what the sessions have reserved.
+    pub queue_bytes: u64,
+    /// The most that the live flows of the engine can take.
+    pub flow_bytes: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+/// The number of forks at which an engine that has no threads belongs to the process.
+const NOT_STARTED: u32 = u32::MAX;
+
+/// An engine with what the border keeps of it.
+#[derive(Debug)]
+pub(crate) struct EngineState {
+    engine: ManuallyDrop<Engine>,
+    settings: Settings,
+    flow_config: FlowConfig,
+    /// Live flow handles.
+    flows: AtomicUsize,
+    /// Most tasks of a model that was active.
+    tasks_max: AtomicUsize,
+    /// [`forks`] when the workers were started.
+    started_at: AtomicU32,
+}
+
+impl EngineState {
+    /// The engine, if its threads are in this process.
+    pub(crate) fn get(&self) -> Result<&Engine, Fault> {
+        if self.is_forked() {
+            Err(Fault::new(
+                TLLM_ERR_FORKED,
+                "engine: it was started before this process was forked; make one in this process".to_owned(),
+            ))
+        } else {
+            Ok(&self.engine)
+        }
+    }
+
+    /// Whether this process is a child that has the engine's memory without its threads. Locks may stand as another thread has left
+    /// them: nothing of the engine may be waited for, not even to free it.
+    pub(crate) fn is_forked(&self) -> bool {
+        let started_at = self.started_at.load(Ordering::Relaxed);
+        started_at != NOT_STARTED && started_at != forks()
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(crate) fn flow_config(&self) -> FlowConfig {
+        self.flow_config
+    }
+
+    pub(crate) fn flows_max(&self) -> usize {
+        self.settings.flows_max()
+    }
+
+    /// Room for verdicts that every answer fits into.
+    pub(crate) fn verdicts_max(&self) -> usize {
+        self.tasks_max.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Counts one flow more, as long as the limit allows, or one less.
+    pub(crate) fn count_flow(&self, more: bool) -> bool {
+        let limit = self.flows_max();
+        let counted = self
+            .flows
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| match more {
+                true => (flows < limit).then_some(flows + 1),
+                false => flows.checked_sub(1),
+            });
+        counted.is_ok()
+    }
+
+    fn activate(&self, model: Arc<Model>) -> Result<(), Fault> {
+        let tasks = model.core().tasks().len();
+        // Before the first answer with so many can come.
+        self.tasks_max.fetch_max(tasks, Ordering::Relaxed);
+        self.get()?.activate(model)?;
+        Ok(())
+    }
+
+    fn stop(&self, timeout: Duration) -> Result<i32, Fault> {
+        let stopped = self.get()?.stop(timeout);
+        Ok(if stopped.running_workers > 0 {
+            TLLM_RUNNING
+        } else if stopped.abandoned > 0 {
+            TLLM_ABANDONED
+        } else {
+            TLLM_OK
+        })
+    }
+}
+
+impl Drop for EngineState {
+    fn drop(&mut self) {
+        if !self.is_forked() {
+            // SAFETY: this is the only place that takes it, and nothing uses it after.
+            unsafe { ManuallyDrop::drop(&mut self.engine) }
+        }
+    }
+}
+
+const KIND: &str = "engine";
+/// Most engines at a time.
+const ENGINES_MAX: u32 = 1_024;
+static ENGINES: Table<Arc<EngineState>> = Table::new(3, ENGINES_MAX);
+
+/// The engine of a handle.
+pub(crate) fn engine_of(engine: *const tllm_engine) -> Result<Arc<EngineState>, Fault> {
+    ENGINES
+        .cloned(engine.addr())
+        .map_err(|error| Fault::handle(KIND, error))
+}
+
+/// Makes an engine: checks the settings and takes the memory for queue and workers. It starts no thread: that is
+/// tllm_engine_start. Sessions and flows can be made, and flows submitted, before that. `config` may be NULL. Free it with
+/// tllm_engine_free.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE, TLLM_ERR_TASK, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT.
+///
+/// # Safety
+/// `engine` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_new(
+    model: *const tllm_model,
+    config: *const tllm_config,
+    engine: *mut *mut tllm_engine,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::new(engine, KIND) }?;
+        let (model, settings) = (model_of(model)?, settings_of(config)?);
+        let options = settings.engine_options(&model);
+        let flow_config = settings.flow_config(&model);
+        let tasks = model.core().tasks().len();
+        let state = EngineState {
+            engine: ManuallyDrop::new(Engine::new(model, options)?),
+            settings,
+            flow_config,
+            flows: AtomicUsize::new(0),
+            tasks_max: AtomicUsize::new(tasks),
+            started_at: AtomicU32::new(NOT_STARTED),
+        };
+        let made = ENGINES.insert(Arc::new(state));
+        let handle = made.map_err(|error| Fault::insert(KIND, error))?;
+        output.write(std::ptr::without_provenance_mut(handle));
+        Ok(TLLM_OK)
+    })
+}
+
+/// Starts the workers, in this process: after the host has forked, before or after it has dropped privileges. Their signals are
+/// blocked: the host's handlers never run on them. A second call does nothing.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_THREAD, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_engine_start(engine: *mut tllm_engine) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        let running = state.get()?;
+        let _blocked = SignalsBlocked::block();
+        // Before the threads: a fork meanwhile is after the start.
+        state.started_at.store(forks(), Ordering::Relaxed);
+        running.start()?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Takes no more flows from now on, gives the workers `timeout_us` to judge those that wait, abandons the rest and ends the workers.
+/// Answers that have come can still be polled. Returns TLLM_ABANDONED if flows were abandoned, TLLM_RUNNING if workers were still in a
+/// batch when the time was over: they end after it, and calling again waits for them. Calls of other threads go on meanwhile.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_FORKED.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_engine_stop(engine: *mut tllm_engine, timeout_us: u64) -> i32 {
+    guard(|| engine_of(engine)?.stop(Duration::from_micros(timeout_us)))
+}
+
+/// Changes the model while the engine works: opens and verifies the bundle at `path`, runs its self-test, and swaps. Flows under way
+/// finish on the model before; every verdict says which model gave it. On an error the model before goes on, and the text says what
+/// was wrong. It takes as long as tllm_model_open: call it beside the packet path.
+///
+/// Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `path` is NULL or ends with a NUL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_activate(engine: *mut tllm_engine, path: *const c_char) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let path = unsafe { text(path, "path") }?;
+        let state = engine_of(engine)?;
+        match open(path, state.settings()) {
+            Ok(model) => state.activate(model)?,
+            Err(fault) => {
+                state.get()?.refuse_activation(Path::new(path), &fault.text);
+                return Err(fault);
+            }
+        }
+        Ok(TLLM_OK)
+    })
+}
+
+/// As tllm_engine_activate, with a model that is open already. Activating the model before again is the way back.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_engine_activate_model(engine: *mut tllm_engine, model: *const tllm_model) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        state.activate(model_of(model)?)?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Gives a new handle of the active model. Free it with tllm_model_free.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_LIMIT, TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `model` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_model(engine: *const tllm_engine, model: *mut *mut tllm_model) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::new(model, "model") }?;
+        output.write(handle_of(engine_of(engine)?.get()?.model())?);
+        Ok(TLLM_OK)
+    })
+}
+
+/// Reads the counters. `size` is sizeof(tllm_counters).
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `counters` is NULL or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_counters(
+    engine: *const tllm_engine,
+    counters: *mut tllm_counters,
+    size: usize,
+) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        let engine = state.get()?;
+        let read = engine.counters();
+        let described = tllm_counters {
+            submitted: read.submitted,
+            done: read.done,
+            shed: read.shed,
+            expired: read.expired,
+            abandoned: read.abandoned,
+            failed: read.failed,
+            in_flight: read.in_flight(),
+            waiting: engine.queue_depth() as u64,
+            generation: engine.generation(),
+            activations: read.swaps,
+            activations_failed: read.swaps_failed,
+            batches: read.batches,
+            worker_panics: read.worker_panics,
+            flows: state.flows.load(Ordering::Relaxed) as u64,
+            reserved: [0; 4],
+        };
+        // SAFETY: the caller's promise.
+        unsafe { write_struct(&described, counters, size, "counters") }?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Says what the engine holds in memory. `size` is sizeof(tllm_memory).
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `memory` is NULL or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_memory(engine: *const tllm_engine, memory: *mut tllm_memory, size: usize) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        let read = state.get()?.memory();
+        let flows = state.flows.load(Ordering::Relaxed) as u64;
+        let described = tllm_memory {
+            model_bytes: read.model_bytes as u64,
+            worker_bytes: read.worker_bytes.iter().sum::<usize>() as u64,
+            queue_bytes: read.queue_bytes as u64,
+            flow_bytes: flows * state.flow_config.flow_bytes_max() as u64,
+            reserved: [0; 4],
+        };
+        // SAFETY: the caller's promise.
+        unsafe { write_struct(&described, memory, size, "memory") }?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Writes counters, memory and latencies in Prometheus' text format 0.0.4. For `buffer`, `size` and `needed` see "Texts that come out"
+/// above; the text grows by some bytes with its numbers, so leave room.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `buffer` is NULL or has room for `size` bytes; `needed` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_metrics(
+    engine: *const tllm_engine,
+    buffer: *mut c_char,
+    size: usize,
+    needed: *mut usize,
+) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        let flows = state.flows.load(Ordering::Relaxed) as u64;
+        let text = state.get()?.metrics(Some(flows)).to_string();
+        // SAFETY: the caller's promise.
+        unsafe { write_text(&text, buffer, size, needed) }
+    })
+}
+
+/// Judges all that waits, on the calling thread, in an engine with "engine.workers" 0; with workers it does nothing. `judged` may be
+/// NULL; else it gets the number of flows.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `judged` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_run_pending(engine: *mut tllm_engine, judged: *mut usize) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::optional(judged, "judged") }?;
+        let flows = engine_of(engine)?.get()?.run_pending();
+        if let Some(output) = output {
+            output.write(flows);
+        }
+        Ok(TLLM_OK)
+    })
+}
+
+/// Stops an engine, with "engine.stop_timeout_us" for what waits, and frees its handle; calls of other threads that are under way
+/// finish, sessions that are left find it stopped. In a process that was forked after the start only the handle is freed. NULL
+/// is nothing to do. Returns what tllm_engine_stop does.
+///
+/// Errors: TLLM_ERR_HANDLE.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_engine_free(engine: *mut tllm_engine) -> i32 {
+    guard(|| {
+        if engine.is_null() {
+            return Ok(TLLM_OK);
+        }
+        let state = engine_of(engine)?;
+        let retired = ENGINES.retire(engine.addr());
+        retired.map_err(|error| Fault::handle(KIND, error))?;
+        if state.is_forked() {
+            return Ok(TLLM_OK);
+        }
+        state.stop(state.settings.stop_timeout())
+    })
+}

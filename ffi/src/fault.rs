@@ -1,0 +1,89 @@
+//! What an exported function failed with: a status and a text that says where, what was expected and what was found.
+
+use trafficllm::Error;
+
+use crate::handle::{HandleError, InsertError};
+use crate::status::*;
+
+/// An error on its way to the border.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) status: i32,
+    pub(crate) text: String,
+}
+
+impl Fault {
+    pub(crate) fn new(status: i32, text: String) -> Self {
+        Self { status, text }
+    }
+
+    pub(crate) fn null(name: &str) -> Self {
+        Self::new(TLLM_ERR_NULL, format!("{name}: expected a pointer, found NULL"))
+    }
+
+    pub(crate) fn argument(text: String) -> Self {
+        Self::new(TLLM_ERR_ARGUMENT, text)
+    }
+
+    pub(crate) fn text(text: String) -> Self {
+        Self::new(TLLM_ERR_TEXT, text)
+    }
+
+    pub(crate) fn structure(text: String) -> Self {
+        Self::new(TLLM_ERR_STRUCT, text)
+    }
+
+    /// What is wrong with the handle of a `kind`.
+    pub(crate) fn handle(kind: &str, error: HandleError) -> Self {
+        match error {
+            HandleError::Null => Self::null(kind),
+            HandleError::OtherKind => Self::new(
+                TLLM_ERR_HANDLE,
+                format!("{kind}: the pointer is no handle of this kind"),
+            ),
+            HandleError::Stale => Self::new(TLLM_ERR_HANDLE, format!("{kind}: the handle was freed")),
+            HandleError::Poisoned => Self::new(
+                TLLM_ERR_PANIC,
+                format!("{kind}: a call on it met a defect: it can only be freed"),
+            ),
+            HandleError::Busy => Self::new(
+                TLLM_ERR_BUSY,
+                format!("{kind}: another thread, or a callback's caller, is using it"),
+            ),
+        }
+    }
+
+    /// Why there is no handle for another `kind`.
+    pub(crate) fn insert(kind: &str, error: InsertError) -> Self {
+        match error {
+            InsertError::Full { limit } => Self::new(
+                TLLM_ERR_LIMIT,
+                format!("{kind}: expected at most {limit} at a time"),
+            ),
+            InsertError::Memory { bytes } => Self::memory(kind, bytes),
+        }
+    }
+
+    pub(crate) fn memory(what: &str, bytes: usize) -> Self {
+        Self::new(TLLM_ERR_MEMORY, format!("{what}: the system did not give {bytes} bytes"))
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        let status = match &error {
+            Error::UnknownTask { .. } => TLLM_ERR_TASK,
+            Error::Level(_) => TLLM_ERR_PLATFORM,
+            Error::Setting { .. } | Error::FlowConfig(_) => TLLM_ERR_VALUE,
+            Error::Spawn { .. } => TLLM_ERR_THREAD,
+            Error::Worker { .. } => TLLM_ERR_WORKER,
+            Error::Stopped => TLLM_ERR_STOPPED,
+            Error::MemoryBudget { .. } => TLLM_ERR_BUDGET,
+            Error::Memory { .. } => TLLM_ERR_MEMORY,
+            error if error.is_memory() => TLLM_ERR_MEMORY,
+            error if error.is_io() => TLLM_ERR_IO,
+            _ => TLLM_ERR_MODEL,
+        };
+        Self::new(status, error.to_string())
+    }
+}

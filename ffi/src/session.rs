@@ -1,0 +1,467 @@
+//! Sessions: a thread's own way into an engine, and out of it.
+
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::time::Duration;
+
+use trafficllm::{Classifier, Flow, SubmitError, Submitter};
+
+use crate::bell::Bell;
+use crate::boundary::{Output, bytes, guard};
+use crate::engine::{EngineState, engine_of, tllm_engine};
+use crate::fault::Fault;
+use crate::flow::{flow_of, tllm_flow};
+use crate::handle::{Exclusive, Table};
+use crate::status::*;
+use crate::verdict::{Entries, entries_of, tllm_verdict};
+
+/// A thread's way into an engine: submits flows, takes answers. One thread at a time, which is checked; any number of sessions share an
+/// engine.
+#[expect(non_camel_case_types, reason = "a name of the C header")]
+#[derive(Debug)]
+pub struct tllm_session {
+    _opaque: [u8; 0],
+}
+
+/// Takes one answer: `count` entries at `verdicts`, which are the library's and valid until the callback returns. Another value than 0
+/// ends the taking; this answer counts as taken.
+///
+/// It is called on the thread that called the function it was given to. It may call every function of the library but those on the same
+/// session, which answer TLLM_ERR_BUSY. It must not throw or jump out.
+#[expect(non_camel_case_types, reason = "a name of the C header")]
+pub type tllm_verdict_callback =
+    Option<unsafe extern "C" fn(user: *mut c_void, verdicts: *const tllm_verdict, count: usize) -> i32>;
+
+struct SessionState {
+    submitter: ManuallyDrop<Submitter>,
+    /// Made with the first synchronous call.
+    classifier: ManuallyDrop<Option<Classifier>>,
+    bell: Arc<Bell>,
+    /// Empty between calls: only its memory is kept.
+    entries: Vec<tllm_verdict>,
+    min_packets: u64,
+    engine: Arc<EngineState>,
+}
+
+impl Drop for SessionState {
+    fn drop(&mut self) {
+        // In a forked child locks may stand as another thread has left them: there the memory is left to the process.
+        if !self.engine.is_forked() {
+            // SAFETY: this is the only place that takes them, and nothing uses them after.
+            unsafe {
+                ManuallyDrop::drop(&mut self.submitter);
+                ManuallyDrop::drop(&mut self.classifier);
+            }
+        }
+    }
+}
+
+impl SessionState {
+    /// Gives answers that have come, up to the callback's end, and says how many. `fits` is asked before each.
+    fn take(&mut self, mut fits: impl FnMut() -> bool, mut take: impl FnMut(&[tllm_verdict]) -> bool) -> usize {
+        // Before looking: an answer that comes after this rings again.
+        self.bell.silence();
+        let Self { submitter, entries, .. } = self;
+        let mut answers = 0;
+        loop {
+            if !fits() {
+                // What may be left shall be heard.
+                self.bell.ring();
+                return answers;
+            }
+            let mut goes_on = false;
+            let taken = submitter.poll_at_most(1, |answer| {
+                entries.clear();
+                entries_of(answer, answer.id, |entry| entries.push(*entry));
+                goes_on = take(entries);
+            });
+            answers += taken;
+            if taken == 0 {
+                return answers;
+            }
+            if !goes_on {
+                self.bell.ring();
+                return answers;
+            }
+        }
+    }
+
+    /// Waits for an answer, or does the work itself where the engine has no workers.
+    fn sleep(&mut self, timeout_us: u64) -> Result<(), Fault> {
+        self.engine.get()?.run_pending();
+        self.submitter.sleep(Duration::from_micros(timeout_us));
+        Ok(())
+    }
+
+    fn classifier(&mut self) -> Result<&mut Classifier, Fault> {
+        if self.classifier.is_none() {
+            *self.classifier = Some(self.engine.get()?.classifier()?);
+        }
+        let made = self.classifier.as_mut();
+        made.ok_or_else(|| Fault::memory("the session's buffers", 0))
+    }
+}
+
+const KIND: &str = "session";
+/// Most sessions at a time.
+const SESSIONS_MAX: u32 = 4_096;
+static SESSIONS: Table<Box<SessionState>> = Table::new(4, SESSIONS_MAX);
+
+/// The session of a handle, for this call alone, if its engine is in this process.
+fn session_of(session: *const tllm_session) -> Result<Exclusive<'static, Box<SessionState>>, Fault> {
+    let found = SESSIONS
+        .exclusive(session.addr())
+        .map_err(|error| Fault::handle(KIND, error))?;
+    found.engine.get()?;
+    Ok(found)
+}
+
+/// What a host learns of a flow that was offered.
+fn status_of(submitted: Result<(), SubmitError>) -> Result<i32, Fault> {
+    match submitted {
+        Ok(()) => Ok(TLLM_OK),
+        Err(SubmitError::QueueFull) => Ok(TLLM_QUEUE_FULL),
+        Err(SubmitError::Closed) => Err(Fault::new(TLLM_ERR_STOPPED, "engine: it was stopped".to_owned())),
+        Err(error) => Err(Fault::new(TLLM_ERR_REQUEST, error.to_string())),
+    }
+}
+
+/// Makes a session, with memory for "engine.queue_flows" flows under way. Free it with tllm_session_free.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `session` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_new(engine: *const tllm_engine, session: *mut *mut tllm_session) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::new(session, KIND) }?;
+        let engine = engine_of(engine)?;
+        let bell = Bell::new();
+        let rung = Arc::clone(&bell);
+        let submitter = engine.get()?.submitter_with(Box::new(move || rung.ring()))?;
+        let made = SESSIONS.insert(Box::new(SessionState {
+            submitter: ManuallyDrop::new(submitter),
+            classifier: ManuallyDrop::new(None),
+            bell,
+            entries: Vec::with_capacity(engine.verdicts_max()),
+            min_packets: engine.settings().min_packets(),
+            engine,
+        }));
+        let handle = made.map_err(|error| Fault::insert(KIND, error))?;
+        output.write(std::ptr::without_provenance_mut(handle));
+        Ok(TLLM_OK)
+    })
+}
+
+/// Puts a flow, as far as it has come, into the queue. It never waits: neither for a worker nor for a lock. What is judged is copied, so
+/// the flow can be fed on, submitted again or freed at once; if it is freed, its verdicts are dropped. `id` comes back with them.
+///
+/// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_session_submit(session: *mut tllm_session, flow: *const tllm_flow, id: u64) -> i32 {
+    guard(|| {
+        let mut session = session_of(session)?;
+        let flow = flow_of(flow)?;
+        let record = flow.recorder.flow();
+        if record.packets < session.min_packets {
+            return Ok(TLLM_NEED_MORE);
+        }
+        status_of(session.submitter.submit_for(record, id, &flow.owner))
+    })
+}
+
+/// Puts an HTTP request into the queue for the tasks of kind TLLM_TASK_REQUEST: its text from the request line on, not longer than
+/// needed: what is beyond the model's tokens is not read. It is copied.
+///
+/// Returns as tllm_session_submit. Errors: also TLLM_ERR_REQUEST, where the text does not start like a request; it is not counted.
+///
+/// # Safety
+/// `request` is NULL or has `size` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_submit_request(
+    session: *mut tllm_session,
+    request: *const u8,
+    size: usize,
+    id: u64,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let request = unsafe { bytes(request, size, "request") }?;
+        status_of(session_of(session)?.submitter.submit_request(request, id))
+    })
+}
+
+/// Takes the answers that have come, as many as fit whole: `count` gets the number of entries. It never waits. `verdict_size` is
+/// sizeof(tllm_verdict), `capacity` the entries that there is room for, at least as many as the model has tasks.
+///
+/// Returns TLLM_OK if there was an answer, TLLM_PENDING if not. Answers come in any order.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `verdicts` is NULL or has room for `capacity` entries of `verdict_size` bytes; `count` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_poll(
+    session: *mut tllm_session,
+    verdicts: *mut tllm_verdict,
+    verdict_size: usize,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    // SAFETY: the caller's promise.
+    unsafe { tllm_session_wait(session, 0, verdicts, verdict_size, capacity, count) }
+}
+
+/// As tllm_session_poll, but where nothing has come yet it sleeps until something does, until `timeout_us` is over, or until nothing
+/// is under way. In an engine without workers it does the work itself.
+///
+/// Returns and errors: as tllm_session_poll.
+///
+/// # Safety
+/// As tllm_session_poll.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_wait(
+    session: *mut tllm_session,
+    timeout_us: u64,
+    verdicts: *mut tllm_verdict,
+    verdict_size: usize,
+    capacity: usize,
+    count: *mut usize,
+) -> i32 {
+    guard(|| {
+        let mut session = session_of(session)?;
+        let most = session.engine.verdicts_max();
+        // SAFETY: the caller's promise.
+        let (output, mut entries) =
+            unsafe { (Output::new(count, "count")?, Entries::new(verdicts, verdict_size, capacity, most)?) };
+        if timeout_us > 0 {
+            session.sleep(timeout_us)?;
+        }
+        let room = std::cell::Cell::new(entries.room());
+        session.take(
+            || room.get() >= most,
+            |answer| {
+                answer.iter().for_each(|entry| entries.push(entry));
+                room.set(entries.room());
+                true
+            },
+        );
+        let found = entries.count;
+        output.write(found);
+        Ok(if found > 0 { TLLM_OK } else { TLLM_PENDING })
+    })
+}
+
+/// As tllm_session_wait, but gives each answer to `callback`, with `user` handed on. `answers` may be NULL; else it gets their number.
+///
+/// Returns TLLM_OK if there was an answer, TLLM_PENDING if not, TLLM_CANCELLED if the callback ended it.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// The callback can be called with `user` until this returns; `answers` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_each(
+    session: *mut tllm_session,
+    timeout_us: u64,
+    callback: tllm_verdict_callback,
+    user: *mut c_void,
+    answers: *mut usize,
+) -> i32 {
+    guard(|| {
+        let callback = callback.ok_or_else(|| Fault::null("callback"))?;
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::optional(answers, "answers") }?;
+        let mut session = session_of(session)?;
+        if timeout_us > 0 {
+            session.sleep(timeout_us)?;
+        }
+        let mut is_cancelled = false;
+        let found = session.take(
+            || true,
+            |entries| {
+                // SAFETY: the caller's promise; the entries live until the call returns.
+                is_cancelled = unsafe { callback(user, entries.as_ptr(), entries.len()) } != 0;
+                !is_cancelled
+            },
+        );
+        if let Some(output) = output {
+            output.write(found);
+        }
+        Ok(match found {
+            _ if is_cancelled => TLLM_CANCELLED,
+            0 => TLLM_PENDING,
+            _ => TLLM_OK,
+        })
+    })
+}
+
+/// Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
+/// ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `descriptor` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_fd(session: *mut tllm_session, descriptor: *mut i32) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::new(descriptor, "descriptor") }?;
+        let session = session_of(session)?;
+        let made = session.bell.descriptor()?;
+        // Answers may have come before there was a bell to ring.
+        session.bell.ring();
+        output.write(made);
+        Ok(TLLM_OK)
+    })
+}
+
+/// Says how many flows of the session are under way: submitted, and their answers not taken.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `flows` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_in_flight(session: *const tllm_session, flows: *mut usize) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let output = unsafe { Output::new(flows, "flows") }?;
+        output.write(session_of(session)?.submitter.in_flight());
+        Ok(TLLM_OK)
+    })
+}
+
+/// Judges `count` flows on the calling thread, without the queue and whether the engine is started or not. The answers come in the order
+/// of the flows, each with the flow's index as `id`; the number of all entries goes to `entries`. `capacity` must be at least `count`
+/// times the number of the model's tasks. It waits for the model: not for the packet path.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
+/// TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// Unless `count` is 0, `flows` is NULL or has `count` readable handles; `verdicts` is NULL or has room for `capacity` entries of
+/// `verdict_size` bytes; `entries` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_classify(
+    session: *mut tllm_session,
+    flows: *const *const tllm_flow,
+    count: usize,
+    verdicts: *mut tllm_verdict,
+    verdict_size: usize,
+    capacity: usize,
+    entries: *mut usize,
+) -> i32 {
+    guard(|| {
+        let mut session = session_of(session)?;
+        let least = session.engine.verdicts_max().saturating_mul(count.max(1));
+        // SAFETY: the caller's promise.
+        let (output, mut into, handles) = unsafe {
+            (
+                Output::new(entries, "entries")?,
+                Entries::new(verdicts, verdict_size, capacity, least)?,
+                handles(flows, count)?,
+            )
+        };
+        let states = handles.iter().map(|&flow| flow_of(flow));
+        let states = states.collect::<Result<Vec<_>, _>>()?;
+        let least_packets = session.min_packets;
+        let judged: Vec<usize> = (0..states.len())
+            .filter(|&index| states[index].recorder.flow().packets >= least_packets)
+            .collect();
+        let records: Vec<&Flow> = judged.iter().map(|&index| states[index].recorder.flow()).collect();
+        let mut next = 0;
+        let mut need_more = |until: usize, into: &mut Entries| {
+            while next < until {
+                into.push(&tllm_verdict::unjudged(next as u64, TLLM_NEED_MORE));
+                next += 1;
+            }
+            next += 1;
+        };
+        session.classifier()?.classify(&records, |record, answer| {
+            let index = judged[record];
+            need_more(index, &mut into);
+            entries_of(answer, index as u64, |entry| into.push(entry));
+        })?;
+        need_more(states.len(), &mut into);
+        output.write(into.count);
+        Ok(TLLM_OK)
+    })
+}
+
+/// Judges one HTTP request on the calling thread, as tllm_session_classify does with flows.
+///
+/// Errors: as tllm_session_classify; TLLM_ERR_REQUEST, where the text does not start like a request.
+///
+/// # Safety
+/// `request` is NULL or has `size` readable bytes; the others as for tllm_session_classify.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_session_classify_request(
+    session: *mut tllm_session,
+    request: *const u8,
+    size: usize,
+    verdicts: *mut tllm_verdict,
+    verdict_size: usize,
+    capacity: usize,
+    entries: *mut usize,
+) -> i32 {
+    guard(|| {
+        let mut session = session_of(session)?;
+        let least = session.engine.verdicts_max();
+        // SAFETY: the caller's promise.
+        let (output, mut into, request) = unsafe {
+            (
+                Output::new(entries, "entries")?,
+                Entries::new(verdicts, verdict_size, capacity, least)?,
+                bytes(request, size, "request")?,
+            )
+        };
+        session.classifier()?.classify_request(request, |answer| {
+            entries_of(answer, 0, |entry| into.push(entry));
+        })?;
+        output.write(into.count);
+        Ok(TLLM_OK)
+    })
+}
+
+/// Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
+///
+/// Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_session_free(session: *mut tllm_session) -> i32 {
+    guard(|| {
+        if !session.is_null() {
+            let removed = SESSIONS.remove(session.addr());
+            drop(removed.map_err(|error| Fault::handle(KIND, error))?);
+        }
+        Ok(TLLM_OK)
+    })
+}
+
+/// Most flows of one synchronous call.
+const CLASSIFY_FLOWS_MAX: usize = 65_536;
+
+/// # Safety
+/// Unless `count` is 0, `flows` is NULL or has `count` readable handles.
+unsafe fn handles<'a>(flows: *const *const tllm_flow, count: usize) -> Result<&'a [*const tllm_flow], Fault> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if flows.is_null() {
+        return Err(Fault::null("flows"));
+    }
+    if !flows.is_aligned() {
+        return Err(Fault::argument("flows: the pointer is not aligned".to_owned()));
+    }
+    if count > CLASSIFY_FLOWS_MAX {
+        return Err(Fault::new(
+            TLLM_ERR_LIMIT,
+            format!("count: expected at most {CLASSIFY_FLOWS_MAX}, found {count}"),
+        ));
+    }
+    // SAFETY: the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(flows, count) })
+}
