@@ -46,7 +46,7 @@ pub use submitter::{Answer, Judgement, SubmitError, Submitter};
 /// How an engine was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Flows that waited when the time was over, and that nobody judged.
+    /// Flows that still waited when the time was over, of all calls so far: they are sent home and nobody judges them.
     pub abandoned: u64,
     /// Worker threads that had not ended when the time was over. Each ends after the batch that it is in; a later
     /// [`Engine::stop`] tells whether it has.
@@ -127,12 +127,14 @@ impl Engine {
             }
             if let Some(mut worker) = worker {
                 worker.run_waiting(Some(until));
+                worker.send_home();
             }
         } else if is_own {
             self.shared.wait_for_workers(until);
         }
         self.shared.close();
-        let abandoned = self.shared.queue.abandon_all();
+        let flows = self.shared.queue.abandon_all(until);
+        self.shared.add_sent_home(flows);
         let mut pool = self.lock_pool();
         let running_workers = if is_own {
             self.shared.running_workers()
@@ -141,9 +143,9 @@ impl Engine {
         };
         pool.join_ended(running_workers);
         drop(pool);
-        self.shared.generations.release();
+        self.shared.generations.try_release();
         Stopped {
-            abandoned,
+            abandoned: self.shared.sent_home(),
             running_workers,
         }
     }
@@ -268,7 +270,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.close();
-        self.lock_pool().join_unless_given_up();
-        self.shared.queue.abandon_all();
+        // No lock: in a process that was forked off, it may be held by a thread that does not exist.
+        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pool.join_unless_given_up();
+        self.shared.queue.abandon_all(Instant::now());
     }
 }

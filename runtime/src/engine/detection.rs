@@ -33,11 +33,14 @@ struct Expected {
 }
 
 /// Tells the engine, when it is dropped, that a generation may now be free.
-struct LetGo(Arc<Shared>);
+struct LetGo {
+    shared: Arc<Shared>,
+    number: u64,
+}
 
 impl Drop for LetGo {
     fn drop(&mut self) {
-        self.0.let_go();
+        self.shared.let_go(self.number);
     }
 }
 
@@ -71,6 +74,7 @@ pub struct Detection<'e, S: Sink> {
 impl<'e, S: Sink> Detection<'e, S> {
     pub(super) fn new(engine: &'e Engine, sink: S) -> Self {
         let generation = engine.shared.generations.current();
+        let number = generation.number;
         let tasks = generation.model.core().tasks();
         let mut tally = Tally::default();
         let mut places = vec![None; tasks.len()];
@@ -95,7 +99,10 @@ impl<'e, S: Sink> Detection<'e, S> {
             progress: Progress::default(),
             sources: 0,
             stopped: false,
-            _let_go: LetGo(Arc::clone(&engine.shared)),
+            _let_go: LetGo {
+                shared: Arc::clone(&engine.shared),
+                number,
+            },
         }
     }
 

@@ -169,13 +169,15 @@ impl Generations {
     /// Makes `next` the current generation.
     pub(super) fn replace(&self, next: Generation) {
         let mut known = lock(&self.known);
-        self.number.store(next.number, SeqCst);
+        let number = next.number;
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);
         for view in known.views.iter().filter_map(Weak::upgrade) {
             view.set(&known.current);
         }
+        // Last: who sees the number has its flows judged by this model or a later one.
+        self.number.store(number, SeqCst);
         drop(known);
         self.release();
     }
@@ -193,16 +195,25 @@ impl Generations {
 
     /// Frees the replaced generations that nobody holds any more.
     pub(super) fn release(&self) {
-        if !self.has_retired() {
-            return;
+        if self.has_retired() {
+            Self::release_from(&self.retired, lock(&self.known));
         }
-        let mut known = lock(&self.known);
+    }
+
+    /// As [`Self::release`], unless somebody is just at the list.
+    pub(super) fn try_release(&self) {
+        if let Some(known) = try_lock(&self.known).filter(|_| self.has_retired()) {
+            Self::release_from(&self.retired, known);
+        }
+    }
+
+    fn release_from(retired: &AtomicUsize, mut known: MutexGuard<'_, Known>) {
         // Who does not hold one cannot get hold of it any more, so a count of one does not change.
         let unused: Vec<_> = known
             .retired
             .extract_if(.., |generation| Arc::strong_count(generation) == 1)
             .collect();
-        self.retired.store(known.retired.len(), SeqCst);
+        retired.store(known.retired.len(), SeqCst);
         drop(known);
         drop(unused);
     }

@@ -88,16 +88,24 @@ impl Worker {
 
     /// Answers the batch, and gives back for how many flows the model ran.
     fn run(&mut self) -> usize {
-        let flows = if self.shared.is_closed() {
-            0
-        } else {
-            self.judge.run(&self.shared)
-        };
+        if self.shared.is_closed() {
+            self.send_home();
+            return 0;
+        }
+        let flows = self.judge.run(&self.shared);
         if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
             bytes.store(self.judge.bytes(), SeqCst);
         }
         self.judge.batch.clear();
         flows
+    }
+
+    /// Sends home what was taken and will not be run.
+    pub(super) fn send_home(&mut self) {
+        let held = self.held.take();
+        let flows = self.judge.batch.len() + held.iter().len();
+        self.judge.batch.clear();
+        self.shared.add_sent_home(flows);
     }
 
     fn work(&mut self) {
@@ -116,6 +124,7 @@ impl Worker {
             }
             shared.generations.release();
         }
+        self.send_home();
     }
 }
 
