@@ -23,9 +23,12 @@ mod tests;
 mod worker;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use trafficllm_kernels::Level;
+use trafficllm_model::Bundle;
 use trafficllm_traffic::FlowConfig;
 
 use crate::error::Error;
@@ -42,6 +45,7 @@ pub use options::{EngineMemory, EngineOptions};
 pub use report::{CaptureReport, Progress, RequestsReport, Sink};
 pub use requests::LineError;
 pub use submitter::{Answer, Judgement, SubmitError, Submitter};
+pub use worker::WORKER_NAME;
 
 /// How an engine was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,6 +172,23 @@ impl Engine {
         activated
     }
 
+    /// Opens the bundle at `path`, verifies it, runs its self-test and lets it judge, as [`Engine::activate`] does.
+    ///
+    /// # Errors
+    /// Those of [`Bundle::open`], [`Model::load`] and [`Engine::activate`]. Nothing changes then, and
+    /// [`EngineCounters::swaps_failed`] counts it.
+    pub fn activate_bundle(&self, path: &Path, level: Level) -> Result<u64, Error> {
+        let opened = Bundle::open(path).map_err(Error::from);
+        match opened.and_then(|bundle| Model::load(&bundle, level)) {
+            Ok(model) => self.activate(Arc::new(model)),
+            Err(error) => {
+                Counts::add(&self.shared.counts.swaps_failed, 1);
+                tracing::warn!(path = %path.display(), %error, "a bundle was refused; the model before goes on");
+                Err(error)
+            }
+        }
+    }
+
     /// Begins a detection, whose outcomes go to `sink`. Where there are workers, they must be started.
     pub fn detect<S: Sink>(&self, sink: S) -> Detection<'_, S> {
         Detection::new(self, sink)
@@ -246,6 +267,12 @@ impl Engine {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.shared.generations.number()
+    }
+
+    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them.
+    #[must_use]
+    pub fn verdicts_max(&self) -> usize {
+        self.shared.generations.verdicts_max()
     }
 
     /// Whoever runs the flow with this id panics, from now on; `None` ends that.

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::limits::{
     BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS,
 };
+use crate::model::Model;
 use crate::outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 
 /// How long to sleep at once for an answer that must come.
@@ -207,6 +208,18 @@ impl<'e, S: Sink> Detection<'e, S> {
         }
         let Self { tally, sink, .. } = self;
         Ok((tally, sink))
+    }
+
+    /// The number of the model that judges, as [`crate::Engine::generation`] counts them.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.number
+    }
+
+    /// The model that judges.
+    #[must_use]
+    pub fn model(&self) -> Arc<Model> {
+        Arc::clone(&self.generation.model)
     }
 
     /// Counts a source that could not even be opened, so that [`Outcome::source`] counts them all.

@@ -125,6 +125,8 @@ impl View {
 pub(super) struct Generations {
     known: Mutex<Known>,
     number: AtomicU64,
+    /// Most verdicts of one flow in any generation so far.
+    verdicts_max: AtomicUsize,
     /// Replaced ones that are not freed yet.
     retired: AtomicUsize,
 }
@@ -140,6 +142,7 @@ impl Generations {
     pub(super) fn new(first: Generation) -> Self {
         Self {
             number: AtomicU64::new(first.number),
+            verdicts_max: AtomicUsize::new(first.sizes.verdicts),
             known: Mutex::new(Known {
                 current: Arc::new(first),
                 views: Vec::new(),
@@ -157,6 +160,11 @@ impl Generations {
         self.number.load(SeqCst)
     }
 
+    /// Most verdicts that an answer can have.
+    pub(super) fn verdicts_max(&self) -> usize {
+        self.verdicts_max.load(SeqCst)
+    }
+
     /// A view for one submitter, which is kept up to date as long as the submitter holds it.
     pub(super) fn view(&self) -> Arc<View> {
         let mut known = lock(&self.known);
@@ -170,6 +178,8 @@ impl Generations {
     pub(super) fn replace(&self, next: Generation) {
         let mut known = lock(&self.known);
         let number = next.number;
+        // First: before an answer with so many can come.
+        self.verdicts_max.store(next.sizes.verdicts, SeqCst);
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);

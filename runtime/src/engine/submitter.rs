@@ -417,8 +417,9 @@ impl Submitter {
         }
     }
 
-    /// Sleeps until an answer comes, unless nothing is under way.
-    pub(super) fn sleep(&mut self, timeout: Duration) {
+    /// Sleeps until an answer comes, until the time is over or until nothing is under way. It takes no answer: that is
+    /// [`Submitter::poll`].
+    pub fn sleep(&mut self, timeout: Duration) {
         if self.ready.is_empty() {
             self.take_back();
         }
@@ -475,6 +476,8 @@ pub(super) fn name_verdicts<'a>(
         Verdict {
             task: task.name(),
             label: &task.labels()[verdict.label as usize],
+            task_index: verdict.task as u32,
+            label_index: verdict.label,
             score: verdict.score,
             abstained: verdict.abstained,
         }

@@ -14,6 +14,9 @@ use super::slot::Ticket;
 use crate::error::Error;
 use crate::limits::BATCH_SUBJECTS_MAX;
 
+/// What the names of an engine's threads begin with.
+pub const WORKER_NAME: &str = "trafficllm";
+
 /// One thread that takes from the queue.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -165,7 +168,7 @@ impl Pool {
             // It goes with the thread, or with the closure where there will be none.
             let running = Running(Arc::clone(shared));
             let spawned = Builder::new()
-                .name(format!("trafficllm-{number}"))
+                .name(format!("{WORKER_NAME}-{number}"))
                 .spawn(move || {
                     worker.work();
                     drop(worker);
