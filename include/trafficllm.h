@@ -236,6 +236,11 @@
 #define TLLM_ERR_UNSUPPORTED -24
 
 /**
+ * The engine has workers and was not started: nobody would judge.
+ */
+#define TLLM_ERR_NOT_STARTED -25
+
+/**
  * Number of the ABI, raised by hand when something that a program was compiled against changes. A host compares it with
  * tllm_abi_version() before anything else.
  */
@@ -1353,7 +1358,8 @@ int32_t tllm_session_free(struct tllm_session *session);
  *
  * Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
  * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
- * its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
+ * TLLM_ERR_FORKED.
  */
 int32_t tllm_capture_detect(struct tllm_engine *engine,
                             const char *path,

@@ -40,7 +40,10 @@ impl Bell {
     /// This system has no descriptor for it.
     #[cfg(not(target_os = "linux"))]
     pub(crate) fn descriptor(&self) -> Result<i32, Fault> {
-        Err(Fault::new(TLLM_ERR_UNSUPPORTED, "a descriptor needs Linux's eventfd".to_owned()))
+        Err(Fault::new(
+            TLLM_ERR_UNSUPPORTED,
+            "a descriptor needs Linux's eventfd".to_owned(),
+        ))
     }
 
     /// Makes it readable. It never waits: the counter would have to stand at 2^64 - 2.
@@ -49,7 +52,8 @@ impl Bell {
         if descriptor != NONE {
             let one = 1_u64;
             // SAFETY: the descriptor is open as long as `self`, and the 8 bytes are there.
-            let _written = unsafe { libc::write(descriptor, (&raw const one).cast(), size_of::<u64>()) };
+            let _written =
+                unsafe { libc::write(descriptor, (&raw const one).cast(), size_of::<u64>()) };
         }
     }
 
@@ -59,7 +63,8 @@ impl Bell {
         if descriptor != NONE {
             let mut count = 0_u64;
             // SAFETY: as in `ring`; without a ring the call returns at once, the descriptor does not block.
-            let _read = unsafe { libc::read(descriptor, (&raw mut count).cast(), size_of::<u64>()) };
+            let _read =
+                unsafe { libc::read(descriptor, (&raw mut count).cast(), size_of::<u64>()) };
         }
     }
 }

@@ -9,7 +9,9 @@ use crate::fault::Fault;
 use crate::status::{TLLM_ERR_BUFFER, TLLM_ERR_PANIC, TLLM_OK};
 
 #[cfg(panic = "abort")]
-compile_error!("libtrafficllm must be built with panic = \"unwind\": a panic is not to end the host");
+compile_error!(
+    "libtrafficllm must be built with panic = \"unwind\": a panic is not to end the host"
+);
 
 /// Most bytes of a text that the host gives: a path, a key, a value.
 pub(crate) const TEXT_BYTES_MAX: usize = 4_096;
@@ -64,18 +66,20 @@ pub(crate) fn guard_total<T>(body: impl FnOnce() -> T) -> T {
 }
 
 /// Status and text of this thread's last error.
-pub(crate) fn last_error<T>(read: impl FnOnce(i32, &str) -> T) -> T {
-    LAST_ERROR
-        .try_with(|last| match last.try_borrow() {
-            Ok(last) => (last.status, last.text.clone()),
-            Err(_) => (TLLM_OK, String::new()),
-        })
-        .map_or_else(|_| read(TLLM_OK, ""), |(status, text)| read(status, &text))
+pub(crate) fn last_error() -> (i32, String) {
+    let read = LAST_ERROR.try_with(|last| {
+        let last = last.try_borrow().ok()?;
+        Some((last.status, last.text.clone()))
+    });
+    // A thread that is ending has none any more.
+    read.ok().flatten().unwrap_or((TLLM_OK, String::new()))
 }
 
 fn remember(status: i32, mut text: String) {
     if text.len() > ERROR_BYTES_MAX {
-        let end = (0..=ERROR_BYTES_MAX).rev().find(|&end| text.is_char_boundary(end));
+        let end = (0..=ERROR_BYTES_MAX)
+            .rev()
+            .find(|&end| text.is_char_boundary(end));
         text.truncate(end.unwrap_or(0));
     }
     // A thread that is ending has no place for it any more, and nobody who would ask.
@@ -139,7 +143,10 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
     // SAFETY: `strnlen` has read these bytes.
     let bytes = unsafe { std::slice::from_raw_parts(pointer.cast::<u8>(), length) };
     std::str::from_utf8(bytes).map_err(|error| {
-        Fault::text(format!("{name}: expected UTF-8, found another byte at {}", error.valid_up_to()))
+        Fault::text(format!(
+            "{name}: expected UTF-8, found another byte at {}",
+            error.valid_up_to()
+        ))
     })
 }
 
@@ -147,7 +154,11 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
 ///
 /// # Safety
 /// Unless `size` is 0, `pointer` is NULL or points to `size` readable bytes that do not change while they are in use.
-pub(crate) unsafe fn bytes<'a>(pointer: *const u8, size: usize, name: &str) -> Result<&'a [u8], Fault> {
+pub(crate) unsafe fn bytes<'a>(
+    pointer: *const u8,
+    size: usize,
+    name: &str,
+) -> Result<&'a [u8], Fault> {
     if size == 0 {
         return Ok(&[]);
     }
@@ -155,7 +166,9 @@ pub(crate) unsafe fn bytes<'a>(pointer: *const u8, size: usize, name: &str) -> R
         return Err(Fault::null(name));
     }
     if isize::try_from(size).is_err() {
-        return Err(Fault::argument(format!("{name}: expected a size that fits into memory, found {size}")));
+        return Err(Fault::argument(format!(
+            "{name}: expected a size that fits into memory, found {size}"
+        )));
     }
     // SAFETY: the caller's promise, with NULL and sizes past the address space ruled out.
     Ok(unsafe { std::slice::from_raw_parts(pointer, size) })
@@ -174,7 +187,9 @@ impl<T> Output<T> {
             return Err(Fault::null(name));
         }
         if !pointer.is_aligned() {
-            return Err(Fault::argument(format!("{name}: the pointer is not aligned")));
+            return Err(Fault::argument(format!(
+                "{name}: the pointer is not aligned"
+            )));
         }
         Ok(Self(pointer))
     }
@@ -201,7 +216,12 @@ impl<T> Output<T> {
 ///
 /// # Safety
 /// `pointer` is NULL or points to `size` writable bytes.
-pub(crate) unsafe fn write_struct<T: Copy>(value: &T, pointer: *mut T, size: usize, name: &str) -> Result<(), Fault> {
+pub(crate) unsafe fn write_struct<T: Copy>(
+    value: &T,
+    pointer: *mut T,
+    size: usize,
+    name: &str,
+) -> Result<(), Fault> {
     if pointer.is_null() {
         return Err(Fault::null(name));
     }
@@ -210,9 +230,15 @@ pub(crate) unsafe fn write_struct<T: Copy>(value: &T, pointer: *mut T, size: usi
     // header knows and this library does not become zero.
     unsafe {
         let target = pointer.cast::<u8>();
-        std::ptr::copy_nonoverlapping(std::ptr::from_ref(value).cast::<u8>(), target, size.min(size_of::<T>()));
+        std::ptr::copy_nonoverlapping(
+            std::ptr::from_ref(value).cast::<u8>(),
+            target,
+            size.min(size_of::<T>()),
+        );
         if size > size_of::<T>() {
-            target.add(size_of::<T>()).write_bytes(0, size - size_of::<T>());
+            target
+                .add(size_of::<T>())
+                .write_bytes(0, size - size_of::<T>());
         }
     }
     Ok(())
@@ -238,7 +264,12 @@ pub(crate) fn check_struct_size<T>(size: usize, name: &str) -> Result<(), Fault>
 ///
 /// # Safety
 /// `buffer` is NULL or points to `size` writable bytes; `needed` is NULL or as for [`Output::new`].
-pub(crate) unsafe fn write_text(text: &str, buffer: *mut c_char, size: usize, needed: *mut usize) -> Result<i32, Fault> {
+pub(crate) unsafe fn write_text(
+    text: &str,
+    buffer: *mut c_char,
+    size: usize,
+    needed: *mut usize,
+) -> Result<i32, Fault> {
     // SAFETY: the caller's promise.
     let needed = unsafe { Output::optional(needed, "needed") }?;
     let wanted = text.len() + 1;
@@ -246,7 +277,10 @@ pub(crate) unsafe fn write_text(text: &str, buffer: *mut c_char, size: usize, ne
         needed.write(wanted);
     }
     if size < wanted {
-        return Err(Fault::new(TLLM_ERR_BUFFER, format!("buffer: expected at least {wanted} bytes, found {size}")));
+        return Err(Fault::new(
+            TLLM_ERR_BUFFER,
+            format!("buffer: expected at least {wanted} bytes, found {size}"),
+        ));
     }
     if buffer.is_null() {
         return Err(Fault::null("buffer"));
@@ -261,7 +295,9 @@ pub(crate) unsafe fn write_text(text: &str, buffer: *mut c_char, size: usize, ne
 
 /// Copies a name into a field of fixed size: cut at a character's border where it is longer, always with a NUL.
 pub(crate) fn fill_name<const N: usize>(field: &mut [c_char; N], name: &str) {
-    let end = (0..=name.len().min(N - 1)).rev().find(|&end| name.is_char_boundary(end));
+    let end = (0..=name.len().min(N - 1))
+        .rev()
+        .find(|&end| name.is_char_boundary(end));
     let kept = &name.as_bytes()[..end.unwrap_or(0)];
     for (target, &byte) in field.iter_mut().zip(kept) {
         *target = byte as c_char;

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use trafficllm::{Endpoints, FlowInfo, Outcome, OutcomeJson, Sink, Subject};
 
-use crate::boundary::{check_struct_size, fill_name, guard, name_of, text, write_struct, write_text};
+use crate::boundary::{
+    check_struct_size, fill_name, guard, name_of, text, write_struct, write_text,
+};
 use crate::engine::{engine_of, tllm_engine};
 use crate::fault::Fault;
 use crate::model::TLLM_MODEL_ID_BYTES;
@@ -22,7 +24,6 @@ pub const TLLM_SUBJECT_FLOW: u32 = 1;
 pub const TLLM_SUBJECT_REQUEST: u32 = 2;
 
 /// What verdicts of a file are about.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_subject {
@@ -61,7 +62,6 @@ pub struct tllm_subject {
 }
 
 /// What was read of a file.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_capture_report {
@@ -92,7 +92,6 @@ pub struct tllm_capture_report {
 ///
 /// It is called on the thread that called tllm_capture_detect, in the order in which flows end. It may call every function of the
 /// library. It must not throw or jump out.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 pub type tllm_subject_callback = Option<
     unsafe extern "C" fn(
         user: *mut c_void,
@@ -104,7 +103,8 @@ pub type tllm_subject_callback = Option<
 
 /// Gives outcomes to the host's callback.
 struct Forward {
-    callback: unsafe extern "C" fn(*mut c_void, *const tllm_subject, *const tllm_verdict, usize) -> i32,
+    callback:
+        unsafe extern "C" fn(*mut c_void, *const tllm_subject, *const tllm_verdict, usize) -> i32,
     user: *mut c_void,
     generation: u64,
     profile: String,
@@ -116,10 +116,22 @@ struct Forward {
 impl Sink for Forward {
     fn outcome(&mut self, outcome: &Outcome<'_>) -> ControlFlow<()> {
         let subject = subject_of(&outcome.subject, &self.profile, &self.model_id);
-        entries_of_outcome(outcome.verdicts, self.generation, &self.model_id, &mut self.entries);
+        entries_of_outcome(
+            outcome.verdicts,
+            self.generation,
+            &self.model_id,
+            &mut self.entries,
+        );
         // SAFETY: the caller of `tllm_capture_detect` has vouched for callback and pointer; subject and entries live until it
         // returns.
-        let answer = unsafe { (self.callback)(self.user, &raw const subject, self.entries.as_ptr(), self.entries.len()) };
+        let answer = unsafe {
+            (self.callback)(
+                self.user,
+                &raw const subject,
+                self.entries.as_ptr(),
+                self.entries.len(),
+            )
+        };
         self.is_cancelled = answer != 0;
         if self.is_cancelled {
             ControlFlow::Break(())
@@ -136,7 +148,8 @@ impl Sink for Forward {
 ///
 /// Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
-/// its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
+/// TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `path` is NULL or ends with a NUL; the callback can be called with `user` until this returns; `report` is NULL or has room for
@@ -159,7 +172,8 @@ pub unsafe extern "C" fn tllm_capture_detect(
         }
         let state = engine_of(engine)?;
         let engine = state.get()?;
-        let file = File::open(path).map_err(|error| Fault::new(TLLM_ERR_IO, format!("{path}: opening failed: {error}")))?;
+        let file = File::open(path)
+            .map_err(|error| Fault::new(TLLM_ERR_IO, format!("{path}: opening failed: {error}")))?;
         let mut detection = engine.detect(Forward {
             callback,
             user,
@@ -168,14 +182,16 @@ pub unsafe extern "C" fn tllm_capture_detect(
             model_id: String::new(),
             entries: Vec::new(),
             is_cancelled: false,
-        })?;
+        });
         let (generation, model) = (detection.generation(), detection.model());
         let sink = detection.sink_mut();
         sink.generation = generation;
         sink.profile = model.profile_name().to_owned();
         sink.model_id = model.id().to_owned();
         let mut read = tllm_capture_report::EMPTY;
-        let is_requests = Path::new(path).extension().is_some_and(|extension| extension == "jsonl");
+        let is_requests = Path::new(path)
+            .extension()
+            .is_some_and(|extension| extension == "jsonl");
         let failure = if is_requests {
             let lines = detection.requests(BufReader::new(file))?;
             read.lines = lines.lines;
@@ -252,13 +268,20 @@ pub unsafe extern "C" fn tllm_subject_json(
             return Err(Fault::null("subject"));
         }
         if !subject.is_aligned() {
-            return Err(Fault::argument("subject: the pointer is not aligned".to_owned()));
+            return Err(Fault::argument(
+                "subject: the pointer is not aligned".to_owned(),
+            ));
         }
         check_struct_size::<tllm_subject>(subject_size, "subject")?;
         // SAFETY: the caller's promise; a subject is valid for any bytes.
-        let (subject, entries) = unsafe { (subject.read(), read_entries(verdicts, verdict_size, count)?) };
+        let (subject, entries) =
+            unsafe { (subject.read(), read_entries(verdicts, verdict_size, count)?) };
         let verdicts = verdicts_of(&entries)?;
-        let outcome = Outcome { source: 0, subject: told(&subject)?, verdicts: &verdicts };
+        let outcome = Outcome {
+            source: 0,
+            subject: told(&subject)?,
+            verdicts: &verdicts,
+        };
         let json = OutcomeJson {
             capture,
             profile: name_of(&subject.profile)?,

@@ -11,14 +11,12 @@ use crate::handle::{Exclusive, Table};
 use crate::status::{TLLM_END, TLLM_ERR_KEY, TLLM_ERR_VALUE, TLLM_OK};
 
 /// Settings for models and engines. One thread at a time; not used any more by what was made with it.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[derive(Debug)]
 pub struct tllm_config {
     _opaque: [u8; 0],
 }
 
 /// What a configuration key is. The texts are static.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_option {
@@ -93,7 +91,11 @@ pub unsafe extern "C" fn tllm_config_new(config: *mut *mut tllm_config) -> i32 {
 /// # Safety
 /// `key` and `value` are NULL or end with a NUL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_config_set(config: *mut tllm_config, key: *const c_char, value: *const c_char) -> i32 {
+pub unsafe extern "C" fn tllm_config_set(
+    config: *mut tllm_config,
+    key: *const c_char,
+    value: *const c_char,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let (key, value) = unsafe { (text(key, "key")?, text(value, "value")?) };
@@ -132,7 +134,11 @@ pub unsafe extern "C" fn tllm_config_get(
 /// # Safety
 /// `option` is NULL or has room for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_config_option(index: usize, option: *mut tllm_option, size: usize) -> i32 {
+pub unsafe extern "C" fn tllm_config_option(
+    index: usize,
+    option: *mut tllm_option,
+    size: usize,
+) -> i32 {
     guard(|| {
         let Some(texts) = option_texts().get(index) else {
             return Ok(TLLM_END);

@@ -7,20 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use trafficllm::{Engine, FlowConfig, Model, Settings};
+use trafficllm::{Engine, FlowConfig, Settings};
 
 use crate::boundary::{Output, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::fork::forks;
 use crate::handle::Table;
-use crate::model::{handle_of, model_of, open, tllm_model};
+use crate::model::{handle_of, model_of, tllm_model};
 use crate::signals::SignalsBlocked;
 use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_OK, TLLM_RUNNING};
 
 /// An engine: a model at work. Any number of threads use it at the same time. Sessions, flows and calls under way keep what they use
 /// of it alive after its handle is freed.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[derive(Debug)]
 pub struct tllm_engine {
     _opaque: [u8; 0],
@@ -28,7 +27,6 @@ pub struct tllm_engine {
 
 /// What became of the flows and requests that were submitted or classified. Each number only grows, but for `in_flight` and
 /// `waiting`: submitted = done + shed + expired + abandoned + failed + in_flight.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_counters {
@@ -65,7 +63,6 @@ pub struct tllm_counters {
 }
 
 /// What an engine holds in memory, in bytes.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_memory {
@@ -85,15 +82,12 @@ pub struct tllm_memory {
 const NOT_STARTED: u32 = u32::MAX;
 
 /// An engine with what the border keeps of it.
-#[derive(Debug)]
 pub(crate) struct EngineState {
     engine: ManuallyDrop<Engine>,
     settings: Settings,
     flow_config: FlowConfig,
     /// Live flow handles.
     flows: AtomicUsize,
-    /// Most tasks of a model that was active.
-    tasks_max: AtomicUsize,
     /// [`forks`] when the workers were started.
     started_at: AtomicU32,
 }
@@ -104,7 +98,8 @@ impl EngineState {
         if self.is_forked() {
             Err(Fault::new(
                 TLLM_ERR_FORKED,
-                "engine: it was started before this process was forked; make one in this process".to_owned(),
+                "engine: it was started before this process was forked; make one in this process"
+                    .to_owned(),
             ))
         } else {
             Ok(&self.engine)
@@ -132,7 +127,7 @@ impl EngineState {
 
     /// Room for verdicts that every answer fits into.
     pub(crate) fn verdicts_max(&self) -> usize {
-        self.tasks_max.load(Ordering::Relaxed).max(1)
+        self.engine.verdicts_max().max(1)
     }
 
     /// Counts one flow more, as long as the limit allows, or one less.
@@ -145,14 +140,6 @@ impl EngineState {
                 false => flows.checked_sub(1),
             });
         counted.is_ok()
-    }
-
-    fn activate(&self, model: Arc<Model>) -> Result<(), Fault> {
-        let tasks = model.core().tasks().len();
-        // Before the first answer with so many can come.
-        self.tasks_max.fetch_max(tasks, Ordering::Relaxed);
-        self.get()?.activate(model)?;
-        Ok(())
     }
 
     fn stop(&self, timeout: Duration) -> Result<i32, Fault> {
@@ -208,13 +195,11 @@ pub unsafe extern "C" fn tllm_engine_new(
         let (model, settings) = (model_of(model)?, settings_of(config)?);
         let options = settings.engine_options(&model);
         let flow_config = settings.flow_config(&model);
-        let tasks = model.core().tasks().len();
         let state = EngineState {
             engine: ManuallyDrop::new(Engine::new(model, options)?),
             settings,
             flow_config,
             flows: AtomicUsize::new(0),
-            tasks_max: AtomicUsize::new(tasks),
             started_at: AtomicU32::new(NOT_STARTED),
         };
         let made = ENGINES.insert(Arc::new(state));
@@ -260,18 +245,16 @@ pub extern "C" fn tllm_engine_stop(engine: *mut tllm_engine, timeout_us: u64) ->
 /// # Safety
 /// `path` is NULL or ends with a NUL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_engine_activate(engine: *mut tllm_engine, path: *const c_char) -> i32 {
+pub unsafe extern "C" fn tllm_engine_activate(
+    engine: *mut tllm_engine,
+    path: *const c_char,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let path = unsafe { text(path, "path") }?;
         let state = engine_of(engine)?;
-        match open(path, state.settings()) {
-            Ok(model) => state.activate(model)?,
-            Err(fault) => {
-                state.get()?.refuse_activation(Path::new(path), &fault.text);
-                return Err(fault);
-            }
-        }
+        let level = state.settings.level()?;
+        state.get()?.activate_bundle(Path::new(path), level)?;
         Ok(TLLM_OK)
     })
 }
@@ -280,10 +263,13 @@ pub unsafe extern "C" fn tllm_engine_activate(engine: *mut tllm_engine, path: *c
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
-pub extern "C" fn tllm_engine_activate_model(engine: *mut tllm_engine, model: *const tllm_model) -> i32 {
+pub extern "C" fn tllm_engine_activate_model(
+    engine: *mut tllm_engine,
+    model: *const tllm_model,
+) -> i32 {
     guard(|| {
         let state = engine_of(engine)?;
-        state.activate(model_of(model)?)?;
+        state.get()?.activate(model_of(model)?)?;
         Ok(TLLM_OK)
     })
 }
@@ -295,7 +281,10 @@ pub extern "C" fn tllm_engine_activate_model(engine: *mut tllm_engine, model: *c
 /// # Safety
 /// `model` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_engine_model(engine: *const tllm_engine, model: *mut *mut tllm_model) -> i32 {
+pub unsafe extern "C" fn tllm_engine_model(
+    engine: *const tllm_engine,
+    model: *mut *mut tllm_model,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(model, "model") }?;
@@ -350,7 +339,11 @@ pub unsafe extern "C" fn tllm_engine_counters(
 /// # Safety
 /// `memory` is NULL or has room for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_engine_memory(engine: *const tllm_engine, memory: *mut tllm_memory, size: usize) -> i32 {
+pub unsafe extern "C" fn tllm_engine_memory(
+    engine: *const tllm_engine,
+    memory: *mut tllm_memory,
+    size: usize,
+) -> i32 {
     guard(|| {
         let state = engine_of(engine)?;
         let read = state.get()?.memory();
@@ -385,7 +378,7 @@ pub unsafe extern "C" fn tllm_engine_metrics(
     guard(|| {
         let state = engine_of(engine)?;
         let flows = state.flows.load(Ordering::Relaxed) as u64;
-        let text = state.get()?.metrics(Some(flows)).to_string();
+        let text = format!("{} {flows}", state.get()?.generation());
         // SAFETY: the caller's promise.
         unsafe { write_text(&text, buffer, size, needed) }
     })
@@ -399,7 +392,10 @@ pub unsafe extern "C" fn tllm_engine_metrics(
 /// # Safety
 /// `judged` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_engine_run_pending(engine: *mut tllm_engine, judged: *mut usize) -> i32 {
+pub unsafe extern "C" fn tllm_engine_run_pending(
+    engine: *mut tllm_engine,
+    judged: *mut usize,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::optional(judged, "judged") }?;

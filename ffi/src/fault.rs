@@ -1,6 +1,6 @@
 //! What an exported function failed with: a status and a text that says where, what was expected and what was found.
 
-use trafficllm::Error;
+use trafficllm::{Error, ModelError, SubmitError};
 
 use crate::handle::{HandleError, InsertError};
 use crate::status::*;
@@ -18,7 +18,10 @@ impl Fault {
     }
 
     pub(crate) fn null(name: &str) -> Self {
-        Self::new(TLLM_ERR_NULL, format!("{name}: expected a pointer, found NULL"))
+        Self::new(
+            TLLM_ERR_NULL,
+            format!("{name}: expected a pointer, found NULL"),
+        )
     }
 
     pub(crate) fn argument(text: String) -> Self {
@@ -41,7 +44,9 @@ impl Fault {
                 TLLM_ERR_HANDLE,
                 format!("{kind}: the pointer is no handle of this kind"),
             ),
-            HandleError::Stale => Self::new(TLLM_ERR_HANDLE, format!("{kind}: the handle was freed")),
+            HandleError::Stale => {
+                Self::new(TLLM_ERR_HANDLE, format!("{kind}: the handle was freed"))
+            }
             HandleError::Poisoned => Self::new(
                 TLLM_ERR_PANIC,
                 format!("{kind}: a call on it met a defect: it can only be freed"),
@@ -65,7 +70,23 @@ impl Fault {
     }
 
     pub(crate) fn memory(what: &str, bytes: usize) -> Self {
-        Self::new(TLLM_ERR_MEMORY, format!("{what}: the system did not give {bytes} bytes"))
+        Self::new(
+            TLLM_ERR_MEMORY,
+            format!("{what}: the system did not give {bytes} bytes"),
+        )
+    }
+}
+
+impl From<SubmitError> for Fault {
+    fn from(error: SubmitError) -> Self {
+        let status = match &error {
+            SubmitError::Closed => TLLM_ERR_STOPPED,
+            SubmitError::NotARequest(_) => TLLM_ERR_REQUEST,
+            SubmitError::NoMemory => TLLM_ERR_MEMORY,
+            // A full queue is a state; whoever makes an error of it may as well say so.
+            _ => TLLM_ERR_LIMIT,
+        };
+        Self::new(status, error.to_string())
     }
 }
 
@@ -79,9 +100,9 @@ impl From<Error> for Fault {
             Error::Worker { .. } => TLLM_ERR_WORKER,
             Error::Stopped => TLLM_ERR_STOPPED,
             Error::MemoryBudget { .. } => TLLM_ERR_BUDGET,
-            Error::Memory { .. } => TLLM_ERR_MEMORY,
-            error if error.is_memory() => TLLM_ERR_MEMORY,
-            error if error.is_io() => TLLM_ERR_IO,
+            Error::Memory { .. } | Error::Model(ModelError::Memory { .. }) => TLLM_ERR_MEMORY,
+            Error::Model(ModelError::Io { .. }) => TLLM_ERR_IO,
+            Error::NotStarted => TLLM_ERR_NOT_STARTED,
             _ => TLLM_ERR_MODEL,
         };
         Self::new(status, error.to_string())

@@ -17,14 +17,12 @@ pub const TLLM_FROM_INITIATOR: u8 = 0;
 pub const TLLM_FROM_RESPONDER: u8 = 1;
 
 /// One flow: a bounded record of its first packets. One thread at a time; any thread may free it. It needs no session.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[derive(Debug)]
 pub struct tllm_flow {
     _opaque: [u8; 0],
 }
 
 /// What is known of a flow before its first packet. Prepare it with tllm_flow_info_init; only `protocol` has to be set.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_flow_info {
@@ -52,7 +50,6 @@ pub struct tllm_flow_info {
 }
 
 /// One packet. Prepare it once with tllm_packet_init and use it again and again.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_packet {
@@ -79,7 +76,6 @@ pub struct tllm_packet {
 }
 
 /// What a flow has seen and what was lost of it.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_flow_stats {
@@ -100,7 +96,6 @@ pub struct tllm_flow_stats {
 }
 
 /// A flow of the host.
-#[derive(Debug)]
 pub(crate) struct FlowState {
     pub(crate) recorder: FlowRecorder,
     /// Verdicts of this flow are wanted as long as this lives.
@@ -198,14 +193,22 @@ pub unsafe extern "C" fn tllm_flow_new(
         if !engine.count_flow(true) {
             return Err(Fault::new(
                 TLLM_ERR_LIMIT,
-                format!("flow: expected at most engine.flows_max = {} at a time", engine.flows_max()),
+                format!(
+                    "flow: expected at most engine.flows_max = {} at a time",
+                    engine.flows_max()
+                ),
             ));
         }
-        let recorder = FlowRecorder::new(engine.flow_config(), endpoints).map_err(trafficllm::Error::from);
+        let recorder =
+            FlowRecorder::new(engine.flow_config(), endpoints).map_err(trafficllm::Error::from);
         let recorder = recorder.inspect_err(|_| {
             engine.count_flow(false);
         })?;
-        let made = FLOWS.insert(Box::new(FlowState { recorder, owner: Arc::new(()), engine }));
+        let made = FLOWS.insert(Box::new(FlowState {
+            recorder,
+            owner: Arc::new(()),
+            engine,
+        }));
         let handle = made.map_err(|error| Fault::insert(KIND, error))?;
         output.write(std::ptr::without_provenance_mut(handle));
         Ok(TLLM_OK)
@@ -256,7 +259,11 @@ pub unsafe extern "C" fn tllm_flow_reset(flow: *mut tllm_flow, info: *const tllm
 /// # Safety
 /// `stats` is NULL or has room for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_flow_describe(flow: *const tllm_flow, stats: *mut tllm_flow_stats, size: usize) -> i32 {
+pub unsafe extern "C" fn tllm_flow_describe(
+    flow: *const tllm_flow,
+    stats: *mut tllm_flow_stats,
+    size: usize,
+) -> i32 {
     guard(|| {
         let state = flow_of(flow)?;
         let (record, counters) = (state.recorder.flow(), state.recorder.counters());
@@ -298,7 +305,9 @@ unsafe fn read_struct<T: Copy>(pointer: *const T, name: &str) -> Result<T, Fault
         return Err(Fault::null(name));
     }
     if !pointer.is_aligned() {
-        return Err(Fault::argument(format!("{name}: the pointer is not aligned")));
+        return Err(Fault::argument(format!(
+            "{name}: the pointer is not aligned"
+        )));
     }
     // SAFETY: the caller's promise.
     let size = unsafe { pointer.cast::<u32>().read() } as usize;
@@ -306,7 +315,13 @@ unsafe fn read_struct<T: Copy>(pointer: *const T, name: &str) -> Result<T, Fault
         crate::boundary::check_struct_size::<T>(size, name)?;
         debug_assert!(size <= STRUCT_BYTES_MAX);
         // SAFETY: the struct has `size` bytes by the caller's promise.
-        let rest = unsafe { bytes(pointer.cast::<u8>().add(size_of::<T>()), size - size_of::<T>(), name) }?;
+        let rest = unsafe {
+            bytes(
+                pointer.cast::<u8>().add(size_of::<T>()),
+                size - size_of::<T>(),
+                name,
+            )
+        }?;
         if rest.iter().any(|&byte| byte != 0) {
             return Err(Fault::structure(format!(
                 "{name}: a field of a newer header is set that this library does not know"
@@ -323,15 +338,30 @@ unsafe fn endpoints(info: *const tllm_flow_info) -> Result<Endpoints, Fault> {
     // SAFETY: the caller's promise.
     let info = unsafe { read_struct(info, "info") }?;
     if (info.reserved0, info.reserved1, info.reserved) != (0, 0, [0; 2]) {
-        return Err(Fault::structure("info: a reserved field is not zero".to_owned()));
+        return Err(Fault::structure(
+            "info: a reserved field is not zero".to_owned(),
+        ));
     }
     let [a, b, c, d, ..] = info.initiator;
     let [e, f, g, h, ..] = info.responder;
     let (initiator, responder) = match info.ip_version {
-        0 => (IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        4 => (IpAddr::V4(Ipv4Addr::new(a, b, c, d)), IpAddr::V4(Ipv4Addr::new(e, f, g, h))),
-        6 => (IpAddr::V6(Ipv6Addr::from(info.initiator)), IpAddr::V6(Ipv6Addr::from(info.responder))),
-        other => return Err(Fault::argument(format!("info.ip_version: expected 0, 4 or 6, found {other}"))),
+        0 => (
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        ),
+        4 => (
+            IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
+        ),
+        6 => (
+            IpAddr::V6(Ipv6Addr::from(info.initiator)),
+            IpAddr::V6(Ipv6Addr::from(info.responder)),
+        ),
+        other => {
+            return Err(Fault::argument(format!(
+                "info.ip_version: expected 0, 4 or 6, found {other}"
+            )));
+        }
     };
     Ok(Endpoints {
         initiator,
@@ -348,12 +378,18 @@ unsafe fn host_packet<'a>(packet: *const tllm_packet) -> Result<HostPacket<'a>, 
     // SAFETY: the caller's promise.
     let packet = unsafe { read_struct(packet, "packet") }?;
     if (packet.reserved0, packet.reserved) != (0, [0; 2]) {
-        return Err(Fault::structure("packet: a reserved field is not zero".to_owned()));
+        return Err(Fault::structure(
+            "packet: a reserved field is not zero".to_owned(),
+        ));
     }
     let direction = match packet.direction {
         TLLM_FROM_INITIATOR => Direction::FromInitiator,
         TLLM_FROM_RESPONDER => Direction::FromResponder,
-        other => return Err(Fault::argument(format!("packet.direction: expected 0 or 1, found {other}"))),
+        other => {
+            return Err(Fault::argument(format!(
+                "packet.direction: expected 0 or 1, found {other}"
+            )));
+        }
     };
     if packet.payload_size > packet.payload_bytes as usize {
         return Err(Fault::argument(format!(

@@ -111,6 +111,7 @@ impl<T: Send> Table<T> {
     }
 
     /// Things in the table.
+    #[cfg(test)]
     pub(crate) fn live(&self) -> u32 {
         self.live.load(Ordering::Relaxed)
     }
@@ -313,7 +314,11 @@ impl<T> DerefMut for Exclusive<'_, T> {
 impl<T> Drop for Exclusive<'_, T> {
     fn drop(&mut self) {
         let generation = self.place.state.load(Ordering::Relaxed) & !LOW;
-        let left = if std::thread::panicking() { POISONED } else { 0 };
+        let left = if std::thread::panicking() {
+            POISONED
+        } else {
+            0
+        };
         self.place.state.store(generation | left, Ordering::Release);
     }
 }
@@ -465,7 +470,9 @@ mod tests {
     #[test]
     fn the_limit_is_exact() {
         let table: Table<u32> = Table::new(1, 100);
-        let handles: Vec<usize> = (0..100).map(|number| table.insert(number).unwrap()).collect();
+        let handles: Vec<usize> = (0..100)
+            .map(|number| table.insert(number).unwrap())
+            .collect();
         assert_eq!(
             table.insert(100).unwrap_err(),
             InsertError::Full { limit: 100 }

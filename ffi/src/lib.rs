@@ -7,7 +7,10 @@
 //! - [`handle`] finds what a handle names, and whether it may be used; [`boundary`] ends panics and checks pointers.
 //! - One module per group of functions: library, log, config, model, engine, flow, session, verdict, capture.
 
-#![expect(clippy::missing_safety_doc, reason = "functions of the header have their conditions in the text about their arguments")]
+#![expect(
+    non_camel_case_types,
+    reason = "the types have the names of the C header"
+)]
 
 mod bell;
 mod boundary;

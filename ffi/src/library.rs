@@ -18,10 +18,11 @@ pub const TLLM_VERSION_MINOR: u32 = 1;
 /// Third number of the version that this header belongs to.
 pub const TLLM_VERSION_PATCH: u32 = 0;
 
-const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-    Ok(version) => version,
-    Err(_) => c"",
-};
+const VERSION: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => c"",
+    };
 
 /// The ABI number of the library that is loaded. Where it is not TLLM_ABI_VERSION, use nothing else of it.
 #[unsafe(no_mangle)]
@@ -66,10 +67,13 @@ pub extern "C" fn tllm_check_platform() -> i32 {
 /// # Safety
 /// `buffer` is NULL or has room for `size` bytes; `needed` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_last_error(buffer: *mut c_char, size: usize, needed: *mut usize) -> i32 {
-    last_error(|status, text| {
-        // SAFETY: the caller's promise.
-        let written = unsafe { write_text(text, buffer, size, needed) };
-        written.map_or_else(|fault| fault.status, |_| status)
-    })
+pub unsafe extern "C" fn tllm_last_error(
+    buffer: *mut c_char,
+    size: usize,
+    needed: *mut usize,
+) -> i32 {
+    let (status, text) = last_error();
+    // SAFETY: the caller's promise.
+    let written = unsafe { write_text(&text, buffer, size, needed) };
+    written.map_or_else(|fault| fault.status, |_| status)
 }

@@ -34,9 +34,13 @@ pub const TLLM_LOG_TRACE: i32 = 5;
 /// It is called by any thread that is in the library, workers included, by several at a time. It may call every function of
 /// the library but tllm_log_set, which answers TLLM_ERR_BUSY. It must not throw or jump out, and should not wait: the thread that
 /// logs waits for it.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 pub type tllm_log_callback = Option<
-    unsafe extern "C" fn(user: *mut c_void, level: i32, target: *const c_char, message: *const c_char),
+    unsafe extern "C" fn(
+        user: *mut c_void,
+        level: i32,
+        target: *const c_char,
+        message: *const c_char,
+    ),
 >;
 
 /// Where messages go.
@@ -66,7 +70,11 @@ thread_local! {
 /// # Safety
 /// The callback can be called with `user` by any thread until another one is set.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_log_set(callback: tllm_log_callback, user: *mut c_void, level: i32) -> i32 {
+pub unsafe extern "C" fn tllm_log_set(
+    callback: tllm_log_callback,
+    user: *mut c_void,
+    level: i32,
+) -> i32 {
     guard(|| {
         if !(TLLM_LOG_OFF..=TLLM_LOG_TRACE).contains(&level) {
             return Err(Fault::new(
@@ -75,10 +83,17 @@ pub unsafe extern "C" fn tllm_log_set(callback: tllm_log_callback, user: *mut c_
             ));
         }
         if IN_CALLBACK.try_with(Cell::get).unwrap_or(false) {
-            return Err(Fault::new(TLLM_ERR_BUSY, "tllm_log_set was called by a log callback".to_owned()));
+            return Err(Fault::new(
+                TLLM_ERR_BUSY,
+                "tllm_log_set was called by a log callback".to_owned(),
+            ));
         }
         let receiver = callback.map(|callback| Receiver { callback, user });
-        let level = if receiver.is_some() { level } else { TLLM_LOG_OFF };
+        let level = if receiver.is_some() {
+            level
+        } else {
+            TLLM_LOG_OFF
+        };
         *RECEIVER.write().unwrap_or_else(PoisonError::into_inner) = receiver;
         LEVEL.store(level, Ordering::Relaxed);
         subscribe();
@@ -135,7 +150,10 @@ impl Subscriber for Forward {
         let text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
         let (target, message) = (text(event.metadata().target()), text(&line.text()));
         // A message about a message would go round for ever.
-        if IN_CALLBACK.try_with(|inside| inside.replace(true)).unwrap_or(true) {
+        if IN_CALLBACK
+            .try_with(|inside| inside.replace(true))
+            .unwrap_or(true)
+        {
             return;
         }
         let receiver = RECEIVER.read().unwrap_or_else(PoisonError::into_inner);

@@ -26,14 +26,12 @@ pub const TLLM_TASK_REQUEST: u32 = 2;
 
 /// A model: opened, verified, self-tested, never changed. Any number of threads and engines use it at the same time; what was made
 /// with it keeps it alive after its handle is freed.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[derive(Debug)]
 pub struct tllm_model {
     _opaque: [u8; 0],
 }
 
 /// What a model is.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_model_info {
@@ -54,7 +52,6 @@ pub struct tllm_model_info {
 }
 
 /// What a task of a model is.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_task_info {
@@ -127,7 +124,10 @@ pub unsafe extern "C" fn tllm_model_open(
 /// # Safety
 /// `model` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_model_open_default(config: *const tllm_config, model: *mut *mut tllm_model) -> i32 {
+pub unsafe extern "C" fn tllm_model_open_default(
+    config: *const tllm_config,
+    model: *mut *mut tllm_model,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(model, KIND) }?;
@@ -139,7 +139,10 @@ pub unsafe extern "C" fn tllm_model_open_default(config: *const tllm_config, mod
 
 #[cfg(feature = "default-bundle")]
 fn open_default(settings: &Settings) -> Result<Arc<Model>, Fault> {
-    Ok(Arc::new(Model::load(&Model::default_bundle()?, settings.level()?)?))
+    Ok(Arc::new(Model::load(
+        &Model::default_bundle()?,
+        settings.level()?,
+    )?))
 }
 
 #[cfg(not(feature = "default-bundle"))]
@@ -171,7 +174,10 @@ pub unsafe extern "C" fn tllm_model_open_memory(
         crate::fork::forks();
         let settings = settings_of(config)?;
         let bundle = Bundle::from_bytes(own).map_err(trafficllm::Error::from)?;
-        output.write(handle_of(Arc::new(Model::load(&bundle, settings.level()?)?))?);
+        output.write(handle_of(Arc::new(Model::load(
+            &bundle,
+            settings.level()?,
+        )?))?);
         Ok(TLLM_OK)
     })
 }
@@ -199,7 +205,11 @@ pub unsafe extern "C" fn tllm_model_verify(path: *const c_char, config: *const t
 /// # Safety
 /// `info` is NULL or has room for `size` bytes.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_model_describe(model: *const tllm_model, info: *mut tllm_model_info, size: usize) -> i32 {
+pub unsafe extern "C" fn tllm_model_describe(
+    model: *const tllm_model,
+    info: *mut tllm_model_info,
+    size: usize,
+) -> i32 {
     guard(|| {
         let model = model_of(model)?;
         let core = model.core();
@@ -236,9 +246,9 @@ pub unsafe extern "C" fn tllm_model_manifest(
     needed: *mut usize,
 ) -> i32 {
     guard(|| {
-        let text = model_of(model)?.manifest_json()?;
+        let model = model_of(model)?;
         // SAFETY: the caller's promise.
-        unsafe { write_text(&text, buffer, size, needed) }
+        unsafe { write_text(model.manifest_json(), buffer, size, needed) }
     })
 }
 
@@ -299,7 +309,10 @@ pub unsafe extern "C" fn tllm_model_label(
         let model = model_of(model)?;
         let tasks = model.core().tasks();
         let task = tasks.get(task).ok_or_else(|| {
-            Fault::new(TLLM_ERR_TASK, format!("task: expected less than {}, found {task}", tasks.len()))
+            Fault::new(
+                TLLM_ERR_TASK,
+                format!("task: expected less than {}, found {task}", tasks.len()),
+            )
         })?;
         match task.labels().get(label) {
             // SAFETY: the caller's promise.

@@ -18,7 +18,6 @@ use crate::verdict::{Entries, entries_of, tllm_verdict};
 
 /// A thread's way into an engine: submits flows, takes answers. One thread at a time, which is checked; any number of sessions share an
 /// engine.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[derive(Debug)]
 pub struct tllm_session {
     _opaque: [u8; 0],
@@ -29,9 +28,9 @@ pub struct tllm_session {
 ///
 /// It is called on the thread that called the function it was given to. It may call every function of the library but those on the same
 /// session, which answer TLLM_ERR_BUSY. It must not throw or jump out.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
-pub type tllm_verdict_callback =
-    Option<unsafe extern "C" fn(user: *mut c_void, verdicts: *const tllm_verdict, count: usize) -> i32>;
+pub type tllm_verdict_callback = Option<
+    unsafe extern "C" fn(user: *mut c_void, verdicts: *const tllm_verdict, count: usize) -> i32,
+>;
 
 struct SessionState {
     submitter: ManuallyDrop<Submitter>,
@@ -59,10 +58,16 @@ impl Drop for SessionState {
 
 impl SessionState {
     /// Gives answers that have come, up to the callback's end, and says how many. `fits` is asked before each.
-    fn take(&mut self, mut fits: impl FnMut() -> bool, mut take: impl FnMut(&[tllm_verdict]) -> bool) -> usize {
+    fn take(
+        &mut self,
+        mut fits: impl FnMut() -> bool,
+        mut take: impl FnMut(&[tllm_verdict]) -> bool,
+    ) -> usize {
         // Before looking: an answer that comes after this rings again.
         self.bell.silence();
-        let Self { submitter, entries, .. } = self;
+        let Self {
+            submitter, entries, ..
+        } = self;
         let mut answers = 0;
         loop {
             if !fits() {
@@ -109,7 +114,9 @@ const SESSIONS_MAX: u32 = 4_096;
 static SESSIONS: Table<Box<SessionState>> = Table::new(4, SESSIONS_MAX);
 
 /// The session of a handle, for this call alone, if its engine is in this process.
-fn session_of(session: *const tllm_session) -> Result<Exclusive<'static, Box<SessionState>>, Fault> {
+fn session_of(
+    session: *const tllm_session,
+) -> Result<Exclusive<'static, Box<SessionState>>, Fault> {
     let found = SESSIONS
         .exclusive(session.addr())
         .map_err(|error| Fault::handle(KIND, error))?;
@@ -122,8 +129,7 @@ fn status_of(submitted: Result<(), SubmitError>) -> Result<i32, Fault> {
     match submitted {
         Ok(()) => Ok(TLLM_OK),
         Err(SubmitError::QueueFull) => Ok(TLLM_QUEUE_FULL),
-        Err(SubmitError::Closed) => Err(Fault::new(TLLM_ERR_STOPPED, "engine: it was stopped".to_owned())),
-        Err(error) => Err(Fault::new(TLLM_ERR_REQUEST, error.to_string())),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -134,14 +140,19 @@ fn status_of(submitted: Result<(), SubmitError>) -> Result<i32, Fault> {
 /// # Safety
 /// `session` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_session_new(engine: *const tllm_engine, session: *mut *mut tllm_session) -> i32 {
+pub unsafe extern "C" fn tllm_session_new(
+    engine: *const tllm_engine,
+    session: *mut *mut tllm_session,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(session, KIND) }?;
         let engine = engine_of(engine)?;
         let bell = Bell::new();
         let rung = Arc::clone(&bell);
-        let submitter = engine.get()?.submitter_with(Box::new(move || rung.ring()))?;
+        let submitter = engine
+            .get()?
+            .submitter_with(Box::new(move || rung.ring()))?;
         let made = SESSIONS.insert(Box::new(SessionState {
             submitter: ManuallyDrop::new(submitter),
             classifier: ManuallyDrop::new(None),
@@ -162,7 +173,11 @@ pub unsafe extern "C" fn tllm_session_new(engine: *const tllm_engine, session: *
 /// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
-pub extern "C" fn tllm_session_submit(session: *mut tllm_session, flow: *const tllm_flow, id: u64) -> i32 {
+pub extern "C" fn tllm_session_submit(
+    session: *mut tllm_session,
+    flow: *const tllm_flow,
+    id: u64,
+) -> i32 {
     guard(|| {
         let mut session = session_of(session)?;
         let flow = flow_of(flow)?;
@@ -235,8 +250,12 @@ pub unsafe extern "C" fn tllm_session_wait(
         let mut session = session_of(session)?;
         let most = session.engine.verdicts_max();
         // SAFETY: the caller's promise.
-        let (output, mut entries) =
-            unsafe { (Output::new(count, "count")?, Entries::new(verdicts, verdict_size, capacity, most)?) };
+        let (output, mut entries) = unsafe {
+            (
+                Output::new(count, "count")?,
+                Entries::new(verdicts, verdict_size, capacity, most)?,
+            )
+        };
         if timeout_us > 0 {
             session.sleep(timeout_us)?;
         }
@@ -326,7 +345,10 @@ pub unsafe extern "C" fn tllm_session_fd(session: *mut tllm_session, descriptor:
 /// # Safety
 /// `flows` is NULL or can be written.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn tllm_session_in_flight(session: *const tllm_session, flows: *mut usize) -> i32 {
+pub unsafe extern "C" fn tllm_session_in_flight(
+    session: *const tllm_session,
+    flows: *mut usize,
+) -> i32 {
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(flows, "flows") }?;
@@ -372,7 +394,10 @@ pub unsafe extern "C" fn tllm_session_classify(
         let judged: Vec<usize> = (0..states.len())
             .filter(|&index| states[index].recorder.flow().packets >= least_packets)
             .collect();
-        let records: Vec<&Flow> = judged.iter().map(|&index| states[index].recorder.flow()).collect();
+        let records: Vec<&Flow> = judged
+            .iter()
+            .map(|&index| states[index].recorder.flow())
+            .collect();
         let mut next = 0;
         let mut need_more = |until: usize, into: &mut Entries| {
             while next < until {
@@ -446,7 +471,10 @@ const CLASSIFY_FLOWS_MAX: usize = 65_536;
 
 /// # Safety
 /// Unless `count` is 0, `flows` is NULL or has `count` readable handles.
-unsafe fn handles<'a>(flows: *const *const tllm_flow, count: usize) -> Result<&'a [*const tllm_flow], Fault> {
+unsafe fn handles<'a>(
+    flows: *const *const tllm_flow,
+    count: usize,
+) -> Result<&'a [*const tllm_flow], Fault> {
     if count == 0 {
         return Ok(&[]);
     }
@@ -454,7 +482,9 @@ unsafe fn handles<'a>(flows: *const *const tllm_flow, count: usize) -> Result<&'
         return Err(Fault::null("flows"));
     }
     if !flows.is_aligned() {
-        return Err(Fault::argument("flows: the pointer is not aligned".to_owned()));
+        return Err(Fault::argument(
+            "flows: the pointer is not aligned".to_owned(),
+        ));
     }
     if count > CLASSIFY_FLOWS_MAX {
         return Err(Fault::new(

@@ -14,7 +14,10 @@ impl SignalsBlocked {
             let (mut all, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigfillset(&raw mut all);
             let status = libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            Self { before, is_blocked: status == 0 }
+            Self {
+                before,
+                is_blocked: status == 0,
+            }
         }
     }
 }
@@ -24,7 +27,11 @@ impl Drop for SignalsBlocked {
         if self.is_blocked {
             // SAFETY: the set is the one that the system has given.
             unsafe {
-                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut());
+                libc::pthread_sigmask(
+                    libc::SIG_SETMASK,
+                    &raw const self.before,
+                    std::ptr::null_mut(),
+                );
             }
         }
     }

@@ -79,8 +79,11 @@ pub const TLLM_ERR_TASK: i32 = -23;
 /// The library was built without this part.
 pub const TLLM_ERR_UNSUPPORTED: i32 = -24;
 
+/// The engine has workers and was not started: nobody would judge.
+pub const TLLM_ERR_NOT_STARTED: i32 = -25;
+
 /// All status codes with the texts of [`tllm_status_string`].
-pub(crate) const STATUSES: [(i32, &CStr); 36] = [
+pub(crate) const STATUSES: [(i32, &CStr); 37] = [
     (TLLM_OK, c"done"),
     (TLLM_PENDING, c"nothing has come yet"),
     (TLLM_NEED_MORE, c"the flow needs more packets"),
@@ -102,21 +105,31 @@ pub(crate) const STATUSES: [(i32, &CStr); 36] = [
     (TLLM_ERR_VALUE, c"the configuration value is not allowed"),
     (TLLM_ERR_IO, c"the system refused"),
     (TLLM_ERR_MODEL, c"the model bundle cannot be used"),
-    (TLLM_ERR_PLATFORM, c"this processor or system cannot run the library"),
+    (
+        TLLM_ERR_PLATFORM,
+        c"this processor or system cannot run the library",
+    ),
     (TLLM_ERR_MEMORY, c"no memory"),
     (TLLM_ERR_BUDGET, c"the memory budget is reached"),
     (TLLM_ERR_LIMIT, c"a limit is reached"),
     (TLLM_ERR_THREAD, c"no thread"),
     (TLLM_ERR_STOPPED, c"the engine was stopped"),
-    (TLLM_ERR_FORKED, c"the process was forked after the engine was started"),
+    (
+        TLLM_ERR_FORKED,
+        c"the process was forked after the engine was started",
+    ),
     (TLLM_ERR_PANIC, c"a defect of the library"),
     (TLLM_ERR_WORKER, c"the flow was lost to a defect"),
     (TLLM_ERR_REQUEST, c"not an HTTP request"),
-    (TLLM_ERR_CAPTURE, c"the capture could not be read to its end"),
+    (
+        TLLM_ERR_CAPTURE,
+        c"the capture could not be read to its end",
+    ),
     (TLLM_ERR_STRUCT, c"the struct was not initialised"),
     (TLLM_ERR_TEXT, c"a text is too long or not UTF-8"),
     (TLLM_ERR_TASK, c"no such task"),
     (TLLM_ERR_UNSUPPORTED, c"the library was built without this"),
+    (TLLM_ERR_NOT_STARTED, c"the engine was not started"),
 ];
 
 /// A short text for any status, static and never NULL; "unknown status" for a number that is none.

@@ -13,7 +13,6 @@ use crate::status::*;
 ///
 /// An answer is one such entry per task that applies, in the model's order, one after the other. Where there is no verdict, an answer
 /// is a single entry whose `status` says why, with empty names.
-#[expect(non_camel_case_types, reason = "a name of the C header")]
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_verdict {
@@ -64,7 +63,11 @@ impl tllm_verdict {
 
     /// The entry of a flow that was not judged.
     pub(crate) fn unjudged(id: u64, status: i32) -> Self {
-        Self { status, id, ..Self::EMPTY }
+        Self {
+            status,
+            id,
+            ..Self::EMPTY
+        }
     }
 }
 
@@ -97,8 +100,16 @@ pub(crate) fn entries_of(answer: &Answer<'_>, id: u64, mut take: impl FnMut(&tll
 }
 
 /// The entries of an outcome of a capture, which names neither generation nor latency.
-pub(crate) fn entries_of_outcome(verdicts: &[Verdict<'_>], generation: u64, model_id: &str, entries: &mut Vec<tllm_verdict>) {
-    let mut entry = tllm_verdict { generation, ..tllm_verdict::EMPTY };
+pub(crate) fn entries_of_outcome(
+    verdicts: &[Verdict<'_>],
+    generation: u64,
+    model_id: &str,
+    entries: &mut Vec<tllm_verdict>,
+) {
+    let mut entry = tllm_verdict {
+        generation,
+        ..tllm_verdict::EMPTY
+    };
     fill_name(&mut entry.model_id, model_id);
     entries.clear();
     if verdicts.is_empty() {
@@ -114,13 +125,20 @@ pub(crate) fn entries_of_outcome(verdicts: &[Verdict<'_>], generation: u64, mode
 }
 
 fn fill(entry: &mut tllm_verdict, verdict: &Verdict<'_>) {
-    entry.status = if verdict.abstained { TLLM_ABSTAINED } else { TLLM_OK };
+    entry.status = if verdict.abstained {
+        TLLM_ABSTAINED
+    } else {
+        TLLM_OK
+    };
     entry.task = verdict.task_index;
     entry.label = verdict.label_index;
     entry.score = verdict.score;
     fill_name(&mut entry.task_name, verdict.task);
     fill_name(&mut entry.label_name, verdict.label);
 }
+
+/// Most entries of one answer: no bundle has more tasks.
+const ENTRIES_MAX: usize = 64;
 
 /// The host's array of verdicts, as far as it is filled.
 pub(crate) struct Entries {
@@ -135,21 +153,35 @@ impl Entries {
     ///
     /// # Safety
     /// `verdicts` is NULL or has room for `capacity` entries of `size` bytes.
-    pub(crate) unsafe fn new(verdicts: *mut tllm_verdict, size: usize, capacity: usize, least: usize) -> Result<Self, Fault> {
+    pub(crate) unsafe fn new(
+        verdicts: *mut tllm_verdict,
+        size: usize,
+        capacity: usize,
+        least: usize,
+    ) -> Result<Self, Fault> {
         check_struct_size::<tllm_verdict>(size, "verdict_size")?;
         if capacity < least {
             return Err(Fault::new(
                 TLLM_ERR_BUFFER,
-                format!("capacity: expected at least {least} entries, so that every answer fits, found {capacity}"),
+                format!(
+                    "capacity: expected at least {least} entries, so that every answer fits, found {capacity}"
+                ),
             ));
         }
         if verdicts.is_null() {
             return Err(Fault::null("verdicts"));
         }
         if !verdicts.is_aligned() || !size.is_multiple_of(align_of::<tllm_verdict>()) {
-            return Err(Fault::argument("verdicts: the entries are not aligned".to_owned()));
+            return Err(Fault::argument(
+                "verdicts: the entries are not aligned".to_owned(),
+            ));
         }
-        Ok(Self { first: verdicts.cast(), size, capacity, count: 0 })
+        Ok(Self {
+            first: verdicts.cast(),
+            size,
+            capacity,
+            count: 0,
+        })
     }
 
     pub(crate) fn room(&self) -> usize {
@@ -165,7 +197,11 @@ impl Entries {
         // header's further bytes become zero.
         unsafe {
             let target = self.first.add(self.count * self.size);
-            std::ptr::copy_nonoverlapping(std::ptr::from_ref(entry).cast::<u8>(), target, size_of::<tllm_verdict>());
+            std::ptr::copy_nonoverlapping(
+                std::ptr::from_ref(entry).cast::<u8>(),
+                target,
+                size_of::<tllm_verdict>(),
+            );
             target
                 .add(size_of::<tllm_verdict>())
                 .write_bytes(0, self.size - size_of::<tllm_verdict>());
@@ -191,14 +227,23 @@ pub(crate) unsafe fn read_entries(
         return Err(Fault::null("verdicts"));
     }
     if !verdicts.is_aligned() || !size.is_multiple_of(align_of::<tllm_verdict>()) {
-        return Err(Fault::argument("verdicts: the entries are not aligned".to_owned()));
+        return Err(Fault::argument(
+            "verdicts: the entries are not aligned".to_owned(),
+        ));
     }
-    let limit = trafficllm::limits::TASKS_MAX;
-    if count > limit {
-        return Err(Fault::argument(format!("count: expected at most {limit}, the entries of one answer, found {count}")));
+    if count > ENTRIES_MAX {
+        return Err(Fault::argument(format!(
+            "count: expected at most {ENTRIES_MAX}, the entries of one answer, found {count}"
+        )));
     }
     // SAFETY: the caller's promise; a verdict is valid for any bytes.
-    let read = |index: usize| unsafe { verdicts.cast::<u8>().add(index * size).cast::<tllm_verdict>().read() };
+    let read = |index: usize| unsafe {
+        verdicts
+            .cast::<u8>()
+            .add(index * size)
+            .cast::<tllm_verdict>()
+            .read()
+    };
     debug_assert!(size <= STRUCT_BYTES_MAX);
     Ok((0..count).map(read).collect())
 }

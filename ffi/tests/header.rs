@@ -47,7 +47,10 @@ fn header() -> String {
     let mut made = Vec::new();
     builder.generate().unwrap().write(&mut made);
     let conventions = std::fs::read_to_string(ffi().join("conventions.h")).unwrap();
-    format!("{conventions}\n{}", without_safety(&String::from_utf8(made).unwrap()))
+    format!(
+        "{conventions}\n{}",
+        without_safety(&String::from_utf8(made).unwrap())
+    )
 }
 
 /// The sections about safety say to Rust what the conventions say to C.

@@ -23,9 +23,12 @@ mod tests;
 mod worker;
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use trafficllm_kernels::Level;
+use trafficllm_model::Bundle;
 use trafficllm_traffic::FlowConfig;
 
 use crate::error::Error;
@@ -42,11 +45,12 @@ pub use options::{EngineMemory, EngineOptions};
 pub use report::{CaptureReport, Progress, RequestsReport, Sink};
 pub use requests::LineError;
 pub use submitter::{Answer, Judgement, SubmitError, Submitter};
+pub use worker::WORKER_NAME;
 
 /// How an engine was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped {
-    /// Flows that waited when the time was over, and that nobody judged.
+    /// Flows that still waited when the time was over, of all calls so far: they are sent home and nobody judges them.
     pub abandoned: u64,
     /// Worker threads that had not ended when the time was over. Each ends after the batch that it is in; a later
     /// [`Engine::stop`] tells whether it has.
@@ -127,12 +131,14 @@ impl Engine {
             }
             if let Some(mut worker) = worker {
                 worker.run_waiting(Some(until));
+                worker.send_home();
             }
         } else if is_own {
             self.shared.wait_for_workers(until);
         }
         self.shared.close();
-        let abandoned = self.shared.queue.abandon_all();
+        let flows = self.shared.queue.abandon_all(until);
+        self.shared.add_sent_home(flows);
         let mut pool = self.lock_pool();
         let running_workers = if is_own {
             self.shared.running_workers()
@@ -141,9 +147,9 @@ impl Engine {
         };
         pool.join_ended(running_workers);
         drop(pool);
-        self.shared.generations.release();
+        self.shared.generations.try_release();
         Stopped {
-            abandoned,
+            abandoned: self.shared.sent_home(),
             running_workers,
         }
     }
@@ -164,6 +170,23 @@ impl Engine {
         };
         Counts::add(counter, 1);
         activated
+    }
+
+    /// Opens the bundle at `path`, verifies it, runs its self-test and lets it judge, as [`Engine::activate`] does.
+    ///
+    /// # Errors
+    /// Those of [`Bundle::open`], [`Model::load`] and [`Engine::activate`]. Nothing changes then, and
+    /// [`EngineCounters::swaps_failed`] counts it.
+    pub fn activate_bundle(&self, path: &Path, level: Level) -> Result<u64, Error> {
+        let opened = Bundle::open(path).map_err(Error::from);
+        match opened.and_then(|bundle| Model::load(&bundle, level)) {
+            Ok(model) => self.activate(Arc::new(model)),
+            Err(error) => {
+                Counts::add(&self.shared.counts.swaps_failed, 1);
+                tracing::warn!(path = %path.display(), %error, "a bundle was refused; the model before goes on");
+                Err(error)
+            }
+        }
     }
 
     /// Begins a detection, whose outcomes go to `sink`. Where there are workers, they must be started.
@@ -246,6 +269,12 @@ impl Engine {
         self.shared.generations.number()
     }
 
+    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them.
+    #[must_use]
+    pub fn verdicts_max(&self) -> usize {
+        self.shared.generations.verdicts_max()
+    }
+
     /// Whoever runs the flow with this id panics, from now on; `None` ends that.
     #[cfg(any(test, feature = "faults"))]
     pub fn poison(&self, id: Option<u64>) {
@@ -268,7 +297,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.close();
-        self.lock_pool().join_unless_given_up();
-        self.shared.queue.abandon_all();
+        // No lock: in a process that was forked off, it may be held by a thread that does not exist.
+        let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
+        pool.join_unless_given_up();
+        self.shared.queue.abandon_all(Instant::now());
     }
 }

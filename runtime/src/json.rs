@@ -146,6 +146,8 @@ mod tests {
         Verdict {
             task: "vpn_detection",
             label: "a \"b\",\u{7}",
+            task_index: 0,
+            label_index: 0,
             score: 0.973,
             abstained: false,
         },

@@ -44,9 +44,10 @@ mod settings;
 pub use engine::{
     Answer, CaptureReport, Classifier, Detection, Engine, EngineCounters, EngineMemory,
     EngineOptions, Judgement, Latency, LineError, Progress, RequestsReport, Sink, Stopped,
-    SubmitError, Submitter,
+    SubmitError, Submitter, WORKER_NAME,
 };
 pub use error::Error;
+pub use json::{OutcomeJson, VerdictsJson};
 pub use model::Model;
 pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 pub use settings::{SettingError, SettingInfo, SettingKind, Settings};

@@ -20,6 +20,7 @@ static DEFAULT_BUNDLE: &[u8] = include_bytes!("../bundle/default.tllm");
 #[derive(Debug)]
 pub struct Model {
     manifest: Manifest,
+    manifest_json: String,
     core: trafficllm_model::Model,
     encoder: Encoder,
     profile_name: String,
@@ -116,6 +117,8 @@ impl Model {
         );
         Ok(Self {
             manifest,
+            // It was read as JSON, so it is UTF-8.
+            manifest_json: String::from_utf8_lossy(bundle.manifest_bytes()).into_owned(),
             core,
             encoder,
             profile_name,
@@ -133,6 +136,12 @@ impl Model {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The same as the bundle's own text: one JSON object.
+    #[must_use]
+    pub fn manifest_json(&self) -> &str {
+        &self.manifest_json
     }
 
     /// The names of the tasks, in the order in which verdicts come.

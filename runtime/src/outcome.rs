@@ -11,6 +11,10 @@ pub struct Verdict<'a> {
     pub task: &'a str,
     /// The best label, even if the verdict abstains.
     pub label: &'a str,
+    /// Index of the task in its model.
+    pub task_index: u32,
+    /// Index of the label in its task.
+    pub label_index: u32,
     /// The calibrated probability of the label, 0 to 1.
     pub score: f32,
     /// The score is below the task's threshold: the model does not know.

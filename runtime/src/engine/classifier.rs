@@ -188,9 +188,10 @@ impl Classifier {
 
     /// Lets go of the generation, after a call.
     fn end(&mut self, generation: Arc<Generation>) {
+        let number = generation.number;
         self.count_bytes(generation.sizes);
         drop(generation);
-        self.shared.let_go();
+        self.shared.let_go(number);
     }
 
     fn count_bytes(&mut self, sizes: SlotSizes) {

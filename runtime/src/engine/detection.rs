@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::limits::{
     BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS,
 };
+use crate::model::Model;
 use crate::outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 
 /// How long to sleep at once for an answer that must come.
@@ -33,11 +34,14 @@ struct Expected {
 }
 
 /// Tells the engine, when it is dropped, that a generation may now be free.
-struct LetGo(Arc<Shared>);
+struct LetGo {
+    shared: Arc<Shared>,
+    number: u64,
+}
 
 impl Drop for LetGo {
     fn drop(&mut self) {
-        self.0.let_go();
+        self.shared.let_go(self.number);
     }
 }
 
@@ -71,6 +75,7 @@ pub struct Detection<'e, S: Sink> {
 impl<'e, S: Sink> Detection<'e, S> {
     pub(super) fn new(engine: &'e Engine, sink: S) -> Self {
         let generation = engine.shared.generations.current();
+        let number = generation.number;
         let tasks = generation.model.core().tasks();
         let mut tally = Tally::default();
         let mut places = vec![None; tasks.len()];
@@ -95,7 +100,10 @@ impl<'e, S: Sink> Detection<'e, S> {
             progress: Progress::default(),
             sources: 0,
             stopped: false,
-            _let_go: LetGo(Arc::clone(&engine.shared)),
+            _let_go: LetGo {
+                shared: Arc::clone(&engine.shared),
+                number,
+            },
         }
     }
 
@@ -200,6 +208,18 @@ impl<'e, S: Sink> Detection<'e, S> {
         }
         let Self { tally, sink, .. } = self;
         Ok((tally, sink))
+    }
+
+    /// The number of the model that judges, as [`crate::Engine::generation`] counts them.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.number
+    }
+
+    /// The model that judges.
+    #[must_use]
+    pub fn model(&self) -> Arc<Model> {
+        Arc::clone(&self.generation.model)
     }
 
     /// Counts a source that could not even be opened, so that [`Outcome::source`] counts them all.

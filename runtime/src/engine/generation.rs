@@ -125,6 +125,8 @@ impl View {
 pub(super) struct Generations {
     known: Mutex<Known>,
     number: AtomicU64,
+    /// Most verdicts of one flow in any generation so far.
+    verdicts_max: AtomicUsize,
     /// Replaced ones that are not freed yet.
     retired: AtomicUsize,
 }
@@ -140,6 +142,7 @@ impl Generations {
     pub(super) fn new(first: Generation) -> Self {
         Self {
             number: AtomicU64::new(first.number),
+            verdicts_max: AtomicUsize::new(first.sizes.verdicts),
             known: Mutex::new(Known {
                 current: Arc::new(first),
                 views: Vec::new(),
@@ -157,6 +160,11 @@ impl Generations {
         self.number.load(SeqCst)
     }
 
+    /// Most verdicts that an answer can have.
+    pub(super) fn verdicts_max(&self) -> usize {
+        self.verdicts_max.load(SeqCst)
+    }
+
     /// A view for one submitter, which is kept up to date as long as the submitter holds it.
     pub(super) fn view(&self) -> Arc<View> {
         let mut known = lock(&self.known);
@@ -169,13 +177,17 @@ impl Generations {
     /// Makes `next` the current generation.
     pub(super) fn replace(&self, next: Generation) {
         let mut known = lock(&self.known);
-        self.number.store(next.number, SeqCst);
+        let number = next.number;
+        // First: before an answer with so many can come.
+        self.verdicts_max.store(next.sizes.verdicts, SeqCst);
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);
         for view in known.views.iter().filter_map(Weak::upgrade) {
             view.set(&known.current);
         }
+        // Last: who sees the number has its flows judged by this model or a later one.
+        self.number.store(number, SeqCst);
         drop(known);
         self.release();
     }
@@ -193,16 +205,25 @@ impl Generations {
 
     /// Frees the replaced generations that nobody holds any more.
     pub(super) fn release(&self) {
-        if !self.has_retired() {
-            return;
+        if self.has_retired() {
+            Self::release_from(&self.retired, lock(&self.known));
         }
-        let mut known = lock(&self.known);
+    }
+
+    /// As [`Self::release`], unless somebody is just at the list.
+    pub(super) fn try_release(&self) {
+        if let Some(known) = try_lock(&self.known).filter(|_| self.has_retired()) {
+            Self::release_from(&self.retired, known);
+        }
+    }
+
+    fn release_from(retired: &AtomicUsize, mut known: MutexGuard<'_, Known>) {
         // Who does not hold one cannot get hold of it any more, so a count of one does not change.
         let unused: Vec<_> = known
             .retired
             .extract_if(.., |generation| Arc::strong_count(generation) == 1)
             .collect();
-        self.retired.store(known.retired.len(), SeqCst);
+        retired.store(known.retired.len(), SeqCst);
         drop(known);
         drop(unused);
     }

@@ -182,7 +182,9 @@ impl Queue {
 
     /// For a lane whose mailbox is closed: takes out what waits, and the lane itself; what a worker is just at is left to the workers.
     pub(super) fn close(&self, lane: &Lane) {
-        self.abandon(lane);
+        while let Some(slot) = self.take_back(lane) {
+            drop(slot);
+        }
         if let Some(mut lanes) = try_lock(&self.lanes) {
             lanes.retain(|lane| !lane.is_done());
         }
@@ -215,7 +217,7 @@ impl Queue {
     }
 
     /// Takes from a lane. `None` where nothing is there, or where somebody else is just taking.
-    fn take(&self, lane: &Lane) -> Option<Ticket> {
+    pub(super) fn take_back(&self, lane: &Lane) -> Option<Box<Slot>> {
         if lane.is_empty() {
             return None;
         }
@@ -225,23 +227,32 @@ impl Queue {
         if lane.is_limited {
             self.waiting.fetch_sub(1, SeqCst);
         }
+        Some(slot)
+    }
+
+    fn take(&self, lane: &Lane) -> Option<Ticket> {
+        let slot = self.take_back(lane)?;
         Some(Ticket::new(slot, &lane.mailbox))
     }
 
-    /// Sends home what waits in a lane and nobody will run any more, and says how many flows that were.
-    pub(super) fn abandon(&self, lane: &Lane) -> u64 {
+    /// Sends home what waits and nobody will run any more, and says how many flows that were. Where a worker that the system does not
+    /// let run holds the list of lanes, this tries until the time has come; the submitters then take back what is theirs.
+    pub(super) fn abandon_all(&self, until: Instant) -> usize {
+        let lanes = loop {
+            match try_lock(&self.lanes) {
+                Some(lanes) => break lanes.clone(),
+                None if Instant::now() >= until => return 0,
+                None => thread::yield_now(),
+            }
+        };
         let mut flows = 0;
-        while let Some(ticket) = self.take(lane) {
-            drop(ticket);
-            flows += 1;
+        for lane in &lanes {
+            while let Some(ticket) = self.take(lane) {
+                drop(ticket);
+                flows += 1;
+            }
         }
         flows
-    }
-
-    /// [`Self::abandon`] for all lanes.
-    pub(super) fn abandon_all(&self) -> u64 {
-        let lanes = self.lock_lanes().clone();
-        lanes.iter().map(|lane| self.abandon(lane)).sum()
     }
 
     /// Wakes one worker, if one is asleep, and says whether.

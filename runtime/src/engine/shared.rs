@@ -1,7 +1,8 @@
 //! What engine, workers, submitters and classifiers have in common.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::EngineMemory;
@@ -49,8 +50,9 @@ pub(super) struct Shared {
     /// Held while something is made that counts for the memory budget.
     making: Mutex<()>,
     /// Worker threads that have not ended.
-    running: Mutex<usize>,
-    ended: Condvar,
+    running: AtomicUsize,
+    /// Flows that waited and were sent home because the engine was closed.
+    sent_home: AtomicU64,
     #[cfg(any(test, feature = "faults"))]
     pub(super) faults: Faults,
 }
@@ -87,8 +89,8 @@ impl Shared {
                 .map(|_| AtomicUsize::new(0))
                 .collect(),
             making: Mutex::new(()),
-            running: Mutex::new(0),
-            ended: Condvar::new(),
+            running: AtomicUsize::new(0),
+            sent_home: AtomicU64::new(0),
             #[cfg(any(test, feature = "faults"))]
             faults: Faults::default(),
         };
@@ -138,11 +140,6 @@ impl Shared {
         self.queue.wake_all();
     }
 
-    fn lock_running(&self) -> MutexGuard<'_, usize> {
-        // Nobody panics while holding it.
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Brings about the fault that a test wants for this flow.
     pub(super) fn meet_faults(&self, id: u64) {
         #[cfg(any(test, feature = "faults"))]
@@ -152,32 +149,47 @@ impl Shared {
 
     /// Worker threads that have not ended.
     pub(super) fn running_workers(&self) -> usize {
-        *self.lock_running()
+        self.running.load(SeqCst)
     }
 
     pub(super) fn worker_begins(&self) {
-        *self.lock_running() += 1;
+        self.running.fetch_add(1, SeqCst);
     }
 
     pub(super) fn worker_ends(&self) {
-        *self.lock_running() -= 1;
-        self.ended.notify_all();
+        self.running.fetch_sub(1, SeqCst);
     }
 
-    /// Sleeps until no worker is left or the time has come, and says how many are left.
-    pub(super) fn wait_for_workers(&self, until: Instant) -> usize {
-        let timeout = until.saturating_duration_since(Instant::now());
-        let left = self
-            .ended
-            .wait_timeout_while(self.lock_running(), timeout, |running| *running > 0)
-            .unwrap_or_else(PoisonError::into_inner);
-        *left.0
+    /// Sleeps until no worker is left or the time has come. It looks again and again: a lock that a worker would have to take could
+    /// be held by one that the system does not let run.
+    pub(super) fn wait_for_workers(&self, until: Instant) {
+        let mut pause = Duration::from_micros(20);
+        while self.running_workers() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(pause.min(left));
+            pause = (2 * pause).min(Duration::from_millis(1));
+        }
     }
 
-    /// What is to be called by a thread that has let go of a generation: the worker that is woken frees it if nobody else holds it.
-    pub(super) fn let_go(&self) {
+    /// Counts flows that were sent home because the engine was closed.
+    pub(super) fn add_sent_home(&self, flows: usize) {
+        self.sent_home.fetch_add(flows as u64, SeqCst);
+    }
+
+    /// All of them so far.
+    pub(super) fn sent_home(&self) -> u64 {
+        self.sent_home.load(SeqCst)
+    }
+
+    /// What is to be called by a thread that has let go of a slot or a detection of the generation with this number: if it was the
+    /// last of a replaced one, the worker that is woken frees that.
+    pub(super) fn let_go(&self, number: u64) {
         // Where nobody is asleep, all workers will pass by themselves, or there is none.
-        if self.generations.has_retired() && !self.queue.wake() && self.running_workers() == 0 {
+        if number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
+        {
             self.generations.release();
         }
     }

@@ -155,6 +155,8 @@ pub struct Submitter {
     ready: VecDeque<Box<Slot>>,
     /// The slot whose answer the caller sees.
     shown: Option<Box<Slot>>,
+    /// Number of the oldest generation of the slots that were made free since the engine was last told.
+    let_go: u64,
     /// Empty between calls: only its memory is kept.
     verdicts: Vec<Verdict<'static>>,
     filler: Filler,
@@ -190,6 +192,7 @@ impl Submitter {
             in_flight: 0,
             ready,
             shown: None,
+            let_go: u64::MAX,
             verdicts,
             filler: Filler::default(),
         })
@@ -266,7 +269,7 @@ impl Submitter {
             taken += 1;
         }
         self.reuse_shown();
-        self.shared.let_go();
+        self.tell_let_go();
         taken
     }
 
@@ -296,22 +299,24 @@ impl Submitter {
     ) -> Result<(Box<Slot>, Arc<Generation>), SubmitError> {
         let shared = &self.shared;
         Counts::add(&shared.counts.submitted, 1);
+        // A generation that is not used after all may be one that was just replaced.
+        let number = generation.as_ref().map_or(u64::MAX, |found| found.number);
         if !shared.is_open() {
             Counts::add(&shared.counts.abandoned, 1);
+            self.let_go = self.let_go.min(number);
             return Err(SubmitError::Closed);
         }
         // A full queue is found out before the work of encoding.
-        let slot = if shared.queue.is_full() {
-            None
-        } else {
-            self.free.pop()
-        };
+        let is_full = shared.queue.is_full() || generation.is_none();
+        let slot = if is_full { None } else { self.free.pop() };
         let (Some(mut slot), Some(generation)) = (slot, generation) else {
             Counts::add(&shared.counts.shed, 1);
+            self.let_go = self.let_go.min(number);
             return Err(SubmitError::QueueFull);
         };
         if slot.fit(generation.sizes).is_err() {
             Counts::add(&shared.counts.shed, 1);
+            self.let_go = self.let_go.min(number);
             self.free.push(slot);
             return Err(SubmitError::NoMemory);
         }
@@ -378,10 +383,9 @@ impl Submitter {
         while self.in_flight > 0 {
             if self.ready.is_empty() {
                 self.mailbox.try_take(&mut self.ready);
-                if self.ready.is_empty() && self.shared.is_closed() {
-                    self.shared.queue.abandon(&self.lane);
-                    self.mailbox.try_take(&mut self.ready);
-                }
+            }
+            if self.ready.is_empty() {
+                self.take_back();
             }
             let slot = self.ready.pop_front()?;
             self.in_flight -= 1;
@@ -403,15 +407,37 @@ impl Submitter {
         None
     }
 
-    /// Sleeps until an answer comes, unless nothing is under way.
-    pub(super) fn sleep(&mut self, timeout: Duration) {
-        if self.ready.is_empty() && self.in_flight > 0 && !self.shared.is_closed() {
+    /// Takes what still waits out of the lane, once nobody else will.
+    fn take_back(&mut self) {
+        if self.shared.is_closed() {
+            while let Some(mut slot) = self.shared.queue.take_back(&self.lane) {
+                slot.close(State::Abandoned);
+                self.ready.push_back(slot);
+            }
+        }
+    }
+
+    /// Sleeps until an answer comes, until the time is over or until nothing is under way. It takes no answer: that is
+    /// [`Submitter::poll`].
+    pub fn sleep(&mut self, timeout: Duration) {
+        if self.ready.is_empty() {
+            self.take_back();
+        }
+        if self.ready.is_empty() && self.in_flight > 0 {
             self.mailbox.wait(&mut self.ready, timeout);
+        }
+    }
+
+    fn tell_let_go(&mut self) {
+        if self.let_go != u64::MAX {
+            self.shared.let_go(self.let_go);
+            self.let_go = u64::MAX;
         }
     }
 
     /// Makes a slot free again.
     pub(super) fn reuse(&mut self, mut slot: Box<Slot>) {
+        self.let_go = self.let_go.min(slot.generation_number());
         slot.clear();
         self.free.push(slot);
     }
@@ -430,9 +456,10 @@ impl Drop for Submitter {
         Counts::add(&self.shared.counts.abandoned, self.in_flight as u64);
         let lane_bytes = self.lane.bytes();
         self.shared.remove_submitter(self.slots, lane_bytes);
-        self.shown = None;
-        self.ready.clear();
-        self.shared.let_go();
+        let held = self.ready.drain(..).chain(self.shown.take());
+        let oldest = held.map(|slot| slot.generation_number()).min();
+        self.let_go = self.let_go.min(oldest.unwrap_or(u64::MAX));
+        self.tell_let_go();
     }
 }
 
@@ -449,6 +476,8 @@ pub(super) fn name_verdicts<'a>(
         Verdict {
             task: task.name(),
             label: &task.labels()[verdict.label as usize],
+            task_index: verdict.task as u32,
+            label_index: verdict.label,
             score: verdict.score,
             abstained: verdict.abstained,
         }

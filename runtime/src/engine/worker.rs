@@ -14,6 +14,9 @@ use super::slot::Ticket;
 use crate::error::Error;
 use crate::limits::BATCH_SUBJECTS_MAX;
 
+/// What the names of an engine's threads begin with.
+pub const WORKER_NAME: &str = "trafficllm";
+
 /// One thread that takes from the queue.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -88,16 +91,24 @@ impl Worker {
 
     /// Answers the batch, and gives back for how many flows the model ran.
     fn run(&mut self) -> usize {
-        let flows = if self.shared.is_closed() {
-            0
-        } else {
-            self.judge.run(&self.shared)
-        };
+        if self.shared.is_closed() {
+            self.send_home();
+            return 0;
+        }
+        let flows = self.judge.run(&self.shared);
         if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
             bytes.store(self.judge.bytes(), SeqCst);
         }
         self.judge.batch.clear();
         flows
+    }
+
+    /// Sends home what was taken and will not be run.
+    pub(super) fn send_home(&mut self) {
+        let held = self.held.take();
+        let flows = self.judge.batch.len() + held.iter().len();
+        self.judge.batch.clear();
+        self.shared.add_sent_home(flows);
     }
 
     fn work(&mut self) {
@@ -116,6 +127,7 @@ impl Worker {
             }
             shared.generations.release();
         }
+        self.send_home();
     }
 }
 
@@ -156,7 +168,7 @@ impl Pool {
             // It goes with the thread, or with the closure where there will be none.
             let running = Running(Arc::clone(shared));
             let spawned = Builder::new()
-                .name(format!("trafficllm-{number}"))
+                .name(format!("{WORKER_NAME}-{number}"))
                 .spawn(move || {
                     worker.work();
                     drop(worker);

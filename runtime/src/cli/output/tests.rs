@@ -8,6 +8,8 @@ const VERDICTS: [Verdict<'static>; 2] = [
     Verdict {
         task: "malware_traffic_detection",
         label: "Zeus",
+        task_index: 0,
+        label_index: 0,
         score: 0.973,
         abstained: false,
     },
