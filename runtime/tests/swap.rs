@@ -174,7 +174,11 @@ fn every_verdict_is_that_of_the_model_it_names_whatever_is_swapped() {
     assert_eq!(counters.done, judged.load(SeqCst));
     assert_eq!(counters.submitted, counters.done + counters.shed);
     assert!(counters.done >= SWAPS * FLOWS_PER_SWAP, "{counters:?}");
-    assert_eq!(engine.memory().retired_bytes, 0);
+    let end = Instant::now() + LONG;
+    while engine.memory().retired_bytes > 0 {
+        assert!(Instant::now() < end, "old models are not freed");
+        thread::yield_now();
+    }
 }
 
 #[derive(Default)]

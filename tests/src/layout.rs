@@ -55,6 +55,7 @@ fn the_crates_depend_on_each_other_one_way() {
                 "trafficllm-traffic",
             ],
         ),
+        ("trafficllm-ffi", vec!["trafficllm"]),
         ("trafficllm-kernels", vec![]),
         ("trafficllm-model", vec!["trafficllm-kernels"]),
         ("trafficllm-traffic", vec![]),
@@ -229,6 +230,7 @@ fn the_members_of_the_workspace_are_those_of_the_design() {
     let expected = [
         "trafficllm",
         "trafficllm-benches",
+        "trafficllm-ffi",
         "trafficllm-instructions",
         "trafficllm-kernels",
         "trafficllm-model",

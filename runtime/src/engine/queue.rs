@@ -13,6 +13,13 @@ use super::slot::{Mailbox, Slot, Ticket, reserve};
 use crate::error::Error;
 use crate::limits::SUBMITTERS_MAX;
 
+/// In the tests of this file, a moment in which other threads go on.
+#[cfg(test)]
+use tests::meanwhile;
+
+#[cfg(not(test))]
+fn meanwhile() {}
+
 /// A ring for one thread that puts in, and one at a time that takes out. The two never meet in a cell: a cell is only written before
 /// `tail` passes it and only read after, and again written after `head` has passed it. So none of its locks is ever waited for; they
 /// are there because they make the hand-over safe whatever happens.
@@ -208,6 +215,7 @@ impl Queue {
             return Err(slot);
         }
         let put = lane.ring.push(slot);
+        meanwhile();
         if put.is_ok() {
             self.wake();
         } else if lane.is_limited {
@@ -356,9 +364,12 @@ impl Taker {
         let Some(sleeper) = queue.sleepers.get(self.number) else {
             return;
         };
+        meanwhile();
         sleeper.is_asleep.store(true, SeqCst);
         fence(SeqCst);
+        meanwhile();
         if !self.has_waiting(queue) && !is_needed() {
+            meanwhile();
             match until {
                 None => thread::park(),
                 Some(until) => {
@@ -369,3 +380,6 @@ impl Taker {
         sleeper.is_asleep.store(false, SeqCst);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -371,6 +371,8 @@ impl Mailbox {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
 
     const SIZES: SlotSizes = SlotSizes {
@@ -429,6 +431,47 @@ mod tests {
         mailbox.wait(&mut taken, Duration::from_secs(60));
         assert_eq!(taken.len(), 1);
         other.join().unwrap();
+    }
+
+    #[test]
+    fn who_is_told_of_answers_is_told_of_the_first_and_of_one_that_it_missed() {
+        let calls = Arc::new(AtomicU64::new(0));
+        let notify = {
+            let calls = Arc::clone(&calls);
+            Box::new(move || _ = calls.fetch_add(1, SeqCst))
+        };
+        let mailbox = Arc::new(Mailbox::new(8, Some(notify)).unwrap());
+        let answer = || drop(Ticket::new(Slot::new(SIZES).unwrap(), &mailbox));
+        answer();
+        answer();
+        assert_eq!(calls.load(SeqCst), 1);
+        // A worker is just putting something in.
+        let putting = mailbox.lock();
+        let mut taken = VecDeque::new();
+        mailbox.try_take(&mut taken);
+        assert!(taken.is_empty());
+        drop(putting);
+        answer();
+        assert_eq!(calls.load(SeqCst), 2, "somebody went away without them");
+        answer();
+        assert_eq!(calls.load(SeqCst), 2);
+        mailbox.try_take(&mut taken);
+        assert_eq!(taken.len(), 4);
+        mailbox.close();
+        answer();
+        assert_eq!(calls.load(SeqCst), 2, "nobody is there any more");
+    }
+
+    #[test]
+    fn a_mailbox_that_is_closed_while_somebody_puts_something_in_is_emptied_by_the_next() {
+        let mailbox = Arc::new(Mailbox::new(2, None).unwrap());
+        drop(Ticket::new(Slot::new(SIZES).unwrap(), &mailbox));
+        let putting = mailbox.lock();
+        mailbox.close();
+        assert_eq!(putting.ready.len(), 1, "it did not wait");
+        drop(putting);
+        drop(Ticket::new(Slot::new(SIZES).unwrap(), &mailbox));
+        assert!(mailbox.lock().ready.is_empty());
     }
 
     #[test]

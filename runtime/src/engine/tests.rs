@@ -1,11 +1,15 @@
 //! What the outside cannot bring about or see: a worker that fails in the middle of its work, where batches are cut.
 #![cfg(feature = "default-bundle")]
 
+mod starved;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::shared::Shared;
+use trafficllm_traffic::{CaptureReader, Flow, FlowConfig, FlowTable, decode};
+
 use super::slot::{Slot, SlotSizes, Ticket};
 use super::worker::Worker;
 use super::{Engine, EngineOptions, Judgement, Sink, Submitter};
@@ -62,6 +66,25 @@ fn a_worker_that_panics_fails_its_batch_and_goes_on() {
         assert_eq!(counters.failed, failed.len() as u64);
         assert_eq!((counters.submitted, counters.in_flight()), (12, 0));
     }
+}
+
+/// A flow of one packet.
+fn flow() -> Flow {
+    let text = [
+        b"\xd4\xc3\xb2\xa1\x02\0\x04\0\0\0\0\0\0\0\0\0\xff\xff\0\0\x65\0\0\0".as_slice(),
+        b"\x01\0\0\0\0\0\0\0\x20\0\0\0\x20\0\0\0",
+        b"\x45\0\0\x20\0\0\0\0\x40\x11\0\0\x0a\0\0\x01\x0a\0\0\x02",
+        b"\x30\x39\0\x35\0\x0c\0\0\x01\x02\x03\x04",
+    ]
+    .concat();
+    let mut reader = CaptureReader::new(text.as_slice()).unwrap();
+    let raw = reader.next_packet().unwrap().unwrap();
+    let packet = decode(raw.link_type, raw.bytes, raw.wire_bytes, raw.timestamp_ns).unwrap();
+    let mut table = FlowTable::new(FlowConfig::default()).unwrap();
+    let mut flows = Vec::new();
+    table.push(&packet, &mut |flow| flows.push(flow));
+    table.flush(&mut |flow| flows.push(flow));
+    flows.remove(0)
 }
 
 struct Count(u64);
