@@ -176,7 +176,8 @@ pub unsafe extern "C" fn tllm_packet_init(packet: *mut tllm_packet, size: usize)
 /// Makes a flow without packets, that keeps as much as the engine's settings say. It may be made before the engine is started.
 /// Free it with tllm_flow_free.
 ///
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max").
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
+/// TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `info` is NULL or was prepared by tllm_flow_info_init; `flow` is NULL or can be written.
@@ -190,6 +191,7 @@ pub unsafe extern "C" fn tllm_flow_new(
         // SAFETY: the caller's promise.
         let (endpoints, output) = unsafe { (endpoints(info)?, Output::new(flow, KIND)?) };
         let engine = engine_of(engine)?;
+        engine.get()?;
         if !engine.count_flow(true) {
             return Err(Fault::new(
                 TLLM_ERR_LIMIT,
