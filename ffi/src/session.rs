@@ -149,10 +149,15 @@ pub unsafe extern "C" fn tllm_session_new(
         let output = unsafe { Output::new(session, KIND) }?;
         let engine = engine_of(engine)?;
         let bell = Bell::new();
-        let rung = Arc::clone(&bell);
+        // Weak: the descriptor ends with the session, also where an idle worker still knows its mailbox.
+        let rung = Arc::downgrade(&bell);
         let submitter = engine
             .get()?
-            .submitter_with(Box::new(move || rung.ring()))?;
+            .submitter_with(Box::new(move || {
+                if let Some(bell) = rung.upgrade() {
+                    bell.ring();
+                }
+            }))?;
         let made = SESSIONS.insert(Box::new(SessionState {
             submitter: ManuallyDrop::new(submitter),
             classifier: ManuallyDrop::new(None),
