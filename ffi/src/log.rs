@@ -97,7 +97,9 @@ pub unsafe extern "C" fn tllm_log_set(
             user,
             level,
         });
-        let level = receiver.as_ref().map_or(TLLM_LOG_OFF, |receiver| receiver.level);
+        let level = receiver
+            .as_ref()
+            .map_or(TLLM_LOG_OFF, |receiver| receiver.level);
         *RECEIVER.write().unwrap_or_else(PoisonError::into_inner) = receiver;
         LEVEL.store(level, Ordering::Relaxed);
         subscribe();
