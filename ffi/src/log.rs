@@ -47,6 +47,8 @@ pub type tllm_log_callback = Option<
 struct Receiver {
     callback: unsafe extern "C" fn(*mut c_void, i32, *const c_char, *const c_char),
     user: *mut c_void,
+    /// The least important level that it asked for.
+    level: i32,
 }
 
 // SAFETY: the header says that the callback is called by any thread, several at a time, with this pointer, which the library only
@@ -88,12 +90,16 @@ pub unsafe extern "C" fn tllm_log_set(
                 "tllm_log_set was called by a log callback".to_owned(),
             ));
         }
-        let receiver = callback.map(|callback| Receiver { callback, user });
-        let level = if receiver.is_some() {
-            level
-        } else {
-            TLLM_LOG_OFF
-        };
+        // Nobody is left to call once this returns: a thread may have asked for the level before, and call after.
+        let callback = callback.filter(|_| level != TLLM_LOG_OFF);
+        let receiver = callback.map(|callback| Receiver {
+            callback,
+            user,
+            level,
+        });
+        let level = receiver
+            .as_ref()
+            .map_or(TLLM_LOG_OFF, |receiver| receiver.level);
         *RECEIVER.write().unwrap_or_else(PoisonError::into_inner) = receiver;
         LEVEL.store(level, Ordering::Relaxed);
         subscribe();
@@ -157,7 +163,8 @@ impl Subscriber for Forward {
             return;
         }
         let receiver = RECEIVER.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Receiver { callback, user }) = &*receiver {
+        let wanted = receiver.as_ref().filter(|receiver| level <= receiver.level);
+        if let Some(Receiver { callback, user, .. }) = wanted {
             // SAFETY: the host has vouched for callback and pointer until another one is set, which waits for this lock; both texts
             // end with a NUL and live until the call returns.
             unsafe { callback(*user, level, target.as_ptr(), message.as_ptr()) };
