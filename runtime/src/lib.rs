@@ -36,6 +36,7 @@ mod engine;
 mod error;
 pub mod json;
 pub mod limits;
+mod metrics;
 mod model;
 mod outcome;
 mod settings;
@@ -45,6 +46,7 @@ pub use engine::{
     Judgement, LineError, Progress, RequestsReport, Sink, SubmitError, Submitter,
 };
 pub use error::Error;
+pub use metrics::{LatencyHistogram, Metrics};
 pub use model::Model;
 pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 pub use settings::{SettingError, SettingInfo, SettingKind, Settings};
