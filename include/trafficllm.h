@@ -1134,7 +1134,7 @@ int32_t tllm_engine_counters(const struct tllm_engine *engine, struct tllm_count
 int32_t tllm_engine_memory(const struct tllm_engine *engine, struct tllm_memory *memory, size_t size);
 
 /**
- * Writes counters, memory and latencies in Prometheus' text format 0.0.4. For `buffer`, `size` and `needed` see "Texts that come out"
+ * Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`, `size` and `needed` see "Texts that come out"
  * above; the text grows by some bytes with its numbers, so leave room.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
