@@ -1179,7 +1179,8 @@ int32_t tllm_packet_init(struct tllm_packet *packet, size_t size);
  * Makes a flow without packets, that keeps as much as the engine's settings say. It may be made before the engine is started.
  * Free it with tllm_flow_free.
  *
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max").
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
+ * TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
  */
 int32_t tllm_flow_new(const struct tllm_engine *engine,
                       const struct tllm_flow_info *info,
@@ -1320,7 +1321,7 @@ int32_t tllm_session_in_flight(const struct tllm_session *session, size_t *flows
  * times the number of the model's tasks. It waits for the model: not for the packet path.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
- * TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (more than 65,536 flows), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_session_classify(struct tllm_session *session,
                               const struct tllm_flow *const *flows,
