@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Once, PoisonError, RwLock};
+use std::sync::{Once, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -67,7 +68,8 @@ thread_local! {
 /// Sends messages up to `level` (TLLM_LOG_*) to `callback`, with `user` handed on; NULL or TLLM_LOG_OFF ends it. When this returns, the
 /// callback before is not running any more and will not be called again. Until the first call the library is silent.
 ///
-/// Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback).
+/// Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
+/// a second).
 ///
 /// # Safety
 /// The callback can be called with `user` by any thread until another one is set.
@@ -100,11 +102,33 @@ pub unsafe extern "C" fn tllm_log_set(
         let level = receiver
             .as_ref()
             .map_or(TLLM_LOG_OFF, |receiver| receiver.level);
-        *RECEIVER.write().unwrap_or_else(PoisonError::into_inner) = receiver;
+        *write_receiver()? = receiver;
         LEVEL.store(level, Ordering::Relaxed);
         subscribe();
         Ok(TLLM_OK)
     })
+}
+
+/// Longest time that a message may take before its callback is given up on.
+const CALLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The place of the receiver, once no message is on its way. A callback may hang, and in the child of a fork one may stand there for
+/// ever that a thread of the parent was in: who sets a callback does not hang with it.
+fn write_receiver() -> Result<RwLockWriteGuard<'static, Option<Receiver>>, Fault> {
+    let start = Instant::now();
+    loop {
+        match RECEIVER.try_write() {
+            Ok(receiver) => return Ok(receiver),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if start.elapsed() > CALLBACK_TIMEOUT => {
+                return Err(Fault::new(
+                    TLLM_ERR_BUSY,
+                    "the log callback before has not returned for a second".to_owned(),
+                ));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
 }
 
 /// Makes the callback the receiver of the library's own messages. This copy of `tracing` is the library's alone: its global

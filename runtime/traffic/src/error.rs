@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::memory::MemoryError;
+
 /// Why a capture could not be read to its end. Offsets are in the capture's bytes, after decompression.
 ///
 /// Packets that were delivered before the error stay good.
@@ -17,6 +19,14 @@ pub enum CaptureError {
         offset: u64,
         /// What the source said.
         source: io::Error,
+    },
+    /// The system does not give memory.
+    #[error("offset {offset}: {source}")]
+    Memory {
+        /// Where reading stopped.
+        offset: u64,
+        /// How much was asked for, and for what.
+        source: MemoryError,
     },
     /// The gzip stream is damaged or cut.
     #[error(

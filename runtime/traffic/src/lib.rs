@@ -9,6 +9,7 @@ pub mod decode;
 pub mod error;
 pub mod flow;
 pub mod limits;
+mod memory;
 pub mod token;
 
 pub use capture::{CaptureFormat, CaptureReader, LinkType, RawPacket};
@@ -18,3 +19,4 @@ pub use flow::{
     Direction, Endpoints, Flow, FlowConfig, FlowCounters, FlowRecorder, FlowTable, HostPacket,
     PacketRecord, Payload, RecorderCounters, TcpFlags,
 };
+pub use memory::MemoryError;

@@ -11,6 +11,7 @@ use super::source::Window;
 use super::{LinkType, Located};
 use crate::error::CaptureError;
 use crate::limits::{BLOCK_BYTES_MAX, INTERFACES_MAX, PACKET_BYTES_MAX};
+use crate::memory::try_push;
 
 /// The type of a section header block reads the same in both byte orders.
 pub(super) const SECTION_HEADER_BYTES: [u8; 4] = [0x0a, 0x0d, 0x0d, 0x0a];
@@ -284,7 +285,8 @@ impl PcapNgFile {
                 }
             }),
         };
-        self.interfaces.push(interface);
+        try_push("interfaces", &mut self.interfaces, interface)
+            .map_err(|source| CaptureError::Memory { offset, source })?;
         window.consume(block_bytes as usize);
         Ok(())
     }

@@ -7,6 +7,7 @@ use flate2::read::MultiGzDecoder;
 
 use crate::error::CaptureError;
 use crate::limits::{READ_BUFFER_BYTES, READ_BUFFER_FIRST_BYTES};
+use crate::memory::{MemoryError, try_filled, try_hold};
 
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
@@ -51,10 +52,16 @@ pub(super) struct Window<R: Read> {
     offset: u64,
     ended: bool,
     failure: Option<io::Error>,
+    refused: Option<MemoryError>,
 }
+
+/// What errors call the window's buffer.
+const BUFFER: &str = "read buffer";
 
 impl<R: Read> Window<R> {
     pub(super) fn open(reader: R) -> Result<Self, CaptureError> {
+        let buffer = try_filled(BUFFER, READ_BUFFER_FIRST_BYTES, 0)
+            .map_err(|source| CaptureError::Memory { offset: 0, source })?;
         let mut counting = Counting {
             inner: reader,
             taken_bytes: 0,
@@ -84,12 +91,13 @@ impl<R: Read> Window<R> {
         };
         Ok(Self {
             source,
-            buffer: vec![0; READ_BUFFER_FIRST_BYTES],
+            buffer,
             start: 0,
             end: 0,
             offset: 0,
             ended: false,
             failure: None,
+            refused: None,
         })
     }
 
@@ -115,7 +123,13 @@ impl<R: Read> Window<R> {
         let need_bytes = need_bytes.min(READ_BUFFER_BYTES);
         if need_bytes > self.buffer.len() {
             let grown = need_bytes.next_power_of_two().min(READ_BUFFER_BYTES);
-            self.buffer.resize(grown, 0);
+            match try_hold(BUFFER, &mut self.buffer, grown) {
+                Ok(()) => self.buffer.resize(grown, 0),
+                Err(refused) => {
+                    self.refused = Some(refused);
+                    self.ended = true;
+                }
+            }
         }
         if self.end - self.start < need_bytes && self.start + need_bytes > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -178,6 +192,9 @@ impl<R: Read> Window<R> {
     /// The error that ended the source, if one did.
     pub(super) fn failure(&mut self) -> Option<CaptureError> {
         let offset = self.offset + (self.end - self.start) as u64;
+        if let Some(source) = self.refused.take() {
+            return Some(CaptureError::Memory { offset, source });
+        }
         let source = self.failure.take()?;
         Some(match self.source {
             Source::Plain(_) => CaptureError::Io { offset, source },

@@ -10,8 +10,8 @@ use super::table::FLOW_BYTES_FIXED;
 
 /// Settings of a [`super::FlowTable`]; memory is bounded by the first four.
 ///
-/// With the default settings a flow takes at most 2,100 bytes ([`FlowConfig::flow_bytes_max`]), 20 packets with 400 bytes of payload
-/// in four of them: 200 MiB for 100,000 such flows, 262 MiB for the 131,072 that there is room for. The memory allocator adds about
+/// With the default settings a flow takes at most 2,104 bytes ([`FlowConfig::flow_bytes_max`]), 20 packets with 400 bytes of payload
+/// in four of them: 201 MiB for 100,000 such flows, 263 MiB for the 131,072 that there is room for. The memory allocator adds about
 /// a twentieth. A flow of two short packets takes 900 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowConfig {

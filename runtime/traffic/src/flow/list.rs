@@ -1,5 +1,7 @@
 //! Doubly linked lists of slot numbers: the flows in the order of their last packets.
 
+use crate::memory::{MemoryError, try_hold};
+
 /// No slot.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -38,6 +40,11 @@ impl List {
 pub(super) struct Arena(Vec<Links>);
 
 impl Arena {
+    /// Takes memory for `count` slots.
+    pub(super) fn try_hold(&mut self, count: usize) -> Result<(), MemoryError> {
+        try_hold(super::table::TABLE, &mut self.0, count)
+    }
+
     /// Makes room for the slots below `count`.
     pub(super) fn grow(&mut self, count: usize) {
         if self.0.len() < count {

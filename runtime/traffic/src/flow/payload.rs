@@ -115,7 +115,9 @@ impl SpareBuffers {
             .min(RECYCLED_FLOWS_MAX * config.max_payloads);
         let mut list = payload.buffers;
         for buffer in list.drain(..) {
-            if self.buffers.len() < limit && buffer.len() == config.max_payload_bytes {
+            let fits = self.buffers.len() < limit && buffer.len() == config.max_payload_bytes;
+            // Without memory to remember it, the buffer itself goes.
+            if fits && self.buffers.try_reserve(1).is_ok() {
                 self.buffers.push(buffer);
             }
         }

@@ -14,11 +14,12 @@ use super::tcp::{Belongs, TcpState};
 use crate::decode::Packet;
 use crate::error::FlowConfigError;
 use crate::limits::RECYCLED_FLOWS_MAX;
+use crate::memory::{MemoryError, try_grow, try_hold};
 
-/// What a flow takes beside records and payload. A place in `slots` is a slot number and a byte, and in the worst case, right
-/// after it has grown, each has 16 / 7 of them.
+/// What a flow takes beside records and payload: its entry, links, a place in `free` and those in `slots`. There a place is a slot
+/// number and a byte, and in the worst case, right after it has grown, each flow has 16 / 7 of them.
 pub(super) const FLOW_BYTES_FIXED: usize =
-    size_of::<Option<Entry>>() + LINKS_BYTES + (size_of::<u32>() + 1) * 16 / 7;
+    size_of::<Option<Entry>>() + LINKS_BYTES + size_of::<u32>() + (size_of::<u32>() + 1) * 16 / 7;
 
 struct Entry {
     flow: Flow,
@@ -56,7 +57,14 @@ enum End {
     Flushed,
 }
 
+/// What errors call the table.
+pub(super) const TABLE: &str = "flow table";
+/// Flows that a table has room for from its start, so that there is always one to give way where the system has no memory for more.
+const FIRST_FLOWS: usize = 64;
+
 /// Gathers packets into flows.
+///
+/// Where the system has no memory for more flows than there are, the least recently active one gives way, as in a full table.
 ///
 /// Flows come out through the `emit` callback when they end, in an order that depends on the packets only. Time is that
 /// of the packets: a flow whose last packet is further than its timeout from the present one, before or after, has
@@ -90,13 +98,14 @@ impl FlowTable {
             list: List::new(),
             timeout_ns: timeout_us * 1_000,
         };
+        let first_flows = FIRST_FLOWS.min(config.max_flows);
         Ok(Self {
             config,
             active_timeout_ns: config.active_timeout_us * 1_000,
-            slots: HashTable::new(),
+            slots: HashTable::with_capacity(first_flows),
             seed: RandomState::new(),
-            entries: Vec::new(),
-            free: Vec::new(),
+            entries: Vec::with_capacity(first_flows),
+            free: Vec::with_capacity(first_flows),
             links: Arena::default(),
             waiting: [
                 waiting(config.tcp_idle_timeout_us),
@@ -123,7 +132,11 @@ impl FlowTable {
                 Some(end) => self.end(slot, end, emit),
             }
         }
-        if self.slots.len() >= self.config.max_flows {
+        // Where memory is refused several may have to go: the hash table is put in order in place only when it is half empty.
+        while self.slots.len() >= self.config.max_flows || self.try_grow().is_err() {
+            if self.is_empty() {
+                break;
+            }
             self.make_room(emit);
         }
         let slot = self.begin(hash, packet, source_is_lower);
@@ -132,13 +145,17 @@ impl FlowTable {
 
     /// Ends all flows, in the order of their first packets.
     pub fn flush(&mut self, emit: &mut impl FnMut(Flow)) {
-        let mut order: Vec<u32> = (0..self.entries.len() as u32)
-            .filter(|&slot| self.entry(slot).is_some())
-            .collect();
+        // When all flows have ended, no slot is in use: their list has room for the order in which they end.
+        let mut order = std::mem::take(&mut self.free);
+        order.clear();
+        order.extend((0..self.entries.len() as u32).filter(|&slot| self.entry(slot).is_some()));
         order.sort_unstable_by_key(|&slot| self.entry(slot).map(|entry| entry.flow.index));
-        for slot in order {
-            self.end(slot, End::Flushed, emit);
+        for &slot in &order {
+            self.take(slot, End::Flushed, emit);
         }
+        order.clear();
+        self.free = order;
+        self.entries.clear();
     }
 
     /// Gives an emitted flow's memory back for reuse.
@@ -236,6 +253,30 @@ impl FlowTable {
         }
     }
 
+    /// Takes memory for one more flow.
+    fn try_grow(&mut self) -> Result<(), MemoryError> {
+        let Self {
+            slots,
+            entries,
+            seed,
+            free,
+            links,
+            ..
+        } = self;
+        if slots.len() == slots.capacity() {
+            let bytes = (slots.len() + 1) * size_of::<u32>();
+            let refused = |_| MemoryError { what: TABLE, bytes };
+            let hash = |&slot: &u32| hash_of(entries, seed, slot);
+            slots.try_reserve(1, hash).map_err(refused)?;
+        }
+        if free.is_empty() {
+            try_grow(TABLE, entries, 1)?;
+            links.try_hold(entries.capacity())?;
+            try_hold(TABLE, free, entries.capacity())?;
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, hash: u64, packet: &Packet<'_>, source_is_lower: bool) -> u32 {
         let flow = Flow {
             index: self.counters.flows,
@@ -307,16 +348,22 @@ impl FlowTable {
     }
 
     fn end(&mut self, slot: u32, end: End, emit: &mut impl FnMut(Flow)) {
+        if self.take(slot, end, emit) {
+            self.free.push(slot);
+        }
+    }
+
+    /// Ends the flow of a slot, which stays out of the list of free ones; whether there was one.
+    fn take(&mut self, slot: u32, end: End, emit: &mut impl FnMut(Flow)) -> bool {
         let hash = hash_of(&self.entries, &self.seed, slot);
         let Some(entry) = self.entries.get_mut(slot as usize).and_then(Option::take) else {
-            return;
+            return false;
         };
         self.links
             .remove(&mut self.waiting[entry.queue as usize].list, slot);
         if let Ok(place) = self.slots.find_entry(hash, |found| *found == slot) {
             place.remove();
         }
-        self.free.push(slot);
         let counter = match end {
             // Complete, whatever made it leave.
             _ if entry.queue == Queue::Closed => &mut self.counters.tcp_end,
@@ -328,6 +375,7 @@ impl FlowTable {
         };
         *counter += 1;
         emit(entry.flow);
+        true
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry> {

@@ -8,6 +8,10 @@
 use super::error::TokenError;
 use super::limits;
 use super::vocabulary::{FIRST_BYTE, FIRST_MERGE};
+use crate::memory::{MemoryError, try_filled, try_grow, try_push, try_with_capacity};
+
+/// What errors call the tables of merges.
+const TABLES: &str = "tables of the tokenizer";
 
 /// Bytes, the symbols that need no merge.
 const BYTES: usize = 256;
@@ -54,15 +58,21 @@ impl BytePairs {
             });
         }
         let mut pairs = Self {
-            parts: (0..BYTES as u32).map(|byte| (byte, byte)).collect(),
+            parts: try_with_capacity(TABLES, symbols)?,
             spelling: (0..=255).collect(),
-            spelling_start: (0..=BYTES as u32).collect(),
-            lengths: vec![1; BYTES],
-            shorter: vec![NONE; BYTES],
-            merges: PairTable::with_capacity(merges.len()),
-            trie: Trie::new(symbols),
+            spelling_start: try_with_capacity(TABLES, symbols + 1)?,
+            lengths: try_with_capacity(TABLES, symbols)?,
+            shorter: try_with_capacity(TABLES, symbols)?,
+            merges: PairTable::with_capacity(merges.len())?,
+            trie: Trie::new(symbols)?,
             incompatible: None,
         };
+        pairs
+            .parts
+            .extend((0..BYTES as u32).map(|byte| (byte, byte)));
+        pairs.spelling_start.extend(0..=BYTES as u32);
+        pairs.lengths.resize(BYTES, 1);
+        pairs.shorter.resize(BYTES, NONE);
         for (rank, &(left, right)) in merges.iter().enumerate() {
             pairs.add(rank, left, right)?;
         }
@@ -73,7 +83,7 @@ impl BytePairs {
             pairs.shorter.push(shorter);
         }
         if symbols <= limits::MAX_TABLED_SYMBOLS {
-            pairs.incompatible = Some(pairs.incompatible_table());
+            pairs.incompatible = Some(pairs.incompatible_table()?);
         }
         Ok(pairs)
     }
@@ -105,7 +115,7 @@ impl BytePairs {
         }
         let mut spelling = self.spelling(left).to_vec();
         spelling.extend_from_slice(self.spelling(right));
-        if let Some(other) = self.trie.insert(&spelling, symbol) {
+        if let Some(other) = self.trie.insert(&spelling, symbol)? {
             return Err(error(
                 "a new spelling",
                 format!("that of token {}", other + FIRST_BYTE),
@@ -118,8 +128,9 @@ impl BytePairs {
                 "earlier merges always take its bytes".to_owned(),
             ));
         }
-        self.merges.insert(left, right, symbol);
+        self.merges.insert(left, right, symbol)?;
         self.parts.push((left, right));
+        try_grow(TABLES, &mut self.spelling, spelling.len())?;
         self.spelling.extend_from_slice(&spelling);
         self.spelling_start.push(self.spelling.len() as u32);
         self.lengths.push(length as u8);
@@ -219,15 +230,15 @@ impl BytePairs {
 
     /// The same answer as [`Self::compatible_below`] without a limit, for all pairs: each merge `(a, b)` forbids the pairs
     /// whose left ends in `a` and whose right starts with `b` at the time of that merge.
-    fn incompatible_table(&self) -> BitTable {
+    fn incompatible_table(&self) -> Result<BitTable, MemoryError> {
         let count = self.symbols();
-        let mut starts = vec![Vec::new(); count];
-        let mut ends = vec![Vec::new(); count];
+        let mut starts = try_filled(TABLES, count, Vec::new())?;
+        let mut ends = try_filled(TABLES, count, Vec::new())?;
         for symbol in 0..count as u32 {
             let mut inner = symbol;
             let mut parent = NONE;
             loop {
-                ends[inner as usize].push((symbol, parent));
+                try_push(TABLES, &mut ends[inner as usize], (symbol, parent))?;
                 if inner < BYTES as u32 {
                     break;
                 }
@@ -236,7 +247,7 @@ impl BytePairs {
             }
             (inner, parent) = (symbol, NONE);
             loop {
-                starts[inner as usize].push((symbol, parent));
+                try_push(TABLES, &mut starts[inner as usize], (symbol, parent))?;
                 if inner < BYTES as u32 {
                     break;
                 }
@@ -244,7 +255,7 @@ impl BytePairs {
                 inner = self.parts[inner as usize].0;
             }
         }
-        let mut table = BitTable::new(count);
+        let mut table = BitTable::new(count)?;
         let mut row = vec![0_u64; table.words_per_row];
         for merge in BYTES as u32..count as u32 {
             let (left, right) = self.parts[merge as usize];
@@ -260,7 +271,7 @@ impl BytePairs {
                 }
             }
         }
-        table
+        Ok(table)
     }
 }
 
@@ -272,12 +283,12 @@ struct BitTable {
 }
 
 impl BitTable {
-    fn new(side: usize) -> Self {
+    fn new(side: usize) -> Result<Self, MemoryError> {
         let words_per_row = side.div_ceil(64);
-        Self {
+        Ok(Self {
             words_per_row,
-            bits: vec![0; words_per_row * side],
-        }
+            bits: try_filled(TABLES, words_per_row * side, 0)?,
+        })
     }
 
     fn get(&self, row: u32, column: u32) -> bool {
@@ -311,48 +322,48 @@ struct Trie {
 }
 
 impl Trie {
-    fn new(symbols: usize) -> Self {
-        Self {
-            first_two: vec![0; BYTES * BYTES],
-            next: PairTable::with_capacity(symbols),
+    fn new(symbols: usize) -> Result<Self, MemoryError> {
+        Ok(Self {
+            first_two: try_filled(TABLES, BYTES * BYTES, 0)?,
+            next: PairTable::with_capacity(symbols)?,
             symbols: vec![NONE],
             before: vec![0],
             first: vec![0],
-        }
+        })
     }
 
     /// Adds a symbol of two or more bytes. Gives back the symbol that already has these bytes, if any.
-    fn insert(&mut self, spelling: &[u8], symbol: u32) -> Option<u32> {
+    fn insert(&mut self, spelling: &[u8], symbol: u32) -> Result<Option<u32>, MemoryError> {
         let start = usize::from(spelling[0]) << 8 | usize::from(spelling[1]);
         let mut node = self.first_two[start];
         if node == 0 {
-            node = self.add_node(0, spelling[0]);
+            node = self.add_node(0, spelling[0])?;
             self.first_two[start] = node;
         }
         for &byte in &spelling[2..] {
             node = match self.next.get(node, u32::from(byte)) {
                 Some(next) => next,
                 None => {
-                    let next = self.add_node(node, spelling[0]);
-                    self.next.insert(node, u32::from(byte), next);
+                    let next = self.add_node(node, spelling[0])?;
+                    self.next.insert(node, u32::from(byte), next)?;
                     next
                 }
             };
         }
         let place = &mut self.symbols[node as usize];
         if *place != NONE {
-            return Some(*place);
+            return Ok(Some(*place));
         }
         *place = symbol;
-        None
+        Ok(None)
     }
 
-    fn add_node(&mut self, before: u32, first: u8) -> u32 {
+    fn add_node(&mut self, before: u32, first: u8) -> Result<u32, MemoryError> {
         let node = self.symbols.len() as u32;
-        self.symbols.push(NONE);
-        self.before.push(before);
-        self.first.push(first);
-        node
+        try_push(TABLES, &mut self.symbols, NONE)?;
+        try_push(TABLES, &mut self.before, before)?;
+        try_push(TABLES, &mut self.first, first)?;
+        Ok(node)
     }
 
     /// Gives every node the longest symbol on the way to it, so that a walk needs to look only where it ends.
@@ -413,11 +424,11 @@ const FREE: Slot = Slot {
 };
 
 impl PairTable {
-    fn with_capacity(pairs: usize) -> Self {
-        Self {
-            slots: vec![FREE; (pairs.max(16) * 4).next_power_of_two()],
+    fn with_capacity(pairs: usize) -> Result<Self, MemoryError> {
+        Ok(Self {
+            slots: try_filled(TABLES, (pairs.max(16) * 4).next_power_of_two(), FREE)?,
             used: 0,
-        }
+        })
     }
 
     fn start(&self, left: u32, right: u32) -> usize {
@@ -442,9 +453,9 @@ impl PairTable {
         }
     }
 
-    fn insert(&mut self, left: u32, right: u32, value: u32) {
+    fn insert(&mut self, left: u32, right: u32, value: u32) -> Result<(), MemoryError> {
         if (self.used + 1) * 4 > self.slots.len() {
-            let grown = vec![FREE; self.slots.len() * 2];
+            let grown = try_filled(TABLES, self.slots.len() * 2, FREE)?;
             for slot in std::mem::replace(&mut self.slots, grown) {
                 if slot.value != NONE {
                     self.place(slot);
@@ -453,6 +464,7 @@ impl PairTable {
         }
         self.used += 1;
         self.place(Slot { left, right, value });
+        Ok(())
     }
 
     fn place(&mut self, slot: Slot) {

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::memory::MemoryError;
+
 /// An error of the token layer: where, what was expected, what was found.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -14,6 +16,9 @@ pub enum TokenError {
         /// The length in bytes.
         found: usize,
     },
+    /// The system does not give memory.
+    #[error("tokenizer: {0}")]
+    Memory(#[from] MemoryError),
     /// The tokenizer file is not JSON of the expected shape.
     #[error("tokenizer: line {line}, column {column}: {message}")]
     Json {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::ser::SerializeMap;
@@ -11,6 +12,7 @@ use super::bpe::BytePairs;
 use super::error::TokenError;
 use super::limits;
 use super::vocabulary::{FIRST_BYTE, FIRST_MERGE, typed_name};
+use crate::memory::{MemoryError, try_filled, try_push, try_with_capacity};
 
 /// Reads a file down to its merges as ids. Everything else in it must be what [`write`] writes.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<(u32, u32)>, TokenError> {
@@ -20,11 +22,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(u32, u32)>, TokenError> {
             found: bytes.len(),
         });
     }
-    let file: File = serde_json::from_slice(bytes).map_err(|error| TokenError::Json {
-        line: error.line(),
-        column: error.column(),
-        message: error.to_string(),
-    })?;
+    let file: File = serde_json::from_slice(bytes).map_err(|error| json_error(&error))?;
     expect("version", &file.version, "1.0")?;
     file.check_parts_without_value()?;
     file.check_byte_level()?;
@@ -32,6 +30,58 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(u32, u32)>, TokenError> {
     let vocabulary = file.model.check_vocabulary()?;
     check_added_tokens(&file.added_tokens)?;
     file.model.merge_ids(&vocabulary)
+}
+
+fn json_error(error: &serde_json::Error) -> TokenError {
+    let message = error.to_string();
+    if let Some(rest) = message.strip_prefix(REFUSED) {
+        let digits = rest.split(' ').next().unwrap_or_default();
+        return TokenError::Memory(MemoryError {
+            what: LISTS,
+            bytes: digits.parse().unwrap_or(0),
+        });
+    }
+    TokenError::Json {
+        line: error.line(),
+        column: error.column(),
+        message,
+    }
+}
+
+/// How a message of the JSON reader begins that stands for memory that was refused; the number of bytes follows. A file cannot make
+/// such a message: what is quoted of it never comes first.
+const REFUSED: &str = "memory refused: ";
+
+/// What errors call the lists of the file.
+const LISTS: &str = "lists of the tokenizer";
+
+/// Adds what a list of the file holds next.
+fn push<T, E: serde::de::Error>(list: &mut Vec<T>, value: T) -> Result<(), E> {
+    let pushed = try_push(LISTS, list, value);
+    pushed.map_err(|refused| E::custom(format_args!("{REFUSED}{} bytes", refused.bytes)))
+}
+
+/// The elements of a list of the file.
+fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<T>, D::Error> {
+    struct Elements<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Elements<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a sequence")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(element) = elements.next_element()? {
+                push(&mut list, element)?;
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_seq(Elements(PhantomData))
 }
 
 /// The file of these merges.
@@ -92,6 +142,7 @@ struct File {
     version: String,
     truncation: Option<Ignored>,
     padding: Option<Ignored>,
+    #[serde(deserialize_with = "list")]
     added_tokens: Vec<AddedToken>,
     normalizer: Option<Ignored>,
     pre_tokenizer: ByteLevel,
@@ -164,6 +215,7 @@ struct Model {
     byte_fallback: bool,
     ignore_merges: bool,
     vocab: Vocabulary,
+    #[serde(deserialize_with = "list")]
     merges: Vec<Merge>,
 }
 
@@ -234,8 +286,13 @@ impl Model {
             let expected = format!("{FIRST_MERGE} fixed tokens and one per merge, {expected}");
             return Err(field_error("model.vocab", expected, entries.len()));
         }
-        let mut ids = HashMap::with_capacity(entries.len());
-        let mut names: Vec<Option<&str>> = vec![None; entries.len()];
+        let mut ids = HashMap::new();
+        let reserved = ids.try_reserve(entries.len());
+        reserved.map_err(|_| MemoryError {
+            what: LISTS,
+            bytes: entries.len() * size_of::<(&str, u32)>(),
+        })?;
+        let mut names: Vec<Option<&str>> = try_filled(LISTS, entries.len(), None)?;
         for (name, id) in entries {
             let field = || format!("model.vocab[{name:?}]");
             let Some(place) = names.get_mut(*id as usize) else {
@@ -272,7 +329,7 @@ impl Model {
     }
 
     fn merge_ids(&self, vocabulary: &HashMap<&str, u32>) -> Result<Vec<(u32, u32)>, TokenError> {
-        let mut merges = Vec::with_capacity(self.merges.len());
+        let mut merges = try_with_capacity(LISTS, self.merges.len())?;
         for (rank, Merge(left, right)) in self.merges.iter().enumerate() {
             let field = || format!("model.merges[{rank}]");
             let id = |name: &str| {
@@ -408,7 +465,7 @@ impl<'de> Deserialize<'de> for Vocabulary {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
+                    push(&mut entries, entry)?;
                 }
                 Ok(Vocabulary(entries))
             }
