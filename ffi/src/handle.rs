@@ -144,7 +144,9 @@ impl<T: Send> Table<T> {
         // SAFETY: the state was brought from idle to EXCLUSIVE, so that no other call reaches the value until the guard is dropped.
         let value = unsafe { (*place.value.get()).as_mut() };
         let value = value.map(NonNull::from).ok_or(HandleError::Stale)?;
-        Ok(Exclusive { place, value })
+        let held = Exclusive { place, value };
+        crate::faults::panic_in_use_if_told();
+        Ok(held)
     }
 
     /// A clone of the thing of a handle.

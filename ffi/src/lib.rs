@@ -34,7 +34,7 @@ pub use capture::*;
 pub use config::*;
 pub use engine::*;
 #[cfg(feature = "faults")]
-pub use faults::tllm_fault_panic_after;
+pub use faults::*;
 pub use flow::*;
 pub use library::*;
 pub use log::*;
