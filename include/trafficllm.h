@@ -937,7 +937,8 @@ int32_t tllm_last_error(char *buffer,
  * Sends messages up to `level` (TLLM_LOG_*) to `callback`, with `user` handed on; NULL or TLLM_LOG_OFF ends it. When this returns, the
  * callback before is not running any more and will not be called again. Until the first call the library is silent.
  *
- * Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback).
+ * Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
+ * a second).
  */
 int32_t tllm_log_set(tllm_log_callback callback,
                      void *user,
@@ -1179,7 +1180,8 @@ int32_t tllm_packet_init(struct tllm_packet *packet, size_t size);
  * Makes a flow without packets, that keeps as much as the engine's settings say. It may be made before the engine is started.
  * Free it with tllm_flow_free.
  *
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max").
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
+ * TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
  */
 int32_t tllm_flow_new(const struct tllm_engine *engine,
                       const struct tllm_flow_info *info,
@@ -1320,7 +1322,7 @@ int32_t tllm_session_in_flight(const struct tllm_session *session, size_t *flows
  * times the number of the model's tasks. It waits for the model: not for the packet path.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
- * TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (more than 65,536 flows), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_session_classify(struct tllm_session *session,
                               const struct tllm_flow *const *flows,

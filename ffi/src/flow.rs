@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use trafficllm::{Direction, Endpoints, FlowRecorder, HostPacket, TcpFlags};
+use trafficllm::{Direction, Endpoints, FlowRecorder, HostPacket, RecorderCounters, TcpFlags};
 
 use crate::boundary::{Output, STRUCT_BYTES_MAX, bytes, guard, write_struct};
 use crate::engine::{EngineState, engine_of, tllm_engine};
@@ -98,6 +98,8 @@ pub struct tllm_flow_stats {
 /// A flow of the host.
 pub(crate) struct FlowState {
     pub(crate) recorder: FlowRecorder,
+    /// What the recorder had counted when it was last emptied: its counters go on.
+    before: RecorderCounters,
     /// Verdicts of this flow are wanted as long as this lives.
     pub(crate) owner: Arc<()>,
     pub(crate) engine: Arc<EngineState>,
@@ -176,7 +178,8 @@ pub unsafe extern "C" fn tllm_packet_init(packet: *mut tllm_packet, size: usize)
 /// Makes a flow without packets, that keeps as much as the engine's settings say. It may be made before the engine is started.
 /// Free it with tllm_flow_free.
 ///
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max").
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
+/// TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `info` is NULL or was prepared by tllm_flow_info_init; `flow` is NULL or can be written.
@@ -190,6 +193,7 @@ pub unsafe extern "C" fn tllm_flow_new(
         // SAFETY: the caller's promise.
         let (endpoints, output) = unsafe { (endpoints(info)?, Output::new(flow, KIND)?) };
         let engine = engine_of(engine)?;
+        engine.get()?;
         if !engine.count_flow(true) {
             return Err(Fault::new(
                 TLLM_ERR_LIMIT,
@@ -206,6 +210,7 @@ pub unsafe extern "C" fn tllm_flow_new(
         })?;
         let made = FLOWS.insert(Box::new(FlowState {
             recorder,
+            before: RecorderCounters::default(),
             owner: Arc::new(()),
             engine,
         }));
@@ -246,6 +251,7 @@ pub unsafe extern "C" fn tllm_flow_reset(flow: *mut tllm_flow, info: *const tllm
         // SAFETY: the caller's promise.
         let endpoints = unsafe { endpoints(info) }?;
         let mut flow = flow_of(flow)?;
+        flow.before = *flow.recorder.counters();
         flow.recorder.reset(endpoints);
         flow.owner = Arc::new(());
         Ok(TLLM_OK)
@@ -271,8 +277,8 @@ pub unsafe extern "C" fn tllm_flow_describe(
             packets: record.packets,
             bytes: record.bytes,
             packets_kept: record.records.len() as u64,
-            payload_bytes_cut: counters.payload_bytes_cut,
-            time_backwards: counters.time_backwards,
+            payload_bytes_cut: counters.payload_bytes_cut - state.before.payload_bytes_cut,
+            time_backwards: counters.time_backwards - state.before.time_backwards,
             memory_bytes: state.recorder.bytes() as u64,
             reserved: [0; 2],
         };

@@ -4,7 +4,8 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Once, PoisonError, RwLock};
+use std::sync::{Once, PoisonError, RwLock, RwLockWriteGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -47,6 +48,8 @@ pub type tllm_log_callback = Option<
 struct Receiver {
     callback: unsafe extern "C" fn(*mut c_void, i32, *const c_char, *const c_char),
     user: *mut c_void,
+    /// The least important level that it asked for.
+    level: i32,
 }
 
 // SAFETY: the header says that the callback is called by any thread, several at a time, with this pointer, which the library only
@@ -65,7 +68,8 @@ thread_local! {
 /// Sends messages up to `level` (TLLM_LOG_*) to `callback`, with `user` handed on; NULL or TLLM_LOG_OFF ends it. When this returns, the
 /// callback before is not running any more and will not be called again. Until the first call the library is silent.
 ///
-/// Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback).
+/// Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
+/// a second).
 ///
 /// # Safety
 /// The callback can be called with `user` by any thread until another one is set.
@@ -88,17 +92,43 @@ pub unsafe extern "C" fn tllm_log_set(
                 "tllm_log_set was called by a log callback".to_owned(),
             ));
         }
-        let receiver = callback.map(|callback| Receiver { callback, user });
-        let level = if receiver.is_some() {
-            level
-        } else {
-            TLLM_LOG_OFF
-        };
-        *RECEIVER.write().unwrap_or_else(PoisonError::into_inner) = receiver;
+        // Nobody is left to call once this returns: a thread may have asked for the level before, and call after.
+        let callback = callback.filter(|_| level != TLLM_LOG_OFF);
+        let receiver = callback.map(|callback| Receiver {
+            callback,
+            user,
+            level,
+        });
+        let level = receiver
+            .as_ref()
+            .map_or(TLLM_LOG_OFF, |receiver| receiver.level);
+        *write_receiver()? = receiver;
         LEVEL.store(level, Ordering::Relaxed);
         subscribe();
         Ok(TLLM_OK)
     })
+}
+
+/// Longest time that a message may take before its callback is given up on.
+const CALLBACK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The place of the receiver, once no message is on its way. A callback may hang, and in the child of a fork one may stand there for
+/// ever that a thread of the parent was in: who sets a callback does not hang with it.
+fn write_receiver() -> Result<RwLockWriteGuard<'static, Option<Receiver>>, Fault> {
+    let start = Instant::now();
+    loop {
+        match RECEIVER.try_write() {
+            Ok(receiver) => return Ok(receiver),
+            Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if start.elapsed() > CALLBACK_TIMEOUT => {
+                return Err(Fault::new(
+                    TLLM_ERR_BUSY,
+                    "the log callback before has not returned for a second".to_owned(),
+                ));
+            }
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
 }
 
 /// Makes the callback the receiver of the library's own messages. This copy of `tracing` is the library's alone: its global
@@ -157,7 +187,8 @@ impl Subscriber for Forward {
             return;
         }
         let receiver = RECEIVER.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(Receiver { callback, user }) = &*receiver {
+        let wanted = receiver.as_ref().filter(|receiver| level <= receiver.level);
+        if let Some(Receiver { callback, user, .. }) = wanted {
             // SAFETY: the host has vouched for callback and pointer until another one is set, which waits for this lock; both texts
             // end with a NUL and live until the call returns.
             unsafe { callback(*user, level, target.as_ptr(), message.as_ptr()) };

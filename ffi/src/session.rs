@@ -149,10 +149,13 @@ pub unsafe extern "C" fn tllm_session_new(
         let output = unsafe { Output::new(session, KIND) }?;
         let engine = engine_of(engine)?;
         let bell = Bell::new();
-        let rung = Arc::clone(&bell);
-        let submitter = engine
-            .get()?
-            .submitter_with(Box::new(move || rung.ring()))?;
+        // Weak: the descriptor ends with the session, also where an idle worker still knows its mailbox.
+        let rung = Arc::downgrade(&bell);
+        let submitter = engine.get()?.submitter_with(Box::new(move || {
+            if let Some(bell) = rung.upgrade() {
+                bell.ring();
+            }
+        }))?;
         let made = SESSIONS.insert(Box::new(SessionState {
             submitter: ManuallyDrop::new(submitter),
             classifier: ManuallyDrop::new(None),
@@ -362,7 +365,7 @@ pub unsafe extern "C" fn tllm_session_in_flight(
 /// times the number of the model's tasks. It waits for the model: not for the packet path.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
-/// TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (more than 65,536 flows), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// Unless `count` is 0, `flows` is NULL or has `count` readable handles; `verdicts` is NULL or has room for `capacity` entries of
@@ -379,7 +382,7 @@ pub unsafe extern "C" fn tllm_session_classify(
 ) -> i32 {
     guard(|| {
         let mut session = session_of(session)?;
-        let least = session.engine.verdicts_max().saturating_mul(count.max(1));
+        let least = session.engine.verdicts_max().saturating_mul(count);
         // SAFETY: the caller's promise.
         let (output, mut into, handles) = unsafe {
             (
@@ -388,16 +391,18 @@ pub unsafe extern "C" fn tllm_session_classify(
                 handles(flows, count)?,
             )
         };
-        let states = handles.iter().map(|&flow| flow_of(flow));
-        let states = states.collect::<Result<Vec<_>, _>>()?;
+        let mut states = reserved(count)?;
+        for &flow in handles {
+            states.push(flow_of(flow)?);
+        }
         let least_packets = session.min_packets;
-        let judged: Vec<usize> = (0..states.len())
-            .filter(|&index| states[index].recorder.flow().packets >= least_packets)
-            .collect();
-        let records: Vec<&Flow> = judged
-            .iter()
-            .map(|&index| states[index].recorder.flow())
-            .collect();
+        let mut judged: Vec<usize> = reserved(count)?;
+        judged.extend(
+            (0..states.len())
+                .filter(|&index| states[index].recorder.flow().packets >= least_packets),
+        );
+        let mut records: Vec<&Flow> = reserved(count)?;
+        records.extend(judged.iter().map(|&index| states[index].recorder.flow()));
         let mut next = 0;
         let mut need_more = |until: usize, into: &mut Entries| {
             while next < until {
@@ -464,6 +469,14 @@ pub extern "C" fn tllm_session_free(session: *mut tllm_session) -> i32 {
         }
         Ok(TLLM_OK)
     })
+}
+
+/// An empty list with room for `count` things: many flows are more memory than may be asked for without looking.
+fn reserved<T>(count: usize) -> Result<Vec<T>, Fault> {
+    let mut list = Vec::new();
+    let made = list.try_reserve_exact(count);
+    made.map_err(|_| Fault::memory("the list of flows", count * size_of::<T>()))?;
+    Ok(list)
 }
 
 /// Most flows of one synchronous call.

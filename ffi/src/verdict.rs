@@ -168,10 +168,12 @@ impl Entries {
                 ),
             ));
         }
-        if verdicts.is_null() {
+        if capacity > 0 && verdicts.is_null() {
             return Err(Fault::null("verdicts"));
         }
-        if !verdicts.is_aligned() || !size.is_multiple_of(align_of::<tllm_verdict>()) {
+        if capacity > 0
+            && (!verdicts.is_aligned() || !size.is_multiple_of(align_of::<tllm_verdict>()))
+        {
             return Err(Fault::argument(
                 "verdicts: the entries are not aligned".to_owned(),
             ));

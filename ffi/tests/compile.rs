@@ -70,7 +70,10 @@ fn compile(language: Language, text: &str) {
 fn it_compiles_alone() {
     for language in [Language::C, Language::Cpp] {
         compile(language, "#include \"trafficllm.h\"\n");
-        compile(language, "#include \"trafficllm.h\"\nint main(void) { return TLLM_OK; }\n");
+        compile(
+            language,
+            "#include \"trafficllm.h\"\nint main(void) { return TLLM_OK; }\n",
+        );
     }
 }
 
@@ -109,7 +112,10 @@ fn its_names_are_its_own() {
     let own: Vec<&String> = after.difference(&before).collect();
     assert!(own.len() > 40, "{own:?}");
     for name in own {
-        assert!(name.starts_with("TLLM_") || name == "TRAFFICLLM_H", "{name}");
+        assert!(
+            name.starts_with("TLLM_") || name == "TRAFFICLLM_H",
+            "{name}"
+        );
     }
 }
 

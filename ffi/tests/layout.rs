@@ -5,11 +5,7 @@
 //! that has grown where its `reserved` stood is not.
 
 #![cfg(target_pointer_width = "64")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "tests fail by panicking"
-)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod common;
 
@@ -188,13 +184,21 @@ fn structs_have_no_holes_and_grow_at_their_end() {
     for one in structs() {
         let mut end = 0;
         for field in &one.fields {
-            assert_eq!(field.offset, end, "a hole before {}.{}", one.name, field.name);
+            assert_eq!(
+                field.offset, end,
+                "a hole before {}.{}",
+                one.name, field.name
+            );
             end += field.size;
         }
         assert_eq!(end, one.size, "a hole at the end of {}", one.name);
         let last = one.fields.last().unwrap().name;
         // The texts of an option are looked at one by one: it grows as new structs do.
-        assert!(last == "reserved" || one.name == "tllm_option", "{} ends with {last}", one.name);
+        assert!(
+            last == "reserved" || one.name == "tllm_option",
+            "{} ends with {last}",
+            one.name
+        );
     }
 }
 
@@ -206,7 +210,14 @@ fn c_compilers_lay_the_structs_out_the_same() {
     std::fs::write(&source, program(&table)).unwrap();
     for Compiler { command, .. } in compilers(Language::C) {
         run(std::process::Command::new(command)
-            .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-I"])
+            .args([
+                "-std=c11",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fsyntax-only",
+                "-I",
+            ])
             .arg(ffi().join("../include"))
             .arg(&source));
     }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::{FLOW_TASKS, capture, recorded_flows, small_bundle};
 use serde_json::Value;
+use trafficllm::limits::BATCH_TOKENS_MIN;
 use trafficllm::{
     Answer, Engine, EngineOptions, Error, Flow, Judgement, Level, Manifest, Model, Outcome, Sink,
     SubmitError, Submitter,
@@ -408,6 +409,46 @@ fn slots_grow_for_a_model_that_looks_further() {
     engine.activate(Arc::clone(&first)).unwrap();
     judge(&of_first);
     assert_eq!(engine.memory().queue_bytes, after, "slots do not shrink");
+}
+
+#[test]
+fn the_buffers_for_a_larger_model_are_there_before_it_is() {
+    let look = |tokens: u64| {
+        model(|manifest| {
+            manifest.profile["max_tokens"] = Value::from(tokens);
+        })
+    };
+    let (first, second) = (look(60), look(300));
+    let options = |workers| EngineOptions {
+        workers,
+        batch_tokens: BATCH_TOKENS_MIN,
+        ..EngineOptions::default()
+    };
+    let engine = started(&first, options(0));
+    let before = engine.memory();
+    assert_eq!(before.spare_bytes, 0);
+    engine.activate(look(60)).unwrap();
+    assert_eq!(engine.memory(), before, "a model of the same size");
+    engine.activate(Arc::clone(&second)).unwrap();
+    assert!(engine.memory().spare_bytes > 0);
+    let mut submitter = engine.submitter().unwrap();
+    submitter.submit(&recorded_flows(&first)[0], 0).unwrap();
+    assert_eq!(engine.run_pending(), 1);
+    let after = engine.memory();
+    assert_eq!(after.spare_bytes, 0);
+    assert!(after.worker_bytes[0] > before.worker_bytes[0]);
+    // Workers that have nothing to do take them as well.
+    let engine = started(&first, options(3));
+    engine.activate(second).unwrap();
+    let end = Instant::now() + LONG;
+    while engine.memory().spare_bytes > 0 {
+        assert!(Instant::now() < end, "{:?}", engine.memory());
+        thread::yield_now();
+    }
+    while engine.memory().worker_bytes != [after.worker_bytes[0]; 3] {
+        assert!(Instant::now() < end, "{:?}", engine.memory());
+        thread::yield_now();
+    }
 }
 
 #[test]

@@ -74,7 +74,11 @@ pub(crate) fn compilers(language: Language) -> Vec<Compiler> {
         });
     } else {
         let is_required = std::env::var_os("TLLM_REQUIRE_CLANG").is_some_and(|value| value == "1");
-        assert!(!is_required, "{} is not installed, and TLLM_REQUIRE_CLANG=1", names[1]);
+        assert!(
+            !is_required,
+            "{} is not installed, and TLLM_REQUIRE_CLANG=1",
+            names[1]
+        );
         eprintln!("{} is not installed: left out", names[1]);
     }
     found

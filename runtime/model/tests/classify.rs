@@ -449,3 +449,32 @@ fn the_fastest_level_gives_the_same_labels() {
         assert!((a.score - b.score).abs() <= trafficllm_model::SELF_TEST_TOLERANCE);
     }
 }
+
+#[test]
+fn with_room_for_a_batch_no_buffer_grows_whatever_it_holds() {
+    let adapter = random_adapter(WORDS, 3);
+    let model = model_with(DEEP_PATHS, &adapter, 1.0, 0.0);
+    let tokens: Vec<u32> = (0..60).map(|at| at * 5 % 16).collect();
+    let (items_max, tokens_max) = (40, 120);
+    let mut scratch = Scratch::default();
+    scratch.try_reserve(&model, tokens_max, items_max).unwrap();
+    let bytes = scratch.bytes();
+    let mut verdicts = Vec::new();
+    for length in [1, 2, 3, 17, model.item_tokens_max().min(60)] {
+        for count in [1, items_max.min(tokens_max / length)] {
+            let item = Item {
+                tokens: &tokens[..length],
+                tasks: &[0],
+            };
+            let items = vec![item; count];
+            model.classify(&items, &mut scratch, &mut verdicts).unwrap();
+            assert_eq!(verdicts.len(), count);
+            assert_eq!(scratch.bytes(), bytes, "{count} items of {length} tokens");
+        }
+    }
+    assert!(
+        scratch
+            .try_reserve(&model, tokens_max, usize::MAX / 1_024)
+            .is_err()
+    );
+}

@@ -9,7 +9,7 @@ use trafficllm_traffic::Flow;
 
 use super::counters::Counts;
 use super::generation::Generation;
-use super::judge::Judge;
+use super::judge::{BatchSizes, Judge};
 use super::shared::Shared;
 use super::slot::{Slot, SlotSizes, State, Ticket};
 use super::submitter::{Answer, Filler, Judgement, SubmitError, name_verdicts};
@@ -42,14 +42,19 @@ impl Classifier {
         let current = shared.generations.current();
         let slots_bytes = CLASSIFIER_FLOWS * current.sizes.bytes();
         shared.check_budget("a classifier", slots_bytes)?;
+        let sizes = BatchSizes {
+            tokens: shared.batch_tokens,
+            flows: CLASSIFIER_FLOWS,
+        };
         let mut classifier = Self {
             shared: Arc::clone(shared),
-            judge: Judge::default(),
+            judge: Judge::new(sizes, &current, false)?,
             free: Slot::several(CLASSIFIER_FLOWS, current.sizes)?,
             filler: Filler::default(),
             verdicts: Vec::new(),
             bytes: 0,
         };
+        shared.check_budget("a classifier", slots_bytes + classifier.judge.bytes())?;
         classifier.count_bytes(current.sizes);
         drop(making);
         Ok(classifier)

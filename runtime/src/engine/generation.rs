@@ -7,8 +7,9 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
-use trafficllm_model::TaskKind;
+use trafficllm_model::{Scratch, TaskKind};
 
+use super::judge::BatchSizes;
 use super::slot::SlotSizes;
 use crate::error::Error;
 use crate::model::Model;
@@ -59,6 +60,8 @@ pub(super) struct Generation {
     pub(super) selection: Selection,
     /// What a slot needs for it and for all generations before it: slots do not shrink.
     pub(super) sizes: SlotSizes,
+    /// Buffers for each worker, where it needs larger ones than the generation before.
+    buffers: Mutex<Vec<Scratch>>,
 }
 
 impl Generation {
@@ -81,7 +84,40 @@ impl Generation {
             model,
             selection,
             sizes: before.map_or(sizes, |before| sizes.with(before.sizes)),
+            buffers: Mutex::default(),
         })
+    }
+
+    /// Takes the buffers that workers need for it, unless those for `before` do as well, and says how many bytes that are.
+    pub(super) fn add_buffers(
+        &mut self,
+        before: &Self,
+        batch: BatchSizes,
+        workers: usize,
+    ) -> Result<usize, Error> {
+        let own = batch.buffers(self)?;
+        let has_same_base = self.model.core().config() == before.model.core().config();
+        // Where this is mistaken, a worker's buffers grow when it meets the generation.
+        if has_same_base && own.bytes() <= batch.buffers(before)?.bytes() {
+            return Ok(0);
+        }
+        let mut buffers = vec![own];
+        while buffers.len() < workers {
+            buffers.push(batch.buffers(self)?);
+        }
+        let bytes = buffers.iter().map(Scratch::bytes).sum();
+        self.buffers = Mutex::new(buffers);
+        Ok(bytes)
+    }
+
+    /// Buffers that were taken for one worker.
+    pub(super) fn take_buffers(&self) -> Option<Scratch> {
+        lock(&self.buffers).pop()
+    }
+
+    /// Bytes of the buffers that no worker has taken yet.
+    fn buffers_bytes(&self) -> usize {
+        lock(&self.buffers).iter().map(Scratch::bytes).sum()
     }
 }
 
@@ -228,19 +264,22 @@ impl Generations {
         drop(unused);
     }
 
-    /// Bytes of the current model, and of the replaced ones that are not freed; a model that comes twice counts once.
-    pub(super) fn bytes(&self) -> (usize, usize) {
+    /// Bytes of the current model, of the replaced ones that are not freed, and of buffers that no worker has taken yet; a model that
+    /// comes twice counts once.
+    pub(super) fn bytes(&self) -> (usize, usize, usize) {
         let known = lock(&self.known);
         let mut seen = vec![Arc::as_ptr(&known.current.model)];
+        let mut buffers = known.current.buffers_bytes();
         let mut retired = 0;
         for generation in &known.retired {
+            buffers += generation.buffers_bytes();
             let model = Arc::as_ptr(&generation.model);
             if !seen.contains(&model) {
                 seen.push(model);
                 retired += generation.model.core().bytes();
             }
         }
-        (known.current.model.core().bytes(), retired)
+        (known.current.model.core().bytes(), retired, buffers)
     }
 
     /// Bytes that a model adds to those of [`Self::bytes`].

@@ -7,13 +7,48 @@ use std::time::Instant;
 use trafficllm_model::{Item, ModelError, Scratch, TaskVerdict, emptied};
 
 use super::counters::Counts;
-use super::generation::Generation;
+use super::generation::{Generation, Selection};
 use super::shared::Shared;
-use super::slot::{Kind, State, Ticket};
+use super::slot::{Kind, State, Ticket, reserve};
+use crate::error::Error;
 
-/// The buffers of one thread that runs the model.
-#[derive(Debug, Default)]
+/// What the largest batch consists of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BatchSizes {
+    /// Tokens after which a batch is cut: the last flow may go beyond.
+    pub(super) tokens: usize,
+    /// Most flows.
+    pub(super) flows: usize,
+}
+
+impl BatchSizes {
+    /// Most runs of tokens: a flow has up to one of each kind, and each has a token at least.
+    fn items(self) -> usize {
+        (2 * self.flows).min(self.tokens + 1)
+    }
+
+    /// Buffers for the largest batch of a model.
+    pub(super) fn buffers(self, generation: &Generation) -> Result<Scratch, Error> {
+        let mut scratch = Scratch::default();
+        self.reserve(&mut scratch, generation)?;
+        Ok(scratch)
+    }
+
+    fn reserve(self, scratch: &mut Scratch, generation: &Generation) -> Result<(), Error> {
+        let tokens = self.tokens + generation.sizes.flow_tokens + generation.sizes.request_tokens;
+        Ok(scratch.try_reserve(generation.model.core(), tokens, self.items())?)
+    }
+}
+
+/// The buffers of one thread that runs the model. They have their full size from the start, and grow only for a model that needs
+/// more than those before.
+#[derive(Debug)]
 pub(super) struct Judge {
+    sizes: BatchSizes,
+    /// Number of the generation that the buffers were last made ready for.
+    ready_for: u64,
+    /// The highest such number; none is higher where the buffers that a generation brings are for others.
+    newest: u64,
     /// All of one generation.
     pub(super) batch: Vec<Ticket>,
     /// Empty between batches: only its memory is kept.
@@ -23,6 +58,55 @@ pub(super) struct Judge {
 }
 
 impl Judge {
+    /// One that is ready for a generation; a worker's takes the buffers that later ones bring for workers.
+    pub(super) fn new(
+        sizes: BatchSizes,
+        generation: &Generation,
+        is_worker: bool,
+    ) -> Result<Self, Error> {
+        let mut judge = Self {
+            sizes,
+            ready_for: 0,
+            newest: if is_worker { 0 } else { u64::MAX },
+            batch: Vec::new(),
+            items: Vec::new(),
+            verdicts: Vec::new(),
+            scratch: Scratch::default(),
+        };
+        reserve("a batch", &mut judge.batch, sizes.flows)?;
+        judge.prepare(generation)?;
+        Ok(judge)
+    }
+
+    /// Makes the buffers ready for a generation, which was given some for it where it needs more than the one before.
+    pub(super) fn prepare(&mut self, generation: &Generation) -> Result<(), Error> {
+        if self.ready_for == generation.number {
+            return Ok(());
+        }
+        if generation.number > self.newest {
+            self.newest = generation.number;
+            if let Some(buffers) = generation.take_buffers() {
+                self.scratch = buffers;
+            }
+        }
+        let items = self.sizes.items();
+        let Selection { flow, request } = &generation.selection;
+        reserve("a batch", &mut self.items, items)?;
+        reserve(
+            "a batch",
+            &mut self.verdicts,
+            items * flow.len().max(request.len()),
+        )?;
+        self.sizes.reserve(&mut self.scratch, generation)?;
+        self.ready_for = generation.number;
+        Ok(())
+    }
+
+    /// Whether the buffers are ready for the generation with this number.
+    pub(super) fn is_ready_for(&self, number: u64) -> bool {
+        self.ready_for == number
+    }
+
     /// Gives every flow of the batch its answer, drops those that nobody wants, and gives back for how many the model ran.
     pub(super) fn run(&mut self, shared: &Shared) -> usize {
         let now = Instant::now();
@@ -44,7 +128,10 @@ impl Judge {
             return 0;
         };
         Counts::add(&shared.counts.batches, 1);
-        let work = AssertUnwindSafe(|| self.classify(shared, &generation));
+        let work = AssertUnwindSafe(|| {
+            self.prepare(&generation)?;
+            Ok::<(), Error>(self.classify(shared, &generation)?)
+        });
         let failure = match catch_unwind(work) {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -52,6 +139,7 @@ impl Judge {
                 Counts::add(&shared.counts.worker_panics, 1);
                 // The buffers are in an unknown state.
                 self.scratch = Scratch::default();
+                self.ready_for = 0;
                 Some(panic_text(&*panic))
             }
         };

@@ -72,6 +72,8 @@ pub struct EngineMemory {
     pub model_bytes: usize,
     /// The same of models that were replaced and still have flows to finish.
     pub retired_bytes: usize,
+    /// Buffers that were taken for the workers when a model came that needs larger ones, until each worker has its own.
+    pub spare_bytes: usize,
     /// The buffers of each worker, or of the caller's thread where there is none.
     pub worker_bytes: Vec<usize>,
     /// The buffers of all classifiers.
@@ -86,6 +88,7 @@ impl EngineMemory {
     pub fn total_bytes(&self) -> usize {
         self.model_bytes
             + self.retired_bytes
+            + self.spare_bytes
             + self.worker_bytes.iter().sum::<usize>()
             + self.classifier_bytes
             + self.queue_bytes

@@ -137,6 +137,17 @@ struct Sleeper {
     thread: OnceLock<Thread>,
 }
 
+impl Sleeper {
+    /// Wakes the worker if it is asleep, and says whether it was.
+    fn wake(&self) -> bool {
+        let was_asleep = self.is_asleep.load(SeqCst) && self.is_asleep.swap(false, SeqCst);
+        if was_asleep && let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+        was_asleep
+    }
+}
+
 /// All lanes, and the workers that sleep while there is nothing in them.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -269,19 +280,15 @@ impl Queue {
     /// either the worker finds the slot or this finds the worker, in the one order that all `SeqCst` operations have.
     pub(super) fn wake(&self) -> bool {
         fence(SeqCst);
-        self.sleepers.iter().any(|sleeper| {
-            let was_asleep =
-                sleeper.is_asleep.load(SeqCst) && sleeper.is_asleep.swap(false, SeqCst);
-            if was_asleep && let Some(thread) = sleeper.thread.get() {
-                thread.unpark();
-            }
-            was_asleep
-        })
+        self.sleepers.iter().any(Sleeper::wake)
     }
 
     /// Wakes all workers.
     pub(super) fn wake_all(&self) {
-        while self.wake() {}
+        fence(SeqCst);
+        for sleeper in &self.sleepers {
+            sleeper.wake();
+        }
     }
 }
 
@@ -300,7 +307,7 @@ impl Taker {
     pub(super) fn new(number: usize) -> Self {
         Self {
             number,
-            lanes: Vec::new(),
+            lanes: Vec::with_capacity(SUBMITTERS_MAX),
             version: 0,
             next: 0,
         }

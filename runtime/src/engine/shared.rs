@@ -10,10 +10,11 @@ use super::counters::{Counts, LatencyCounts};
 #[cfg(any(test, feature = "faults"))]
 use super::faults::Faults;
 use super::generation::{Generation, Generations};
+use super::judge::BatchSizes;
 use super::options::EngineOptions;
 use super::queue::Queue;
 use crate::error::Error;
-use crate::limits::{BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
+use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
 use crate::model::Model;
 
 /// Takes flows.
@@ -105,17 +106,29 @@ impl Shared {
             return Err(Error::Stopped);
         }
         let current = self.generations.current();
-        let next = Generation::new(model, &self.tasks, Some(&current))?;
+        let mut next = Generation::new(model, &self.tasks, Some(&current))?;
+        let buffers = next.add_buffers(&current, self.batch_sizes(), self.worker_bytes.len())?;
         drop(current);
         self.generations.release();
         let (number, slot_bytes) = (next.number, next.sizes.bytes());
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
-        let added = self.generations.added_bytes(&next.model) + grown * self.slots.load(SeqCst);
+        let slots = grown * self.slots.load(SeqCst);
+        let added = self.generations.added_bytes(&next.model) + slots + buffers;
         self.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         self.generations.replace(next);
+        // Idle workers take their buffers now.
+        self.queue.wake_all();
         drop(making);
         Ok(number)
+    }
+
+    /// The largest batch of a worker.
+    pub(super) fn batch_sizes(&self) -> BatchSizes {
+        BatchSizes {
+            tokens: self.batch_tokens,
+            flows: BATCH_SUBJECTS_MAX,
+        }
     }
 
     /// Whether flows are taken.
@@ -231,11 +244,12 @@ impl Shared {
     }
 
     pub(super) fn memory(&self) -> EngineMemory {
-        let (model_bytes, retired_bytes) = self.generations.bytes();
+        let (model_bytes, retired_bytes, spare_bytes) = self.generations.bytes();
         let workers = self.worker_bytes.iter();
         EngineMemory {
             model_bytes,
             retired_bytes,
+            spare_bytes,
             worker_bytes: workers.map(|bytes| bytes.load(SeqCst)).collect(),
             classifier_bytes: self.classifier_bytes.load(SeqCst),
             queue_bytes: self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst),

@@ -29,13 +29,16 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) fn new(shared: &Arc<Shared>, number: usize) -> Result<Self, Error> {
-        Ok(Self {
+        let current = shared.generations.current();
+        let worker = Self {
             shared: Arc::clone(shared),
             number,
             taker: Taker::new(number),
-            judge: Judge::default(),
+            judge: Judge::new(shared.batch_sizes(), &current, true)?,
             held: None,
-        })
+        };
+        worker.tell_bytes();
+        Ok(worker)
     }
 
     /// Runs what waits until the time has come, if there is one, and gives back how many flows were judged.
@@ -96,11 +99,28 @@ impl Worker {
             return 0;
         }
         let flows = self.judge.run(&self.shared);
+        self.tell_bytes();
+        self.judge.batch.clear();
+        flows
+    }
+
+    fn tell_bytes(&self) {
         if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
             bytes.store(self.judge.bytes(), SeqCst);
         }
-        self.judge.batch.clear();
-        flows
+    }
+
+    /// Takes the buffers for a new model before its first batch comes.
+    fn prepare(&mut self) {
+        let generations = &self.shared.generations;
+        if !self.judge.is_ready_for(generations.number()) {
+            let current = generations.current();
+            if let Err(error) = self.judge.prepare(&current) {
+                // The first batch tries again, and fails where that does not help either.
+                tracing::warn!(%error, "no buffers for the new model");
+            }
+            self.tell_bytes();
+        }
     }
 
     /// Sends home what was taken and will not be run.
@@ -121,8 +141,12 @@ impl Worker {
             } else if !shared.is_open() {
                 return;
             } else {
+                self.prepare();
+                let number = shared.generations.number();
                 self.taker.sleep(&shared.queue, None, || {
-                    !shared.is_open() || shared.generations.has_unused()
+                    !shared.is_open()
+                        || shared.generations.has_unused()
+                        || shared.generations.number() != number
                 });
             }
             shared.generations.release();

@@ -261,7 +261,13 @@ impl Model {
         } = scratch;
         next.clear();
         let more = pending.labels.len();
-        next.try_reserve(more, pending.rows.len() + more * self.config().hidden)?;
+        let hidden = self.config().hidden;
+        // One more row each, but never more than its task's longest label has.
+        let values = pending.labels.iter().map(|label| {
+            let longest = self.tasks[label.task].rows_max() * hidden;
+            (label.rows_end - label.rows_start + hidden).min(longest)
+        });
+        next.try_reserve(more, values.sum())?;
         try_hold(BUFFERS, &mut scratch.queries, more)?;
         try_hold(BUFFERS, &mut scratch.sequences, more)?;
         let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
