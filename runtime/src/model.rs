@@ -1,6 +1,9 @@
 //! An opened model: the bundle's weights, tokenizer and profile, checked against each other.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
 
 use trafficllm_kernels::Level;
 use trafficllm_model::{Bundle, Manifest};
@@ -19,7 +22,7 @@ static DEFAULT_BUNDLE: &[u8] = include_bytes!("../bundle/default.tllm");
 /// A model that has passed its self-test. Immutable: one serves any number of engines and threads; opening it starts none.
 #[derive(Debug)]
 pub struct Model {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     core: trafficllm_model::Model,
     encoder: Encoder,
     profile_name: String,
@@ -73,7 +76,7 @@ impl Model {
     /// # Errors
     /// Weights, adapters, tokenizer or profile that are broken or do not fit together; a self-test that fails.
     pub fn load(bundle: &Bundle, level: Level) -> Result<Self, Error> {
-        let manifest = bundle.manifest().clone();
+        let manifest = bundle.shared_manifest();
         let core = trafficllm_model::Model::load(bundle, level)?;
         core.self_test()?;
         let file = &manifest.tokenizer.file;
@@ -83,10 +86,8 @@ impl Model {
                 source,
             })?;
         let profile: Profile =
-            serde_json::from_value(manifest.profile.clone()).map_err(|error| {
-                Error::ProfileShape {
-                    message: error.to_string(),
-                }
+            Profile::deserialize(&manifest.profile).map_err(|error| Error::ProfileShape {
+                message: error.to_string(),
             })?;
         let profile_name = name_of(&profile);
         fits(
