@@ -19,7 +19,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ptr::null_mut;
 
 use flate2::{Compression, write::GzEncoder};
-use trafficllm::{CaptureError, Error, Flow, FlowConfig, Level, Model, ModelError, TcpFlags};
+use trafficllm::{
+    Bundle, CaptureError, Error, Flow, FlowConfig, Level, Model, ModelError, TcpFlags,
+};
+use trafficllm_model::limits::LABELS_MAX;
 use trafficllm_model::{Item, Scratch, TaskVerdict};
 use trafficllm_traffic::token::TokenError;
 use trafficllm_traffic::{CaptureReader, FlowTable, Packet};
@@ -126,8 +129,8 @@ fn is_model_refusal(error: &Error) -> bool {
 
 #[cfg(feature = "default-bundle")]
 #[test]
-fn opening_the_default_bundle_on_every_level() {
-    for level in Level::all_available() {
+fn opening_the_default_bundle_with_and_without_packing() {
+    for level in [Level::Portable, Level::detect()] {
         let open = || Model::load(&Model::default_bundle()?, level);
         let large = sweep(open, is_model_refusal);
         assert!(large >= 20, "{}: {large}", level.name());
@@ -138,12 +141,28 @@ fn opening_the_default_bundle_on_every_level() {
 fn opening_a_bundle_from_a_file_and_from_a_folder() {
     let file = common::repository().join("runtime/bundle/default.tllm");
     let folder = tempfile::tempdir().unwrap();
-    let bundle = trafficllm::Bundle::open(&file).unwrap();
+    let bundle = Bundle::open(&file).unwrap();
     bundle.write_directory(folder.path()).unwrap();
     for path in [file.as_path(), folder.path()] {
         let large = sweep(|| Model::open(path), is_model_refusal);
         assert!(large >= 20, "{}: {large}", path.display());
     }
+}
+
+/// As many labels as a task may have, each of eight words, and a tokenizer without merges.
+#[test]
+fn opening_a_bundle_with_many_labels() {
+    let bundle = common::small_bundle(|manifest| {
+        let task = &mut manifest.tasks[1];
+        task.labels = (0..LABELS_MAX).map(|label| format!("l{label}")).collect();
+        let word = |label: usize, at: usize| (label >> (2 * at) & 3) as u32;
+        let path = |label| (0..8).map(|at| word(label, at)).collect();
+        task.label_words = (0..LABELS_MAX).map(path).collect();
+    });
+    let bytes: &'static [u8] = bundle.to_packed().unwrap().leak();
+    let open = || Model::load(&Bundle::from_bytes(bytes)?, Level::Portable);
+    let large = sweep(open, is_model_refusal);
+    assert!(large >= 8, "{large}");
 }
 
 /// A capture with packets of these lengths.
