@@ -24,7 +24,6 @@ use trafficllm::{
 };
 use trafficllm_model::limits::LABELS_MAX;
 use trafficllm_model::{Item, Scratch, TaskVerdict};
-use trafficllm_traffic::token::TokenError;
 use trafficllm_traffic::{CaptureReader, FlowTable, Packet};
 
 /// From this size on an allocation may be refused: smaller ones are as good as always to be had, or the host itself is lost.
@@ -117,14 +116,7 @@ fn with_refusal<T>(granted: i64, work: &mut impl FnMut() -> T) -> (u64, T) {
 }
 
 fn is_model_refusal(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Model(ModelError::Memory { .. })
-            | Error::Token {
-                source: TokenError::Memory(_),
-                ..
-            }
-    )
+    matches!(error, Error::Model(ModelError::Memory { .. }))
 }
 
 #[cfg(feature = "default-bundle")]
