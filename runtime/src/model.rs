@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use trafficllm_kernels::Level;
 use trafficllm_model::{Bundle, Manifest, ModelError};
-use trafficllm_traffic::FlowConfig;
-use trafficllm_traffic::token::{Encoder, Profile, Tokenizer};
+use trafficllm_traffic::token::{Encoder, Profile, TokenError, Tokenizer};
+use trafficllm_traffic::{FlowConfig, MemoryError};
 
 use crate::error::Error;
 
@@ -82,10 +82,7 @@ impl Model {
         core.self_test()?;
         let file = &manifest.tokenizer.file;
         let tokenizer =
-            Tokenizer::from_json(bundle.file(file)?).map_err(|source| Error::Token {
-                file: file.clone(),
-                source,
-            })?;
+            Tokenizer::from_json(bundle.file(file)?).map_err(|source| token_error(file, source))?;
         let profile: Profile =
             Profile::deserialize(&manifest.profile).map_err(|error| Error::ProfileShape {
                 message: error.to_string(),
@@ -106,10 +103,8 @@ impl Model {
             core.item_tokens_max(),
             profile.request_tokens as usize,
         )?;
-        let encoder = Encoder::new(tokenizer, profile).map_err(|source| Error::Token {
-            file: trafficllm_model::MANIFEST_NAME.to_owned(),
-            source,
-        })?;
+        let encoder = Encoder::new(tokenizer, profile)
+            .map_err(|source| token_error(trafficllm_model::MANIFEST_NAME, source))?;
         let mut manifest_json = String::new();
         let bytes = bundle.manifest_bytes().len();
         let reserved = manifest_json.try_reserve_exact(bytes);
@@ -186,6 +181,19 @@ impl Model {
     #[must_use]
     pub fn flow_config(&self) -> FlowConfig {
         flow_config(self.encoder.profile())
+    }
+}
+
+/// Memory that is refused is the same error whichever part of a model it was for.
+fn token_error(file: &str, source: TokenError) -> Error {
+    match source {
+        TokenError::Memory(MemoryError { what, bytes }) => {
+            ModelError::Memory { what, bytes }.into()
+        }
+        source => Error::Token {
+            file: file.to_owned(),
+            source,
+        },
     }
 }
 
