@@ -198,7 +198,8 @@ impl Engine {
     /// outlive the engine.
     ///
     /// # Errors
-    /// No memory, or more than [`EngineOptions::memory_bytes_max`]; more than [`crate::limits::SUBMITTERS_MAX`] at a time.
+    /// No memory, or more than [`EngineOptions::memory_bytes_max`]; more than [`crate::limits::SUBMITTERS_MAX`] at a time;
+    /// [`Error::Stopped`].
     pub fn submitter(&self) -> Result<Submitter, Error> {
         Submitter::new(&self.shared, self.shared.queue.waiting_max(), true, None)
     }
