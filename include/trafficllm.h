@@ -937,7 +937,8 @@ int32_t tllm_last_error(char *buffer,
  * Sends messages up to `level` (TLLM_LOG_*) to `callback`, with `user` handed on; NULL or TLLM_LOG_OFF ends it. When this returns, the
  * callback before is not running any more and will not be called again. Until the first call the library is silent.
  *
- * Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback).
+ * Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
+ * a second).
  */
 int32_t tllm_log_set(tllm_log_callback callback,
                      void *user,
@@ -1133,7 +1134,7 @@ int32_t tllm_engine_counters(const struct tllm_engine *engine, struct tllm_count
 int32_t tllm_engine_memory(const struct tllm_engine *engine, struct tllm_memory *memory, size_t size);
 
 /**
- * Writes counters, memory and latencies in Prometheus' text format 0.0.4. For `buffer`, `size` and `needed` see "Texts that come out"
+ * Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`, `size` and `needed` see "Texts that come out"
  * above; the text grows by some bytes with its numbers, so leave room.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.

@@ -1,6 +1,6 @@
 /* What the examples need before libtrafficllm comes into play, and every host has already: headers of packets, and a table of flows.
  *
- * This file is C, and C++ too. It knows Ethernet (with VLAN tags), Linux cooked captures and bare IP; TCP, UDP and ICMP over IPv4 and IPv6 without extension headers.
+ * This file is C, and C++ too. It knows Ethernet (with VLAN tags), Linux cooked captures and bare IP; TCP, UDP and ICMP over IPv4 and IPv6.
  * The table has no timeouts: two connections with the same ports are one flow here. */
 #ifndef PACKETS_H
 #define PACKETS_H
@@ -29,11 +29,17 @@ static inline uint16_t read_u16(const uint8_t *bytes) { return (uint16_t)(bytes[
 
 /* Place of the IP header, or -1 if there is none. */
 static inline int find_ip(int link_type, const uint8_t *bytes, size_t size) {
-    size_t place = link_type == DLT_EN10MB ? 14 : link_type == DLT_LINUX_SLL ? 16 : 0;
-    if (link_type == DLT_RAW) return 0;
-    if (place == 0 || size < place) return -1;
-    uint16_t type = read_u16(bytes + place - 2);
-    while ((type == 0x8100 || type == 0x88a8) && size >= place + 4) {
+    size_t place, type_at;
+    switch (link_type) {
+    case DLT_RAW: return 0;
+    case DLT_EN10MB: place = 14, type_at = 12; break;
+    case DLT_LINUX_SLL: place = 16, type_at = 14; break;
+    case DLT_LINUX_SLL2: place = 20, type_at = 0; break;
+    default: return -1;
+    }
+    if (size < place) return -1;
+    uint16_t type = read_u16(bytes + type_at);
+    while ((type == 0x8100 || type == 0x88a8) && size >= place + 4) { /* a VLAN tag, and the type of what follows it */
         type = read_u16(bytes + place + 2);
         place += 4;
     }
@@ -64,6 +70,10 @@ static inline int decode(pcap_t *capture, const struct pcap_pkthdr *head, const 
         info->protocol = ip[6];
         memcpy(info->initiator, ip + 8, 16);
         memcpy(info->responder, ip + 24, 16);
+        while ((info->protocol == 0 || info->protocol == 43 || info->protocol == 60) && captured >= header + 8) { /* extension headers */
+            info->protocol = ip[header];
+            header += (size_t)(ip[header + 1] + 1) * 8;
+        }
     } else {
         return 0;
     }

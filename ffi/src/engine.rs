@@ -4,10 +4,10 @@ use std::ffi::c_char;
 use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use trafficllm::{Engine, FlowConfig, FlowRecorder, Settings};
+use trafficllm::{Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
 
 use crate::boundary::{Output, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
@@ -78,6 +78,37 @@ pub struct tllm_memory {
     pub reserved: [u64; 4],
 }
 
+/// [`RecorderCounters`] that several threads add to.
+#[derive(Debug, Default)]
+pub(crate) struct PacketCounts {
+    packets: AtomicU64,
+    packets_beyond_limit: AtomicU64,
+    payload_bytes_cut: AtomicU64,
+    time_backwards: AtomicU64,
+}
+
+impl PacketCounts {
+    pub(crate) fn add(&self, counters: &RecorderCounters) {
+        for (sum, count) in [
+            (&self.packets, counters.packets),
+            (&self.packets_beyond_limit, counters.packets_beyond_limit),
+            (&self.payload_bytes_cut, counters.payload_bytes_cut),
+            (&self.time_backwards, counters.time_backwards),
+        ] {
+            sum.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    fn read(&self) -> RecorderCounters {
+        RecorderCounters {
+            packets: self.packets.load(Ordering::Relaxed),
+            packets_beyond_limit: self.packets_beyond_limit.load(Ordering::Relaxed),
+            payload_bytes_cut: self.payload_bytes_cut.load(Ordering::Relaxed),
+            time_backwards: self.time_backwards.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// The number of forks at which an engine that has no threads belongs to the process.
 const NOT_STARTED: u32 = u32::MAX;
 
@@ -88,6 +119,8 @@ pub(crate) struct EngineState {
     flow_config: FlowConfig,
     /// Live flow handles.
     flows: AtomicUsize,
+    /// What the flows saw that are freed.
+    pub(crate) packets: PacketCounts,
     /// [`forks`] when the workers were started.
     started_at: AtomicU32,
 }
@@ -200,6 +233,7 @@ pub unsafe extern "C" fn tllm_engine_new(
             settings,
             flow_config,
             flows: AtomicUsize::new(0),
+            packets: PacketCounts::default(),
             started_at: AtomicU32::new(NOT_STARTED),
         };
         let made = ENGINES.insert(Arc::new(state));
@@ -361,7 +395,7 @@ pub unsafe extern "C" fn tllm_engine_memory(
     })
 }
 
-/// Writes counters, memory and latencies in Prometheus' text format 0.0.4. For `buffer`, `size` and `needed` see "Texts that come out"
+/// Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`, `size` and `needed` see "Texts that come out"
 /// above; the text grows by some bytes with its numbers, so leave room.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
@@ -378,7 +412,7 @@ pub unsafe extern "C" fn tllm_engine_metrics(
     guard(|| {
         let state = engine_of(engine)?;
         let flows = state.flows.load(Ordering::Relaxed) as u64;
-        let text = format!("{} {flows}", state.get()?.generation());
+        let text = state.get()?.metrics(flows, state.packets.read());
         // SAFETY: the caller's promise.
         unsafe { write_text(&text, buffer, size, needed) }
     })

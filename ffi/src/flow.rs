@@ -107,6 +107,7 @@ pub(crate) struct FlowState {
 
 impl Drop for FlowState {
     fn drop(&mut self) {
+        self.engine.packets.add(self.recorder.counters());
         self.engine.count_flow(false);
     }
 }

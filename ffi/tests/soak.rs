@@ -6,6 +6,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stdout,
     reason = "a helper that fails is a failed test; a long run says how it goes"
 )]
@@ -204,7 +205,6 @@ struct Seen {
     submit_us_max: u64,
 }
 
-#[expect(clippy::too_many_lines, reason = "one thread's life, in order")]
 fn host_thread(
     number: u64,
     Shared(engine): Shared,
@@ -242,9 +242,8 @@ fn host_thread(
         while at < count {
             let answer = &verdicts[at..at + verdicts[at].entries as usize];
             at += answer.len();
-            let subject = under_way
-                .remove(&answer[0].id)
-                .expect("a verdict of a flow that is under way");
+            // Fails for a flow that is not under way.
+            let subject = under_way.remove(&answer[0].id).unwrap();
             for (position, verdict) in answer.iter().enumerate() {
                 assert_eq!(
                     (verdict.id, verdict.position as usize),
@@ -258,7 +257,7 @@ fn host_thread(
                     assert_eq!(told, expected[&name(&answer[0].model_id)][subject]);
                     seen.verdicts += 1;
                 }
-                other => panic_with(other),
+                other => unexpected(other),
             }
         }
         count
@@ -284,7 +283,7 @@ fn host_thread(
             TLLM_OK if is_freed => seen.freed += 1,
             TLLM_OK => assert!(under_way.insert(id, subject).is_none()),
             TLLM_QUEUE_FULL => seen.shed += 1,
-            other => panic_with(other),
+            other => unexpected(other),
         }
         if is_freed {
             ok(tllm_flow_free(flow));
@@ -310,8 +309,8 @@ fn host_thread(
     seen
 }
 
-fn panic_with(status: i32) -> ! {
-    std::panic::panic_any(format!("unexpected status {status}"))
+fn unexpected(status: i32) -> ! {
+    panic!("unexpected status {status}")
 }
 
 fn resident_kib() -> u64 {
@@ -350,7 +349,6 @@ fn counters(engine: *mut tllm_engine) -> tllm_counters {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one run, in order")]
 fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
     let folder = tempfile::tempdir().unwrap();
     let paths = bundles(folder.path());

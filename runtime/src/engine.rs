@@ -29,9 +29,10 @@ use std::time::{Duration, Instant};
 
 use trafficllm_kernels::Level;
 use trafficllm_model::Bundle;
-use trafficllm_traffic::FlowConfig;
+use trafficllm_traffic::{FlowConfig, RecorderCounters};
 
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::model::Model;
 use counters::Counts;
 use generation::try_lock;
@@ -256,6 +257,30 @@ impl Engine {
     #[must_use]
     pub fn memory(&self) -> EngineMemory {
         self.shared.memory()
+    }
+
+    /// Counters, memory and latencies in Prometheus' text format 0.0.4. What only the host knows comes from it: the flows that it feeds at
+    /// present, and the packets that it has fed.
+    #[must_use]
+    pub fn metrics(&self, live_flows: u64, packets: RecorderCounters) -> String {
+        let (model, memory) = (self.model(), self.memory());
+        let metrics = Metrics {
+            model: model.id(),
+            profile: model.profile_name(),
+            level: model.level().name(),
+            generation: self.generation(),
+            counters: self.counters(),
+            queue_flows: self.queue_depth() as u64,
+            live_flows,
+            packets,
+            memory_bytes: &[
+                ("model", memory.model_bytes),
+                ("workers", memory.worker_bytes.iter().sum()),
+                ("queue", memory.queue_bytes),
+            ],
+            latency: self.latency(),
+        };
+        metrics.to_string()
     }
 
     /// The model that judges what is submitted now.

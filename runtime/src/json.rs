@@ -154,6 +154,8 @@ mod tests {
         Verdict {
             task: "botnet_detection",
             label: "Zeus",
+            task_index: 0,
+            label_index: 0,
             score: 0.500_04,
             abstained: true,
         },

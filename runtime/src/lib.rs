@@ -37,6 +37,7 @@ mod engine;
 mod error;
 pub mod json;
 pub mod limits;
+mod metrics;
 mod model;
 mod outcome;
 mod settings;

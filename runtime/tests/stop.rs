@@ -10,8 +10,8 @@ mod common;
 
 use std::fs::File;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -224,4 +224,26 @@ fn an_engine_that_was_not_started_is_dropped_with_what_waits() {
         assert_eq!(answer.judgement, Judgement::Abandoned);
     });
     assert_eq!((answers, submitter.in_flight()), (10, 0));
+}
+
+#[test]
+fn a_worker_may_drop_the_engine_when_it_tells_of_answers() {
+    let model = model();
+    let flows = recorded_flows(&model);
+    let place: Arc<Mutex<Option<Engine>>> = Arc::default();
+    let taken = Arc::clone(&place);
+    let engine = made(&model, 2);
+    engine.start().unwrap();
+    let (told, is_told) = mpsc::channel();
+    let mut submitter = engine
+        .submitter_with(Box::new(move || {
+            drop(taken.lock().unwrap().take());
+            _ = told.send(());
+        }))
+        .unwrap();
+    *place.lock().unwrap() = Some(engine);
+    submitter.submit(&flows[0], 0).unwrap();
+    is_told.recv_timeout(LONG).unwrap();
+    assert_eq!(submitter.wait(LONG, |_| ()), 1);
+    assert_eq!(submitter.submit(&flows[0], 1), Err(SubmitError::Closed));
 }

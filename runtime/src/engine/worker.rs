@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::judge::Judge;
@@ -235,7 +235,10 @@ impl Pool {
     }
 
     fn join(&mut self, is_meant: impl Fn(&JoinHandle<()>) -> bool) {
-        for thread in self.threads.extract_if(.., |thread| is_meant(thread)) {
+        // A worker that ends its own engine, from the function that it calls when answers arrive, cannot wait for itself.
+        let own = thread::current().id();
+        let meant = |thread: &mut JoinHandle<()>| thread.thread().id() != own && is_meant(thread);
+        for thread in self.threads.extract_if(.., meant) {
             // A worker catches the panics of its work; there is nothing left to tell.
             let _ended = thread.join();
         }

@@ -16,6 +16,8 @@ const VERDICTS: [Verdict<'static>; 2] = [
     Verdict {
         task: "botnet_detection",
         label: "a \"b\",c",
+        task_index: 0,
+        label_index: 0,
         score: 0.500_04,
         abstained: true,
     },
