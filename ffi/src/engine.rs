@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use trafficllm::{Engine, FlowConfig, RecorderCounters, Settings};
+use trafficllm::{Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
 
 use crate::boundary::{Output, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
@@ -386,7 +386,7 @@ pub unsafe extern "C" fn tllm_engine_memory(
             model_bytes: read.model_bytes as u64,
             worker_bytes: read.worker_bytes.iter().sum::<usize>() as u64,
             queue_bytes: read.queue_bytes as u64,
-            flow_bytes: flows * state.flow_config.flow_bytes_max() as u64,
+            flow_bytes: flows * FlowRecorder::bytes_max(&state.flow_config) as u64,
             reserved: [0; 4],
         };
         // SAFETY: the caller's promise.

@@ -95,6 +95,10 @@ impl From<Error> for Fault {
         let status = match &error {
             Error::UnknownTask { .. } => TLLM_ERR_TASK,
             Error::Level(_) => TLLM_ERR_PLATFORM,
+            Error::Setting {
+                setting: "submitters",
+                ..
+            } => TLLM_ERR_LIMIT,
             Error::Setting { .. } | Error::FlowConfig(_) => TLLM_ERR_VALUE,
             Error::Spawn { .. } => TLLM_ERR_THREAD,
             Error::Worker { .. } => TLLM_ERR_WORKER,

@@ -149,8 +149,10 @@ impl Engine {
         pool.join_ended(running_workers);
         drop(pool);
         self.shared.generations.try_release();
+        let abandoned = self.shared.sent_home();
+        tracing::info!(abandoned, running_workers, "an engine was stopped");
         Stopped {
-            abandoned: self.shared.sent_home(),
+            abandoned,
             running_workers,
         }
     }
@@ -163,13 +165,18 @@ impl Engine {
     /// fit, [`Error::Memory`], [`Error::Stopped`]. Nothing changes then, and [`EngineCounters::swaps_failed`] counts it.
     pub fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
         let counts = &self.shared.counts;
+        let id = model.id().to_owned();
         let activated = self.shared.activate(model);
-        let counter = if activated.is_ok() {
-            &counts.swaps
-        } else {
-            &counts.swaps_failed
-        };
-        Counts::add(counter, 1);
+        match &activated {
+            Ok(generation) => {
+                Counts::add(&counts.swaps, 1);
+                tracing::info!(generation, id, "a model was activated");
+            }
+            Err(error) => {
+                Counts::add(&counts.swaps_failed, 1);
+                tracing::warn!(id, %error, "a model was refused; the model before goes on");
+            }
+        }
         activated
     }
 
@@ -199,7 +206,8 @@ impl Engine {
     /// outlive the engine.
     ///
     /// # Errors
-    /// No memory, or more than [`EngineOptions::memory_bytes_max`]; more than [`crate::limits::SUBMITTERS_MAX`] at a time.
+    /// No memory, or more than [`EngineOptions::memory_bytes_max`]; more than [`crate::limits::SUBMITTERS_MAX`] at a time;
+    /// [`Error::Stopped`].
     pub fn submitter(&self) -> Result<Submitter, Error> {
         Submitter::new(&self.shared, self.shared.queue.waiting_max(), true, None)
     }

@@ -88,8 +88,8 @@ UNUSED static void begin(int argc, char **argv, unsigned seconds)
 /* The path of a file under "tests", in a buffer that the next call but seven uses again. */
 UNUSED static const char *path_of(const char *name)
 {
-    static char paths[8][4096];
-    static unsigned next = 0;
+    static _Thread_local char paths[8][4096];
+    static _Thread_local unsigned next = 0;
     char *path = paths[next++ % 8];
     snprintf(path, sizeof paths[0], "%s/%s", tests_folder, name);
     return path;
@@ -97,6 +97,9 @@ UNUSED static const char *path_of(const char *name)
 
 #define SMALL "c/bundles/small.tllm"
 #define OTHER "c/bundles/other.tllm"
+
+/* Not for a program that loads the library by hand. */
+#ifndef CHECK_WITHOUT_LIBRARY
 
 UNUSED static tllm_model *open_small(void)
 {
@@ -215,6 +218,8 @@ UNUSED static void take_answers(tllm_session *session, size_t answers, unsigned 
     }
     CHECK(found == answers);
 }
+
+#endif
 
 /* Whether two entries say the same about a flow, whatever it was called and whenever it was judged. */
 UNUSED static int same_verdict(const tllm_verdict *a, const tllm_verdict *b)

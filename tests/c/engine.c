@@ -71,7 +71,9 @@ static void stop_without_time(void)
     CHECK(counters.abandoned == 10 && counters.waiting == 0 && counters.in_flight == 0);
     OK(tllm_flow_free(flow));
     OK(tllm_session_free(session));
-    OK(tllm_engine_free(engine));
+    /* It stays so. */
+    STATUS(TLLM_ABANDONED, tllm_engine_stop(engine, 0));
+    STATUS(TLLM_ABANDONED, tllm_engine_free(engine));
 }
 
 /* Answers that have come are there after the stop, and after the engine's handle has gone. */

@@ -170,6 +170,9 @@ impl Submitter {
         is_limited: bool,
         notify: Option<Notify>,
     ) -> Result<Self, Error> {
+        if !shared.is_open() {
+            return Err(Error::Stopped);
+        }
         let making = shared.lock_making();
         let current = shared.generations.current();
         shared.check_budget("a submitter", slots * shared.slot_bytes())?;

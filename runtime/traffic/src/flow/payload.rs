@@ -138,6 +138,12 @@ impl SpareBuffers {
             + self.lists.capacity() * size_of::<Vec<Box<[u8]>>>()
     }
 
+    /// Most that the lists of one flow's buffers take, in use and spare: they grow by doubling, from four on.
+    pub(super) fn lists_bytes_max(config: &FlowConfig) -> usize {
+        let grown = (2 * config.max_payloads).max(4);
+        2 * grown * size_of::<Box<[u8]>>() + 4 * size_of::<Vec<Box<[u8]>>>()
+    }
+
     fn buffer(&mut self, config: &FlowConfig) -> Box<[u8]> {
         self.buffers
             .pop()

@@ -155,6 +155,15 @@ impl FlowRecorder {
             + self.flow.payload.bytes()
             + self.spare.bytes()
     }
+
+    /// Most bytes that a recorder with these settings takes, what the memory allocator adds left out.
+    #[must_use]
+    pub fn bytes_max(config: &FlowConfig) -> usize {
+        size_of::<Self>()
+            + config.max_packets * size_of::<PacketRecord>()
+            + config.max_payloads * config.max_payload_bytes
+            + SpareBuffers::lists_bytes_max(config)
+    }
 }
 
 /// What of a packet did not become part of its flow's record.
