@@ -153,8 +153,9 @@ fn what_is_submitted_during_a_stop_has_one_fate() {
         let refused = AtomicU64::new(0);
         thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| {
-                    let mut submitter = engine.submitter().unwrap();
+                let mut submitter = engine.submitter().unwrap();
+                let (flows, refused) = (&flows, &refused);
+                scope.spawn(move || {
                     let mut answers = 0;
                     let mut taken = 0;
                     loop {

@@ -224,8 +224,9 @@ impl Submitter {
         id: u64,
         owner: Option<Weak<()>>,
     ) -> Result<(), SubmitError> {
-        let generation = self.view.get();
-        let (mut slot, generation) = self.open_slot(generation)?;
+        let slot = self.open_slot()?;
+        let generation = self.current();
+        let (mut slot, generation) = self.fit(slot, generation)?;
         slot.owner = owner;
         self.filler.flow(&generation, &mut slot, flow);
         self.offer(slot, generation, id)
@@ -236,11 +237,12 @@ impl Submitter {
     /// # Errors
     /// As [`Submitter::submit`]; [`SubmitError::NotARequest`] for a text that is none.
     pub fn submit_request(&mut self, request: &[u8], id: u64) -> Result<(), SubmitError> {
-        let generation = self.view.get();
+        let generation = self.current();
         if let Some(generation) = &generation {
             self.filler.read_request(generation, request)?;
         }
-        let (mut slot, generation) = self.open_slot(generation)?;
+        let slot = self.open_slot()?;
+        let (mut slot, generation) = self.fit(slot, generation)?;
         self.filler.request(&generation, &mut slot);
         self.offer(slot, generation, id)
     }
@@ -295,37 +297,53 @@ impl Submitter {
         self.shared.counts.read()
     }
 
-    /// A slot for a flow that is submitted now, unless the queue is full.
-    fn open_slot(
-        &mut self,
-        generation: Option<Arc<Generation>>,
-    ) -> Result<(Box<Slot>, Arc<Generation>), SubmitError> {
+    /// A slot for a flow that is submitted now, unless the queue is full: that is found out before the work of encoding.
+    fn open_slot(&mut self) -> Result<Box<Slot>, SubmitError> {
         let shared = &self.shared;
         Counts::add(&shared.counts.submitted, 1);
-        // A generation that is not used after all may be one that was just replaced.
-        let number = generation.as_ref().map_or(u64::MAX, |found| found.number);
         if !shared.is_open() {
             Counts::add(&shared.counts.abandoned, 1);
-            self.let_go = self.let_go.min(number);
             return Err(SubmitError::Closed);
         }
-        // A full queue is found out before the work of encoding.
-        let is_full = shared.queue.is_full() || generation.is_none();
-        let slot = if is_full { None } else { self.free.pop() };
-        let (Some(mut slot), Some(generation)) = (slot, generation) else {
+        let slot = if shared.queue.is_full() {
+            None
+        } else {
+            self.free.pop()
+        };
+        let Some(mut slot) = slot else {
             Counts::add(&shared.counts.shed, 1);
-            self.let_go = self.let_go.min(number);
             return Err(SubmitError::QueueFull);
         };
-        if slot.fit(generation.sizes).is_err() {
-            Counts::add(&shared.counts.shed, 1);
-            self.let_go = self.let_go.min(number);
-            self.free.push(slot);
-            return Err(SubmitError::NoMemory);
-        }
         slot.submitted = Instant::now();
         slot.deadline = shared.deadline.map(|after| slot.submitted + after);
-        Ok((slot, generation))
+        Ok(slot)
+    }
+
+    /// The model for a flow that is submitted now.
+    fn current(&mut self) -> Option<Arc<Generation>> {
+        let current = self.view.get();
+        // It may be replaced before it is used, and then wants to be let go of.
+        let number = current.as_ref().map(|generation| generation.number);
+        self.let_go = self.let_go.min(number.unwrap_or(u64::MAX));
+        current
+    }
+
+    /// Gives a slot the room that a generation needs. Without a generation the flow is shed as well.
+    fn fit(
+        &mut self,
+        mut slot: Box<Slot>,
+        generation: Option<Arc<Generation>>,
+    ) -> Result<(Box<Slot>, Arc<Generation>), SubmitError> {
+        let refused = match generation {
+            Some(generation) if slot.fit(generation.sizes).is_ok() => {
+                return Ok((slot, generation));
+            }
+            Some(_) => SubmitError::NoMemory,
+            None => SubmitError::QueueFull,
+        };
+        self.free.push(slot);
+        Counts::add(&self.shared.counts.shed, 1);
+        Err(refused)
     }
 
     fn offer(

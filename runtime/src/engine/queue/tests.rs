@@ -278,7 +278,7 @@ fn what_a_worker_leaves_behind_wakes_another() {
 
 #[test]
 fn no_wake_up_is_lost() {
-    const ROUNDS: u64 = 500;
+    const ROUNDS: u64 = 200;
     for (submitters, workers, wait) in [
         (1, 1, Duration::ZERO),
         (1, 4, Duration::ZERO),
