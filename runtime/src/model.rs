@@ -1,11 +1,14 @@
 //! An opened model: the bundle's weights, tokenizer and profile, checked against each other.
 
 use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
 
 use trafficllm_kernels::Level;
-use trafficllm_model::{Bundle, Manifest};
-use trafficllm_traffic::FlowConfig;
-use trafficllm_traffic::token::{Encoder, Profile, Tokenizer};
+use trafficllm_model::{Bundle, Manifest, ModelError};
+use trafficllm_traffic::token::{Encoder, Profile, TokenError, Tokenizer};
+use trafficllm_traffic::{FlowConfig, MemoryError};
 
 use crate::error::Error;
 
@@ -19,7 +22,7 @@ static DEFAULT_BUNDLE: &[u8] = include_bytes!("../bundle/default.tllm");
 /// A model that has passed its self-test. Immutable: one serves any number of engines and threads; opening it starts none.
 #[derive(Debug)]
 pub struct Model {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     manifest_json: String,
     core: trafficllm_model::Model,
     encoder: Encoder,
@@ -74,20 +77,15 @@ impl Model {
     /// # Errors
     /// Weights, adapters, tokenizer or profile that are broken or do not fit together; a self-test that fails.
     pub fn load(bundle: &Bundle, level: Level) -> Result<Self, Error> {
-        let manifest = bundle.manifest().clone();
+        let manifest = bundle.shared_manifest();
         let core = trafficllm_model::Model::load(bundle, level)?;
         core.self_test()?;
         let file = &manifest.tokenizer.file;
         let tokenizer =
-            Tokenizer::from_json(bundle.file(file)?).map_err(|source| Error::Token {
-                file: file.clone(),
-                source,
-            })?;
+            Tokenizer::from_json(bundle.file(file)?).map_err(|source| token_error(file, source))?;
         let profile: Profile =
-            serde_json::from_value(manifest.profile.clone()).map_err(|error| {
-                Error::ProfileShape {
-                    message: error.to_string(),
-                }
+            Profile::deserialize(&manifest.profile).map_err(|error| Error::ProfileShape {
+                message: error.to_string(),
             })?;
         let profile_name = name_of(&profile);
         fits(
@@ -105,10 +103,17 @@ impl Model {
             core.item_tokens_max(),
             profile.request_tokens as usize,
         )?;
-        let encoder = Encoder::new(tokenizer, profile).map_err(|source| Error::Token {
-            file: trafficllm_model::MANIFEST_NAME.to_owned(),
-            source,
+        let encoder = Encoder::new(tokenizer, profile)
+            .map_err(|source| token_error(trafficllm_model::MANIFEST_NAME, source))?;
+        let mut manifest_json = String::new();
+        let bytes = bundle.manifest_bytes().len();
+        let reserved = manifest_json.try_reserve_exact(bytes);
+        reserved.map_err(|_| ModelError::Memory {
+            what: "the manifest's text",
+            bytes,
         })?;
+        // It was read as JSON, so it is UTF-8: this copies nothing but into the room.
+        manifest_json.push_str(&String::from_utf8_lossy(bundle.manifest_bytes()));
         tracing::debug!(
             model = core.id(),
             level = level.name(),
@@ -117,8 +122,7 @@ impl Model {
         );
         Ok(Self {
             manifest,
-            // It was read as JSON, so it is UTF-8.
-            manifest_json: String::from_utf8_lossy(bundle.manifest_bytes()).into_owned(),
+            manifest_json,
             core,
             encoder,
             profile_name,
@@ -177,6 +181,19 @@ impl Model {
     #[must_use]
     pub fn flow_config(&self) -> FlowConfig {
         flow_config(self.encoder.profile())
+    }
+}
+
+/// Memory that is refused is the same error whichever part of a model it was for.
+fn token_error(file: &str, source: TokenError) -> Error {
+    match source {
+        TokenError::Memory(MemoryError { what, bytes }) => {
+            ModelError::Memory { what, bytes }.into()
+        }
+        source => Error::Token {
+            file: file.to_owned(),
+            source,
+        },
     }
 }
 

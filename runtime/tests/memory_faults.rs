@@ -19,9 +19,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::ptr::null_mut;
 
 use flate2::{Compression, write::GzEncoder};
-use trafficllm::{CaptureError, Error, Flow, FlowConfig, Level, Model, ModelError, TcpFlags};
+use trafficllm::{
+    Bundle, CaptureError, Error, Flow, FlowConfig, Level, Model, ModelError, TcpFlags,
+};
+use trafficllm_model::limits::LABELS_MAX;
 use trafficllm_model::{Item, Scratch, TaskVerdict};
-use trafficllm_traffic::token::TokenError;
+use trafficllm_traffic::limits::INTERFACES_MAX;
 use trafficllm_traffic::{CaptureReader, FlowTable, Packet};
 
 /// From this size on an allocation may be refused: smaller ones are as good as always to be had, or the host itself is lost.
@@ -114,20 +117,12 @@ fn with_refusal<T>(granted: i64, work: &mut impl FnMut() -> T) -> (u64, T) {
 }
 
 fn is_model_refusal(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Model(ModelError::Memory { .. })
-            | Error::Token {
-                source: TokenError::Memory(_),
-                ..
-            }
-    )
+    matches!(error, Error::Model(ModelError::Memory { .. }))
 }
 
-#[cfg(feature = "default-bundle")]
 #[test]
-fn opening_the_default_bundle_on_every_level() {
-    for level in Level::all_available() {
+fn opening_the_default_bundle_with_and_without_packing() {
+    for level in [Level::Portable, Level::detect()] {
         let open = || Model::load(&Model::default_bundle()?, level);
         let large = sweep(open, is_model_refusal);
         assert!(large >= 20, "{}: {large}", level.name());
@@ -138,12 +133,28 @@ fn opening_the_default_bundle_on_every_level() {
 fn opening_a_bundle_from_a_file_and_from_a_folder() {
     let file = common::repository().join("runtime/bundle/default.tllm");
     let folder = tempfile::tempdir().unwrap();
-    let bundle = trafficllm::Bundle::open(&file).unwrap();
+    let bundle = Bundle::open(&file).unwrap();
     bundle.write_directory(folder.path()).unwrap();
     for path in [file.as_path(), folder.path()] {
         let large = sweep(|| Model::open(path), is_model_refusal);
         assert!(large >= 20, "{}: {large}", path.display());
     }
+}
+
+/// As many labels as a task may have, each of eight words, and a tokenizer without merges.
+#[test]
+fn opening_a_bundle_with_many_labels() {
+    let bundle = common::small_bundle(|manifest| {
+        let task = &mut manifest.tasks[1];
+        task.labels = (0..LABELS_MAX).map(|label| format!("l{label}")).collect();
+        let word = |label: usize, at: usize| (label >> (2 * at) & 3) as u32;
+        let path = |label| (0..8).map(|at| word(label, at)).collect();
+        task.label_words = (0..LABELS_MAX).map(path).collect();
+    });
+    let bytes: &'static [u8] = bundle.to_packed().unwrap().leak();
+    let open = || Model::load(&Bundle::from_bytes(bytes)?, Level::Portable);
+    let large = sweep(open, is_model_refusal);
+    assert!(large >= 8, "{large}");
 }
 
 /// A capture with packets of these lengths.
@@ -161,13 +172,33 @@ fn pcap(lengths: &[u32]) -> Vec<u8> {
     bytes
 }
 
+/// A pcapng section with one interface that has 100,000 empty options and as many more as there may be.
+fn pcapng() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut block = |kind: u32, content: &[u8]| {
+        let length = (content.len() as u32 + 12).to_le_bytes();
+        for part in [&kind.to_le_bytes(), &length, content, &length] {
+            bytes.extend_from_slice(part);
+        }
+    };
+    let section = [0x1a2b_3c4d_u32, 1, u32::MAX, u32::MAX].map(u32::to_le_bytes);
+    block(0x0a0d_0d0a, section.as_flattened());
+    let interface = [101, 0, 0, 0, 0, 0, 0, 0];
+    let options = [2, 0, 0, 0].repeat(100_000);
+    block(1, &[interface.as_slice(), &options].concat());
+    for _ in 1..INTERFACES_MAX {
+        block(1, &interface);
+    }
+    bytes
+}
+
 #[test]
-fn reading_a_capture_with_long_packets() {
+fn reading_a_capture_with_long_packets_or_blocks() {
     let plain = pcap(&[100, 200_000, 262_144]);
     let mut zipped = GzEncoder::new(Vec::new(), Compression::fast());
     zipped.write_all(&plain).unwrap();
     let zipped = zipped.finish().unwrap();
-    for bytes in [&plain, &zipped] {
+    for bytes in [&plain, &zipped, &pcapng()] {
         let read = || {
             let mut reader = CaptureReader::new(bytes.as_slice())?;
             while reader.next_packet()?.is_some() {}
@@ -239,7 +270,6 @@ fn a_table_of_many_flows_goes_on_with_those_it_has_room_for() {
     assert!(granted >= 10, "{granted}");
 }
 
-#[cfg(feature = "default-bundle")]
 #[test]
 fn running_the_model() {
     let model = Model::load(&Model::default_bundle().unwrap(), Level::detect()).unwrap();

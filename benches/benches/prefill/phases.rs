@@ -96,7 +96,7 @@ impl Steps {
             embedding,
             layers,
             norm: vec![1.0; shape.hidden],
-            rotary: RotaryTable::new(CONTEXT, HEAD_DIM, 10_000.0).unwrap(),
+            rotary: RotaryTable::new(CONTEXT, HEAD_DIM, 10_000.0)?,
             residual: Vec::new(),
             attention_rows: Vec::new(),
             gated: Vec::new(),

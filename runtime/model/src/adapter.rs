@@ -62,6 +62,10 @@ impl Adapter {
             limits::ADAPTER_BYTES_MAX,
             bytes.len() as u64,
         )?;
+        if let Some(length) = bytes.first_chunk() {
+            let limit = limits::ADAPTER_HEADER_BYTES_MAX;
+            check_limit(file, "length of header", limit, u64::from_le_bytes(*length))?;
+        }
         let tensors = SafeTensors::deserialize(bytes)
             .map_err(|error| ModelError::invalid(file, "header", "a safetensors header", error))?;
         for name in tensors.names() {

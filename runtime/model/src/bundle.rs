@@ -1,6 +1,7 @@
 //! Model bundles: a directory, or the same files packed in one. Nothing is used before its hash has
 //! been checked.
 
+mod lists;
 mod manifest;
 mod names;
 mod packed;
@@ -11,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use manifest::{
     FileEntry, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind, TaskManifest,
@@ -33,7 +35,7 @@ const ID_DIGITS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Bundle {
     id: String,
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     manifest_bytes: Vec<u8>,
     files: Files,
 }
@@ -179,7 +181,7 @@ impl Bundle {
         id.truncate(ID_DIGITS);
         Ok(Self {
             id,
-            manifest,
+            manifest: Arc::new(manifest),
             manifest_bytes,
             files,
         })
@@ -197,6 +199,12 @@ impl Bundle {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The manifest, for whoever keeps it longer than the bundle.
+    #[must_use]
+    pub fn shared_manifest(&self) -> Arc<Manifest> {
+        Arc::clone(&self.manifest)
     }
 
     /// The bytes of `bundle.json`, as they are hashed.

@@ -14,6 +14,8 @@ pub const NAME_BYTES_MAX: usize = 200;
 pub const TEXT_BYTES_MAX: usize = 256;
 /// Bytes of one adapter file: 64 MiB.
 pub const ADAPTER_BYTES_MAX: usize = 64 << 20;
+/// Bytes of an adapter's header, 16 KiB: its five tensors need less than one. The library that reads it cannot be refused memory.
+pub const ADAPTER_HEADER_BYTES_MAX: usize = 16 << 10;
 
 /// Tasks in a bundle.
 pub const TASKS_MAX: usize = 64;

@@ -108,10 +108,12 @@ impl Task {
                 expected,
             ));
         }
+        let mut labels = try_with_capacity("labels", task.labels.len())?;
+        labels.extend_from_slice(&task.labels);
         Ok(Self {
             name: task.name.clone(),
             kind: task.kind,
-            labels: task.labels.clone(),
+            labels,
             temperature: task.temperature,
             threshold: task.threshold,
             trie,

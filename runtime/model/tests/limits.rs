@@ -8,7 +8,9 @@
 
 mod common;
 
-use common::{Numbers, Parts, base_gguf, config, pack, patch, shape, tokenizer_metadata};
+use common::{
+    Numbers, Parts, base_gguf, config, pack, patch, random_adapter, shape, tokenizer_metadata,
+};
 use serde_json::{Value, json};
 use trafficllm_model::gguf::{Gguf, read_config};
 use trafficllm_model::{Adapter, Bundle, LabelTrie, Manifest, ModelError, limits};
@@ -261,6 +263,16 @@ fn adapter_limits() {
     held_exactly(limits::LABEL_WORDS_MAX, |count| adapter(1, 2, count));
     held(limits::ADAPTER_BYTES_MAX, |size| {
         Adapter::read("a", &vec![0; size], shape())
+    });
+    held_exactly(limits::ADAPTER_HEADER_BYTES_MAX, |length| {
+        let bytes = random_adapter(3, 1).write(shape()).unwrap();
+        let header_bytes = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        let (header, tensors) = bytes[8..].split_at(header_bytes);
+        let mut padded = (length as u64).to_le_bytes().to_vec();
+        padded.extend_from_slice(header);
+        padded.resize(8 + length, b' ');
+        padded.extend_from_slice(tensors);
+        Adapter::read("a", &padded, shape())
     });
     assert!(adapter(1, 0, 1).is_ok());
     for (query_tokens, label_words, expected) in [

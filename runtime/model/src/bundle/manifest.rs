@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::MANIFEST_NAME;
+use super::lists::{list, lists, refused};
 use super::names::{check_name, check_no_folder_is_a_file, check_sha256};
 use crate::error::{ModelError, check_limit, shown};
 use crate::limits;
@@ -40,6 +41,7 @@ pub struct Manifest {
     /// The quantised base, GGUF.
     pub base: FileReference,
     /// The tasks, in the order in which verdicts count them.
+    #[serde(deserialize_with = "list")]
     pub tasks: Vec<TaskManifest>,
     /// How the tasks' metrics were measured.
     #[serde(default)]
@@ -53,6 +55,7 @@ pub struct Manifest {
     #[serde(deserialize_with = "files_without_duplicates")]
     pub files: BTreeMap<String, FileEntry>,
     /// Inputs with their verdicts; a model that answers otherwise is not put to work.
+    #[serde(deserialize_with = "list")]
     pub self_test: Vec<SelfTest>,
 }
 
@@ -106,8 +109,10 @@ pub struct TaskManifest {
     /// What it reads.
     pub kind: TaskKind,
     /// The labels, in the order in which verdicts count them.
+    #[serde(deserialize_with = "list")]
     pub labels: Vec<String>,
     /// For each label its path in the label trie: rows of the adapter's `label.weight`.
+    #[serde(deserialize_with = "lists")]
     pub label_words: Vec<Vec<u32>>,
     /// The adapter, safetensors.
     pub adapter: FileReference,
@@ -125,6 +130,7 @@ pub struct TaskManifest {
 #[serde(deny_unknown_fields)]
 pub struct SelfTest {
     /// The item's token ids.
+    #[serde(deserialize_with = "list")]
     pub tokens: Vec<u32>,
     /// The task's name.
     pub task: String,
@@ -435,11 +441,12 @@ fn invalid(
 }
 
 fn json_error(error: serde_json::Error) -> ModelError {
-    ModelError::Json {
+    let message = error.to_string();
+    refused(&message).unwrap_or_else(|| ModelError::Json {
         file: MANIFEST_NAME.to_owned(),
         line: error.line(),
         column: error.column(),
         schema: MANIFEST_SCHEMA,
-        message: shown(&error.to_string()),
-    }
+        message: shown(&message),
+    })
 }

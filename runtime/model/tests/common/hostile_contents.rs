@@ -417,7 +417,7 @@ fn adapter_cases() -> Vec<Case> {
         (
             "adapter-header-huge",
             with(patched(bytes.clone(), 0, &[0xff; 8])),
-            "header: expected a safetensors header",
+            "length of header: expected at most 16384",
         ),
         (
             "adapter-header-lies",

@@ -2,10 +2,7 @@
 
 use std::io::Read;
 
-use pcap_parser::{
-    PcapNGOption, parse_interfacedescriptionblock_be, parse_interfacedescriptionblock_le,
-    parse_sectionheaderblock,
-};
+use pcap_parser::{PcapError, parse_option_be, parse_option_le};
 
 use super::source::Window;
 use super::{LinkType, Located};
@@ -87,7 +84,7 @@ impl Interface {
 }
 
 /// Where a packet block keeps what; the fields are read by hand because the library's block parsers allocate a list
-/// of options for each packet.
+/// of options for each.
 struct PacketFields {
     interface: u32,
     timestamp: Option<(u32, u32)>,
@@ -223,20 +220,15 @@ impl PcapNgFile {
         let what = "section header block";
         self.whole_block(window, what, block_bytes, 28)?;
         let offset = window.offset();
-        let Ok((_, header)) = parse_sectionheaderblock(window.bytes()) else {
-            return Err(CaptureError::BadBlock {
-                offset,
-                what,
-                found_bytes: u64::from(block_bytes),
-            });
-        };
-        if header.major_version != 1 {
+        let version = [12, 14].map(|at| self.u16_at(window.bytes(), at));
+        let [found_major, found_minor] = version;
+        if found_major != 1 {
             return Err(CaptureError::UnsupportedVersion {
                 offset,
                 format: "pcapng",
                 expected: "1.x",
-                found_major: header.major_version,
-                found_minor: header.minor_version,
+                found_major,
+                found_minor,
             });
         }
         self.interfaces.clear();
@@ -258,32 +250,25 @@ impl PcapNgFile {
                 limit: INTERFACES_MAX,
             });
         }
-        let parsed = if self.big_endian {
-            parse_interfacedescriptionblock_be(window.bytes())
-        } else {
-            parse_interfacedescriptionblock_le(window.bytes())
-        };
-        let Ok((_, block)) = parsed else {
-            return Err(CaptureError::BadBlock {
-                offset,
-                what,
-                found_bytes: u64::from(block_bytes),
-            });
-        };
+        let bytes = window.bytes();
+        // Up to the length at the block's end.
+        let options = bytes.get(16..block_bytes as usize - 4).unwrap_or_default();
         let interface = Interface {
-            link_type: LinkType((block.linktype.0 & 0xffff) as u16),
-            snapshot_bytes: block.snaplen,
+            link_type: LinkType(self.u16_at(bytes, 8)),
+            snapshot_bytes: self.u32_at(bytes, 12),
             resolution: Resolution::from_option(
-                option(&block.options, OPTION_TIMESTAMP_RESOLUTION)
+                self.option(options, OPTION_TIMESTAMP_RESOLUTION)
                     .map_or(6, |[value]: [u8; 1]| value),
             ),
-            offset_seconds: option(&block.options, OPTION_TIMESTAMP_OFFSET).map_or(0, |value| {
-                if self.big_endian {
-                    i64::from_be_bytes(value)
-                } else {
-                    i64::from_le_bytes(value)
-                }
-            }),
+            offset_seconds: self
+                .option(options, OPTION_TIMESTAMP_OFFSET)
+                .map_or(0, |value| {
+                    if self.big_endian {
+                        i64::from_be_bytes(value)
+                    } else {
+                        i64::from_le_bytes(value)
+                    }
+                }),
         };
         try_push("interfaces", &mut self.interfaces, interface)
             .map_err(|source| CaptureError::Memory { offset, source })?;
@@ -419,6 +404,32 @@ impl PcapNgFile {
         }
     }
 
+    /// The value of the first option of that code, if it has that length. Reads one option at a time: the library's block parsers
+    /// make a list of all, however many a file has.
+    fn option<const N: usize>(&self, mut options: &[u8], code: u16) -> Option<[u8; N]> {
+        loop {
+            let parsed = if self.big_endian {
+                parse_option_be::<PcapError<&[u8]>>(options)
+            } else {
+                parse_option_le(options)
+            };
+            let (rest, option) = parsed.ok()?;
+            if option.code.0 == code {
+                return option.as_bytes().ok()?.try_into().ok();
+            }
+            options = rest;
+        }
+    }
+
+    fn u16_at(&self, bytes: &[u8], at: usize) -> u16 {
+        let value = bytes_at(bytes, at);
+        if self.big_endian {
+            u16::from_be_bytes(value)
+        } else {
+            u16::from_le_bytes(value)
+        }
+    }
+
     fn u32_at(&self, bytes: &[u8], at: usize) -> u32 {
         let value = bytes_at(bytes, at);
         if self.big_endian {
@@ -435,17 +446,6 @@ fn bytes_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
         .get(at..at + N)
         .and_then(|found| found.try_into().ok())
         .unwrap_or([0; N])
-}
-
-/// The value of the first option of that code and length.
-fn option<const N: usize>(options: &[PcapNGOption<'_>], code: u16) -> Option<[u8; N]> {
-    options
-        .iter()
-        .find(|option| option.code.0 == code)?
-        .as_bytes()
-        .ok()?
-        .try_into()
-        .ok()
 }
 
 #[cfg(test)]
