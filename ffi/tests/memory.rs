@@ -317,10 +317,8 @@ fn many_flows_in_one_call() {
     let bundle = c_path(&tests().join("c/bundles/small.tllm"));
     let mut model = null_mut();
     // SAFETY: the place can be written, the path ends with a NUL.
-    assert_eq!(
-        unsafe { tllm_model_open(bundle.as_ptr(), null(), &raw mut model) },
-        TLLM_OK
-    );
+    let status = unsafe { tllm_model_open(bundle.as_ptr(), null(), &raw mut model) };
+    assert_eq!(status, TLLM_OK);
     let config = config(&[("engine.workers", "0"), ("flow.min_packets", "2")]);
     let (mut engine, mut session) = (null_mut(), null_mut());
     // SAFETY: as above.
@@ -439,17 +437,13 @@ fn reading_a_capture() {
     let capture = c_path(&tests().join("captures/dns.pcap.gz"));
     let mut model = null_mut();
     // SAFETY: the place can be written, the path ends with a NUL.
-    assert_eq!(
-        unsafe { tllm_model_open(bundle.as_ptr(), null(), &raw mut model) },
-        TLLM_OK
-    );
+    let status = unsafe { tllm_model_open(bundle.as_ptr(), null(), &raw mut model) };
+    assert_eq!(status, TLLM_OK);
     let config = config(&[("engine.workers", "0")]);
     let mut engine = null_mut();
     // SAFETY: as above.
-    assert_eq!(
-        unsafe { tllm_engine_new(model, config, &raw mut engine) },
-        TLLM_OK
-    );
+    let status = unsafe { tllm_engine_new(model, config, &raw mut engine) };
+    assert_eq!(status, TLLM_OK);
     let detect = || {
         // SAFETY: the callback takes anything.
         unsafe {
