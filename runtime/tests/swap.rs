@@ -455,14 +455,13 @@ fn the_buffers_for_a_larger_model_are_there_before_it_is() {
 fn an_engine_that_was_stopped_takes_no_model() {
     let first = with_threshold(0.0);
     let engine = started(&first, workers(1));
+    let mut submitter = engine.submitter().unwrap();
     engine.stop(LONG);
     assert!(matches!(engine.activate(first), Err(Error::Stopped)));
     assert_eq!(engine.counters().swaps_failed, 1);
     assert_eq!(
-        engine
-            .submitter()
-            .unwrap()
-            .submit_request(b"GET / HTTP/1.1\r\n\r\n", 0),
+        submitter.submit_request(b"GET / HTTP/1.1\r\n\r\n", 0),
         Err(SubmitError::Closed)
     );
+    assert!(matches!(engine.submitter(), Err(Error::Stopped)));
 }
