@@ -271,6 +271,15 @@ UNUSED static unsigned threads(void)
     return count;
 }
 
+/* Whether threads that have ended leave so many: the system counts one for a moment after it was joined. */
+UNUSED static int threads_become(unsigned expected)
+{
+    for (unsigned tries = 0; tries < 2000 && threads() != expected; tries++) {
+        sleep_us(1000);
+    }
+    return threads() == expected;
+}
+
 /* Reads a file into memory that the caller frees. */
 UNUSED static uint8_t *read_file(const char *path, size_t *size)
 {
