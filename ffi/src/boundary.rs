@@ -1,5 +1,6 @@
 //! The border that every exported function crosses: panics end here, pointers are checked here, errors get their text here.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -47,16 +48,25 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<i32, Fault>) -> i32 {
             fault.status
         }
         Err(payload) => {
-            let text = payload
-                .downcast_ref::<&str>()
-                .map(|text| (*text).to_owned())
-                .or_else(|| payload.downcast_ref::<String>().cloned())
-                .unwrap_or_else(|| "a panic without a text".to_owned());
-            // Its destructor may panic again.
-            std::mem::forget(payload);
+            let text = panic_text(payload);
             remember(TLLM_ERR_PANIC, text);
             TLLM_ERR_PANIC
         }
+    }
+}
+
+/// What a panic said.
+fn panic_text(payload: Box<dyn Any + Send>) -> String {
+    match payload.downcast::<&str>() {
+        Ok(text) => (*text).to_owned(),
+        Err(payload) => match payload.downcast::<String>() {
+            Ok(text) => *text,
+            Err(payload) => {
+                // Its destructor may panic again.
+                std::mem::forget(payload);
+                "a panic without a text".to_owned()
+            }
+        },
     }
 }
 

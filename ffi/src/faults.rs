@@ -17,6 +17,7 @@ thread_local! {
 }
 
 #[cfg(feature = "faults")]
+#[expect(clippy::panic, reason = "that is the fault that was asked for")]
 fn count_down(left: &'static std::thread::LocalKey<Cell<Option<u32>>>, defect: &'static str) {
     left.with(|left| match left.take() {
         Some(0) => std::panic::panic_any(defect),

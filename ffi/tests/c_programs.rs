@@ -77,8 +77,19 @@ fn compile(program: &Program, how: How, target: &Path) {
     };
     let mut compile = Command::new(command);
     compile
-        .args(["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
-        .arg(format!("-DEXPECTED_VERSION=\"{}\"", env!("CARGO_PKG_VERSION")))
+        .args([
+            "-std=c11",
+            "-O1",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+        ])
+        .arg(format!(
+            "-DEXPECTED_VERSION=\"{}\"",
+            env!("CARGO_PKG_VERSION")
+        ))
         .arg(format!(
             "-DLIBRARY=\"{}\"",
             folder.join("libtrafficllm_ffi.so").display()
@@ -96,7 +107,11 @@ fn compile(program: &Program, how: How, target: &Path) {
     } else if program.is_linked {
         let mut path = std::ffi::OsString::from("-Wl,-rpath,");
         path.push(&folder);
-        compile.arg("-L").arg(&folder).arg("-ltrafficllm_ffi").arg(path);
+        compile
+            .arg("-L")
+            .arg(&folder)
+            .arg("-ltrafficllm_ffi")
+            .arg(path);
     }
     run(compile.args(NATIVE_LIBRARIES));
 }
@@ -112,7 +127,9 @@ static TURNS: (Mutex<u32>, Condvar) = (Mutex::new(2), Condvar::new());
 
 impl Turn {
     fn take() -> Self {
-        let free = TURNS.1.wait_while(TURNS.0.lock().unwrap(), |free| *free == 0);
+        let free = TURNS
+            .1
+            .wait_while(TURNS.0.lock().unwrap(), |free| *free == 0);
         *free.unwrap() -= 1;
         Self
     }
@@ -129,12 +146,21 @@ impl Drop for Turn {
 fn command(program: &Program, how: How, compiled: &Path) -> Command {
     let mut command = if how == How::Valgrind {
         let mut command = Command::new("valgrind");
-        command.args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--num-callers=30"]);
+        command.args([
+            "--quiet",
+            "--error-exitcode=99",
+            "--leak-check=full",
+            "--num-callers=30",
+        ]);
         // valgrind runs one thread at a time: fairly, or who waits actively for another waits for long.
         command.args(["--fair-sched=yes", "--show-leak-kinds=definite,possible"]);
         command.arg(format!(
             "--errors-for-leak-kinds={}",
-            if program.leaks_count { "definite,possible" } else { "none" }
+            if program.leaks_count {
+                "definite,possible"
+            } else {
+                "none"
+            }
         ));
         if !program.leaks_count {
             command.arg("--leak-check=no");
@@ -144,7 +170,9 @@ fn command(program: &Program, how: How, compiled: &Path) -> Command {
             sources().join("valgrind.supp").display()
         ));
         // It does not know the instructions of the levels above.
-        command.env("TLLM_CPU", "avx2").env("TLLM_TEST_SLOWER", "20");
+        command
+            .env("TLLM_CPU", "avx2")
+            .env("TLLM_TEST_SLOWER", "20");
         command.arg(compiled);
         command
     } else {
@@ -167,7 +195,10 @@ fn check(program: &Program, how: How) {
     if how == How::Valgrind && !is_there("valgrind") {
         let is_required =
             std::env::var_os("TLLM_REQUIRE_VALGRIND").is_some_and(|value| value == "1");
-        assert!(!is_required, "valgrind is not installed, and TLLM_REQUIRE_VALGRIND=1");
+        assert!(
+            !is_required,
+            "valgrind is not installed, and TLLM_REQUIRE_VALGRIND=1"
+        );
         eprintln!("valgrind is not installed: left out");
         return;
     }

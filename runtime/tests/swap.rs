@@ -463,4 +463,5 @@ fn an_engine_that_was_stopped_takes_no_model() {
         submitter.submit_request(b"GET / HTTP/1.1\r\n\r\n", 0),
         Err(SubmitError::Closed)
     );
+    assert!(matches!(engine.submitter(), Err(Error::Stopped)));
 }

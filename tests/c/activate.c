@@ -133,7 +133,7 @@ static void *submit_and_take(void *unused)
     tllm_verdict verdicts[64];
     uint64_t next = 0;
     size_t count = 0;
-    while (!is_over || next < 200) {
+    while (!is_over || next < rounds(200)) {
         int32_t status = tllm_session_submit(session, flow, next++);
         CHECK(status == TLLM_OK || status == TLLM_QUEUE_FULL);
         status = tllm_session_wait(session, next % 8 == 0 ? 1000 : 0, verdicts, sizeof verdicts[0], 64, &count);
@@ -158,7 +158,8 @@ static void under_load(void)
     for (size_t at = 0; at < 2; at++) {
         CHECK(pthread_create(&submitters[at], NULL, submit_and_take, NULL) == 0);
     }
-    for (unsigned round = 0; round < 20; round++) {
+    const unsigned all = rounds(20);
+    for (unsigned round = 0; round < all; round++) {
         STATUS(TLLM_ERR_MODEL, tllm_engine_activate(engine_of_threads, path_of("hostile/bundles/gguf-cut.tllm")));
         OK(tllm_engine_activate(engine_of_threads, path_of(round % 2 ? SMALL : OTHER)));
         sleep_us(5000);
@@ -168,7 +169,7 @@ static void under_load(void)
         CHECK(pthread_join(submitters[at], NULL) == 0);
     }
     tllm_counters counters = counters_of(engine_of_threads);
-    CHECK(counters.generation == 21 && counters.activations == 20 && counters.activations_failed == 20);
+    CHECK(counters.generation == all + 1 && counters.activations == all && counters.activations_failed == all);
     CHECK(counters.failed == 0);
     tllm_memory memory;
     OK(tllm_engine_memory(engine_of_threads, &memory, sizeof memory));

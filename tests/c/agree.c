@@ -208,7 +208,8 @@ int main(int argc, char **argv)
     static const char *const captures[] = {"captures/http.pcap", "captures/ssh.pcap", "captures/smtp.pcap", "captures/dns-tunnel.pcap"};
     static const char *const settings[2][2] = {{"engine.workers=0", NULL}, {"engine.workers=2", NULL}};
     begin(argc, argv, 120);
-    for (size_t bundle = 0; bundle < 2; bundle++) {
+    /* What the default bundle says takes a tool too long to watch. */
+    for (size_t bundle = 0; bundle < (slower() < 10 ? 2 : 1); bundle++) {
         tllm_model *model = NULL;
         if (bundle == 0) {
             model = open_small();
@@ -220,8 +221,12 @@ int main(int argc, char **argv)
             tllm_engine *engine = NULL;
             OK(tllm_engine_new(model, config, &engine));
             OK(tllm_engine_start(engine));
-            for (size_t at = 0; at < (bundle == 0 ? COUNT(captures) : 1); at++) {
-                agree(engine, path_of(captures[at]));
+            if (slower() < 10) {
+                for (size_t at = 0; at < (bundle == 0 ? COUNT(captures) : 1); at++) {
+                    agree(engine, path_of(captures[at]));
+                }
+            } else {
+                agree(engine, path_of("captures/smtp.pcap"));
             }
             OK(tllm_engine_free(engine));
             OK(tllm_config_free(config));

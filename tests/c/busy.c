@@ -67,7 +67,7 @@ static void *hammer(void *argument)
     size_t count = 0;
     char value[32];
     OK(tllm_packet_init(&packet, sizeof packet));
-    for (unsigned round = 0; round < ROUNDS; round++) {
+    for (unsigned round = 0; round < rounds(ROUNDS); round++) {
         int32_t status = tllm_flow_feed(flow, &packet);
         CHECK(status == TLLM_OK || status == TLLM_FLOW_FULL || status == TLLM_ERR_BUSY);
         done[0] += status >= 0;
@@ -133,7 +133,7 @@ int main(int argc, char **argv)
 {
     static const char *const settings[] = {"engine.workers=1", NULL};
     begin(argc, argv, 60);
-    for (unsigned round = 0; round < 20; round++) {
+    for (unsigned round = 0; round < rounds(20); round++) {
         engine = engine_with(settings);
         config = config_of(NULL);
         session = session_of(engine);

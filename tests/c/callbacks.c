@@ -4,6 +4,7 @@
 static tllm_engine *engine;
 static tllm_session *session;
 static tllm_flow *flow;
+static const char *some_capture = "captures/http.pcap";
 
 static struct {
     unsigned answers;
@@ -132,17 +133,17 @@ static void capture(void)
 {
     tllm_capture_report report, whole;
     memset(&report, 0xee, sizeof report);
-    OK(tllm_capture_detect(engine, path_of("captures/http.pcap"), count_subjects, &read_, &report, sizeof report));
-    CHECK(report.flows > 3 && read_.subjects == report.flows && report.packets > report.flows);
+    OK(tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, sizeof report));
+    CHECK(report.flows >= 3 && read_.subjects == report.flows && report.packets > report.flows);
     CHECK(report.packet_bytes > 0 && report.verdicts >= report.flows && report.abstained <= report.verdicts);
     CHECK(report.lines == 0 && report.bad_lines == 0 && report.reserved[3] == 0);
     whole = report;
     read_.subjects = 0;
-    OK(tllm_capture_detect(engine, path_of("captures/http.pcap"), count_subjects, &read_, NULL, 0));
+    OK(tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, NULL, 0));
     CHECK(read_.subjects == whole.flows);
     read_.subjects = 0;
     read_.stop_after = 2;
-    STATUS(TLLM_CANCELLED, tllm_capture_detect(engine, path_of("captures/http.pcap"), count_subjects, &read_, &report, sizeof report));
+    STATUS(TLLM_CANCELLED, tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, sizeof report));
     CHECK(read_.subjects == 2);
     read_.stop_after = 0;
     /* A capture that ends in the middle: what was read is judged and reported. */
@@ -154,7 +155,7 @@ static void capture(void)
     STATUS(TLLM_ERR_CAPTURE, tllm_capture_detect(engine, path_of("captures"), count_subjects, &read_, NULL, 0));
     memset(&report, 0xee, sizeof report);
     FAILS(TLLM_ERR_IO, "no-such-file", tllm_capture_detect(engine, path_of("no-such-file"), count_subjects, &read_, &report, sizeof report));
-    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of("captures/http.pcap"), count_subjects, &read_, &report, 8));
+    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, 8));
     CHECK(((uint8_t *)&report)[0] == 0xee);
 }
 
@@ -184,7 +185,7 @@ static int32_t call_everything(void *user, const tllm_subject *subject, const tl
     if (read_.depth == 0) {
         read_.depth++;
         read_.subjects = 0;
-        OK(tllm_capture_detect(engine, path_of("captures/smtp.pcap"), count_subjects, user, NULL, 0));
+        OK(tllm_capture_detect(engine, path_of("captures/ssh.pcap"), count_subjects, user, NULL, 0));
         CHECK(read_.subjects > 0);
         OK(tllm_engine_activate(engine, path_of(OTHER)));
         OK(tllm_engine_activate(engine, path_of(SMALL)));
@@ -212,14 +213,14 @@ static void capture_reentrant(void)
 {
     tllm_capture_report report;
     read_.depth = 0;
-    OK(tllm_capture_detect(engine, path_of("captures/http.pcap"), call_everything, &read_, &report, sizeof report));
+    OK(tllm_capture_detect(engine, path_of(some_capture), call_everything, &read_, &report, sizeof report));
     for (unsigned workers = 0; workers < 2; workers++) {
         static const char *const none[] = {"engine.workers=0", NULL};
         static const char *const one[] = {"engine.workers=1", NULL};
         tllm_engine *ending = engine_with(workers ? one : none);
         OK(tllm_engine_start(ending));
         read_.subjects = 0;
-        int32_t status = tllm_capture_detect(ending, path_of("captures/http.pcap"), stop_all, ending, &report, sizeof report);
+        int32_t status = tllm_capture_detect(ending, path_of(some_capture), stop_all, ending, &report, sizeof report);
         CHECK(status == TLLM_ERR_STOPPED || (status == TLLM_OK && read_.subjects == report.flows));
         STATUS(TLLM_ERR_HANDLE, tllm_engine_free(ending));
     }
@@ -229,12 +230,12 @@ static void not_started(void)
 {
     static const char *const settings[] = {"engine.workers=1", NULL};
     tllm_engine *idle = engine_with(settings);
-    STATUS(TLLM_ERR_NOT_STARTED, tllm_capture_detect(idle, path_of("captures/http.pcap"), count_subjects, &read_, NULL, 0));
+    STATUS(TLLM_ERR_NOT_STARTED, tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
     OK(tllm_engine_start(idle));
     read_.subjects = 0;
-    OK(tllm_capture_detect(idle, path_of("captures/http.pcap"), count_subjects, &read_, NULL, 0));
+    OK(tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
     OK(tllm_engine_stop(idle, 1000000));
-    STATUS(TLLM_ERR_STOPPED, tllm_capture_detect(idle, path_of("captures/http.pcap"), count_subjects, &read_, NULL, 0));
+    STATUS(TLLM_ERR_STOPPED, tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
     OK(tllm_engine_free(idle));
 }
 
@@ -242,6 +243,9 @@ int main(int argc, char **argv)
 {
     static const char *const settings[2][2] = {{"engine.workers=0", NULL}, {"engine.workers=2", NULL}};
     begin(argc, argv, 60);
+    if (slower() > 10) {
+        some_capture = "captures/smtp.pcap";
+    }
     for (size_t at = 0; at < COUNT(settings); at++) {
         engine = engine_with(settings[at]);
         session = session_of(engine);

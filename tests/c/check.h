@@ -73,12 +73,23 @@
 
 static const char *tests_folder = ".";
 
+/* By how much a tool makes everything slower, if one does. */
+UNUSED static unsigned slower(void)
+{
+    const char *factor = getenv("TLLM_TEST_SLOWER");
+    return factor != NULL && atoi(factor) > 0 ? (unsigned)atoi(factor) : 1;
+}
+
+/* How often something is done: less often where everything is slower. */
+UNUSED static unsigned rounds(unsigned full)
+{
+    return full / slower() > 2 ? full / slower() : 2;
+}
+
 /* Begins a program: it must not hang for longer than so many seconds. */
 UNUSED static void begin(int argc, char **argv, unsigned seconds)
 {
-    /* A tool that makes everything slower says by how much. */
-    const char *slower = getenv("TLLM_TEST_SLOWER");
-    alarm(seconds * (slower != NULL ? (unsigned)atoi(slower) : 1));
+    alarm(seconds * slower());
     if (argc > 1) {
         tests_folder = argv[1];
     }
@@ -161,7 +172,7 @@ UNUSED static tllm_flow *empty_flow(tllm_engine *engine)
 UNUSED static void feed(tllm_flow *flow, unsigned packets, unsigned seed)
 {
     tllm_packet packet;
-    uint8_t payload[200];
+    uint8_t payload[40];
     OK(tllm_packet_init(&packet, sizeof packet));
     for (unsigned number = 0; number < packets; number++) {
         unsigned mixed = (seed * 2654435761u) ^ (number * 40503u);
@@ -258,6 +269,15 @@ UNUSED static unsigned threads(void)
     fclose(status);
     CHECK(count > 0);
     return count;
+}
+
+/* Whether threads that have ended leave so many: the system counts one for a moment after it was joined. */
+UNUSED static int threads_become(unsigned expected)
+{
+    for (unsigned tries = 0; tries < 2000 && threads() != expected; tries++) {
+        sleep_us(1000);
+    }
+    return threads() == expected;
 }
 
 /* Reads a file into memory that the caller frees. */

@@ -54,12 +54,13 @@ static void live(void)
     tllm_session *session = session_of(engine);
     tllm_flow *flow = flow_of(engine, 5, 1);
     OK(tllm_engine_start(engine));
-    for (uint64_t id = 0; id < 20; id++) {
+    const unsigned flows = rounds(20);
+    for (uint64_t id = 0; id < flows; id++) {
         OK(tllm_session_submit(session, flow, id));
     }
     OK(tllm_engine_activate(engine, path_of(OTHER)));
     STATUS(TLLM_ERR_MODEL, tllm_engine_activate(engine, path_of("hostile/bundles/file-hash.tllm")));
-    take_answers(session, 20, NULL, 0);
+    take_answers(session, flows, NULL, 0);
     OK(tllm_flow_free(flow));
     OK(tllm_session_free(session));
     OK(tllm_engine_free(engine));
@@ -96,7 +97,7 @@ static void ask(void *user, int32_t level, const char *target, const char *messa
         STATUS(TLLM_ERR_BUFFER, tllm_engine_metrics(asked_engine, NULL, 0, &needed));
         OK(tllm_engine_model(asked_engine, &model));
         OK(tllm_model_free(model));
-        if (asked < 50) {
+        if (asked < rounds(50)) {
             /* A message about a message is left out, so this does not go round for ever. */
             status = tllm_engine_activate(asked_engine, path_of(SMALL));
             CHECK(status == TLLM_OK || status == TLLM_ERR_STOPPED);
@@ -189,7 +190,7 @@ int main(int argc, char **argv)
     for (size_t at = 0; at < COUNT(others); at++) {
         CHECK(pthread_create(&others[at], NULL, make_messages, NULL) == 0);
     }
-    for (unsigned round = 0; round < 200; round++) {
+    for (unsigned round = 0; round < rounds(200); round++) {
         who = 0;
         OK(tllm_log_set(is_first, &first, TLLM_LOG_TRACE));
         who = 1;

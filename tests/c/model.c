@@ -175,10 +175,10 @@ static void cuts_and_changes(void)
     size_t size = 0;
     uint8_t *bytes = read_file(path_of(SMALL), &size);
     tllm_model *model = NULL;
-    for (size_t cut = 0; cut < size; cut += 1 + size / 40) {
+    for (size_t cut = 0; cut < size; cut += 1 + size / (2 * rounds(40))) {
         STATUS(TLLM_ERR_MODEL, tllm_model_open_memory(bytes, cut, NULL, &model));
     }
-    for (size_t at = 0; at < size; at += 1 + size / 60) {
+    for (size_t at = 0; at < size; at += 1 + size / (2 * rounds(60))) {
         bytes[at] ^= 0x41;
         int32_t status = tllm_model_open_memory(bytes, size, NULL, &model);
         /* All bytes are hashed but those of the manifest itself, where another text can be as good. */
