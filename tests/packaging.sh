@@ -183,6 +183,7 @@ run_examples() {
         swapped=$("$work/$way/swap" runtime/bundle/default.tllm runtime/bundle/default.tllm 4 2>&1) || fail "$way/swap: $swapped"
         grep -q '; 4 swaps, 1 refused$' <<<"$swapped" && grep -q '^model 5: [1-9]' <<<"$swapped" || fail "$way/swap: $swapped"
     done
+    run_live
     # What goes wrong is said, with a status.
     for name in capture classify classify-cpp live; do
         ! "$work/shared/$name" /nonexistent.pcap >"$work/found.txt" 2>&1 || fail "$name: no status for a file that is not there"
@@ -190,6 +191,29 @@ run_examples() {
     done
     ! "$work/shared/classify" tests/captures/http.pcap /dev/null >"$work/found.txt" 2>&1 || fail "classify: no status for a broken bundle"
     grep -q 'classify: model: .' "$work/found.txt" || fail "classify: no text for a broken bundle"
+}
+
+# The live example on the loopback interface, where it may be opened: a datagram, and then silence, in which it is judged.
+run_live() {
+    local process
+    interface="not on an interface: not root"
+    [ "$(id -u)" = 0 ] || return 0
+    "$work/shared/live" -i lo 20 >"$work/live.txt" 2>&1 &
+    process=$!
+    for _ in $(seq 100); do
+        sleep 0.1
+        if ! kill -0 $process 2>/dev/null; then
+            grep -qi 'permi' "$work/live.txt" || fail "live -i lo: $(cat "$work/live.txt")"
+            interface="not on an interface: not allowed"
+            return 0
+        fi
+        echo "a datagram" >/dev/udp/127.0.0.1/9
+        ! grep -q '^udp 127.0.0.1 [0-9]* 127.0.0.1 9 botnet_detection ' "$work/live.txt" || break
+    done
+    kill -TERM $process
+    wait $process || fail "live -i lo: $(tail -5 "$work/live.txt")"
+    grep -q '^udp 127.0.0.1 [0-9]* 127.0.0.1 9 botnet_detection ' "$work/live.txt" || fail "live -i lo: $(tail -5 "$work/live.txt")"
+    interface="live on lo"
 }
 
 # The C++ classes: as strict as compilers are, in two units of one program, and at work under the sanitizers.
@@ -213,7 +237,7 @@ check_wrapper() {
 
 # The Debian packages: twice the same bytes, and used where they install.
 check_packages() {
-    local package list installed=0
+    local package
     ffi/package-deb.sh "$work/deb" "$staged" "$command" >"$work/packages.txt"
     ffi/package-deb.sh "$work/deb-again" "$staged" "$command" >/dev/null
     mapfile -t list <"$work/packages.txt"
@@ -236,11 +260,7 @@ check_packages() {
         ! dpkg-query -W -f '${db:Status-Status}' "$(dpkg-deb -f "$package" Package)" 2>/dev/null | grep -qx installed ||
             fail "$(dpkg-deb -f "$package" Package) is installed on this machine already; it is left alone"
     done
-    remove_packages() {
-        [ "$installed" = 0 ] || dpkg --purge trafficllm libtrafficllm-dev "$(basename "${list[0]}" | cut -d_ -f1)" >/dev/null
-    }
-    installed=1
-    trap 'remove_packages; clean' EXIT
+    installed=("$(dpkg-deb -f "${list[0]}" Package)" libtrafficllm-dev trafficllm)
     dpkg -i "${list[@]}" >"$work/dpkg.txt" 2>&1 || fail "dpkg -i: $(cat "$work/dpkg.txt")"
     (
         unset LD_LIBRARY_PATH
@@ -255,13 +275,15 @@ check_packages() {
         cmake --build "$work/installed/build" --target capture >"$work/cmake.log" 2>&1 || fail "cmake: $(tail -20 "$work/cmake.log")"
         "$work/installed/build/capture" tests/captures/tls.pcapng >/dev/null 2>&1 || fail "the example does not run with the installed library"
     )
-    remove_packages
-    installed=0
+    dpkg --purge "${installed[@]}" >/dev/null
+    installed=()
     ! [ -e /usr/include/trafficllm.h ] || fail "the packages left something behind"
     tried="installed, used, removed"
 }
 
+installed=()
 clean() {
+    [ ${#installed[@]} = 0 ] || dpkg --purge "${installed[@]}" >/dev/null
     [ -n "${TLLM_WORK:-}" ] || rm -rf "$work"
 }
 
@@ -272,13 +294,16 @@ work=$(cd "$work" && pwd)
 trap clean EXIT
 install_tools
 
-staged=$work/staged
+target=${CARGO_TARGET_DIR:-$root/target}
+# In the same place each time: cargo-c builds everything again for another.
+staged=$target/packaging
+rm -rf "$staged"
 multiarch=$(gcc -print-multiarch)
 libraries=$staged/usr/lib/$multiarch
 cargo cinstall -p trafficllm-ffi --release --locked --prefix /usr --libdir "/usr/lib/$multiarch" --destdir "$staged" >"$work/cinstall.txt" 2>&1 ||
     fail "cargo cinstall: $(tail -40 "$work/cinstall.txt")"
 cargo build -q --release --locked -p trafficllm
-command=${CARGO_TARGET_DIR:-$root/target}/release/trafficllm
+command=$target/release/trafficllm
 export LD_LIBRARY_PATH=$libraries
 
 check_library "$(readlink -f "$libraries/libtrafficllm.so")"
@@ -288,4 +313,4 @@ check_wrapper
 check_packages
 
 echo "packaging: passed in $((SECONDS - started)) s: $functions functions, $(basename "$(readlink -f "$libraries/libtrafficllm.so")") for $glibc or later," \
-    "5 examples in 6 ways alike on $captures files, ${wrapper#wrapper: }, packages of $packages KiB $tried"
+    "5 examples in 6 ways alike on $captures files, $interface, ${wrapper#wrapper: }, packages of $packages KiB $tried"
