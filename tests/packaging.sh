@@ -51,7 +51,7 @@ install_tools() {
 
 # What the linker sees, and the promises of ffi/abi/README.md.
 check_library() {
-    local library=$1 abi header soname dynamic numbers
+    local library=$1 abi header soname dynamic segments numbers
     abi=$(sed -n 's/^#define TLLM_ABI_VERSION \([0-9]*\)$/\1/p' include/trafficllm.h)
     dynamic=$(readelf -dW "$library")
     soname=$(sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p' <<<"$dynamic")
@@ -60,8 +60,9 @@ check_library() {
     grep -q NODELETE <<<"$dynamic" || fail "the library is not linked with -z nodelete"
     grep -q BIND_NOW <<<"$dynamic" || fail "the library is not linked with -z now"
     ! grep -qE 'TEXTREL|R(UN)?PATH' <<<"$dynamic" || fail "the library has text relocations or a run path"
-    readelf -lW "$library" | grep -q GNU_RELRO || fail "the library is not linked with -z relro"
-    readelf -lW "$library" | grep 'GNU_STACK' | grep -q ' RW ' || fail "the library asks for an executable stack"
+    segments=$(readelf -lW "$library")
+    grep -q GNU_RELRO <<<"$segments" || fail "the library is not linked with -z relro"
+    grep -q 'GNU_STACK .* RW ' <<<"$segments" || fail "the library asks for an executable stack"
     nm -D --defined-only "$library" | awk '{ print $3 }' | sort >"$work/symbols.txt"
     diff ffi/abi/symbols.txt "$work/symbols.txt" >&2 ||
         fail "the library exports something else than ffi/abi/symbols.txt; see ffi/abi/README.md, and change the list by hand"
@@ -115,10 +116,10 @@ build_examples() {
     # shellcheck disable=SC2046 # words
     gcc -std=c11 -static ffi/examples/capture.c -o "$work/whole/capture" $(trafficllm_config --cflags trafficllm) \
         $(trafficllm_config --static --libs trafficllm | sed 's/-lgcc_s//')
-    ldd "$work/shared/capture" | grep -q 'libtrafficllm\.so\.' || fail "the example was not linked with the shared library"
-    ldd "$work/cmake-OFF/capture" | grep -q 'libtrafficllm\.so\.' || fail "CMake's example was not linked with the shared library"
-    ! ldd "$work/static/capture" | grep -q libtrafficllm || fail "the example was not linked with the static library"
-    ! ldd "$work/cmake-ON/capture" | grep -q libtrafficllm || fail "CMake's example was not linked with the static library"
+    grep -q 'libtrafficllm\.so\.' <<<"$(ldd "$work/shared/capture")" || fail "the example was not linked with the shared library"
+    grep -q 'libtrafficllm\.so\.' <<<"$(ldd "$work/cmake-OFF/capture")" || fail "CMake's example was not linked with the shared library"
+    ! grep -q libtrafficllm <<<"$(ldd "$work/static/capture")" || fail "the example was not linked with the static library"
+    ! grep -q libtrafficllm <<<"$(ldd "$work/cmake-ON/capture")" || fail "CMake's example was not linked with the static library"
     # A version that this is not.
     echo 'cmake_minimum_required(VERSION 3.13)
 project(refused C)
@@ -244,7 +245,7 @@ check_packages() {
     same "packages" 3 "${#list[@]}"
     for package in "${list[@]}"; do
         cmp "$package" "$work/deb-again/$(basename "$package")" || fail "$(basename "$package") is not the same when it is made again"
-        ! dpkg-deb -c "$package" | grep -qv ' root/root ' || fail "$(basename "$package"): files of another owner than root"
+        ! grep -qv ' root/root ' <<<"$(dpkg-deb -c "$package")" || fail "$(basename "$package"): files of another owner than root"
     done
     packages=$(du -ck "${list[@]}" | tail -1 | cut -f1)
     if [ "$(id -u)" != 0 ]; then
@@ -257,7 +258,7 @@ check_packages() {
     exec 9>/tmp/trafficllm-packaging.lock
     flock 9
     for package in "${list[@]}"; do
-        ! dpkg-query -W -f '${db:Status-Status}' "$(dpkg-deb -f "$package" Package)" 2>/dev/null | grep -qx installed ||
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$(dpkg-deb -f "$package" Package)" 2>/dev/null)" != installed ] ||
             fail "$(dpkg-deb -f "$package" Package) is installed on this machine already; it is left alone"
     done
     installed=("$(dpkg-deb -f "${list[0]}" Package)" libtrafficllm-dev trafficllm)
@@ -266,7 +267,7 @@ check_packages() {
         unset LD_LIBRARY_PATH
         cp -r /usr/share/doc/libtrafficllm-dev/examples "$work/installed"
         make --silent -C "$work/installed"
-        ldd "$work/installed/classify" | grep -q 'libtrafficllm\.so\.[0-9]* => /\(usr/\)\?lib/' || fail "the example does not use the installed library"
+        grep -q 'libtrafficllm\.so\.[0-9]* => /\(usr/\)\?lib/' <<<"$(ldd "$work/installed/classify")" || fail "the example does not use the installed library"
         "$work/installed/classify" tests/captures/tls.pcapng | sort >"$work/found.flat"
         trafficllm detect --format json tests/captures/tls.pcapng 2>/dev/null | flat >"$work/expected.flat"
         [ -s "$work/expected.flat" ] || fail "the installed command says nothing"
