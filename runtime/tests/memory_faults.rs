@@ -120,7 +120,6 @@ fn is_model_refusal(error: &Error) -> bool {
     matches!(error, Error::Model(ModelError::Memory { .. }))
 }
 
-#[cfg(feature = "default-bundle")]
 #[test]
 fn opening_the_default_bundle_with_and_without_packing() {
     for level in [Level::Portable, Level::detect()] {
@@ -271,7 +270,6 @@ fn a_table_of_many_flows_goes_on_with_those_it_has_room_for() {
     assert!(granted >= 10, "{granted}");
 }
 
-#[cfg(feature = "default-bundle")]
 #[test]
 fn running_the_model() {
     let model = Model::load(&Model::default_bundle().unwrap(), Level::detect()).unwrap();
