@@ -41,7 +41,10 @@ version=$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-/~/')
 library=$(basename "$staged/usr/lib/$multiarch"/libtrafficllm.so.*.*.*)
 soname=$(objdump -p "$staged/usr/lib/$multiarch/$library" | sed -n 's/^ *SONAME *//p')
 package=libtrafficllm${soname##*.so.}
-[ "$soname" != "$package" ] && [ "$soname" = "libtrafficllm.so.${package#libtrafficllm}" ] || { echo "package-deb: soname $soname" >&2; exit 1; }
+if [ "$soname" != "libtrafficllm.so.${package#libtrafficllm}" ]; then
+    echo "package-deb: expected a soname libtrafficllm.so.NUMBER, found '$soname'" >&2
+    exit 1
+fi
 
 # The crates that are compiled in, with their licences.
 crates() { # CRATE

@@ -36,14 +36,16 @@ install_tools() {
         [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     fi
     if [ ${#missing[@]} -gt 0 ]; then
-        [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "not installed, and not root on Debian to install them: ${missing[*]}"
+        if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+            fail "not installed, and not root on Debian to install them: ${missing[*]}"
+        fi
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >&2 || fail "these packages did not install: ${missing[*]}"
     fi
     if ! [ -x "$cargo_c/bin/cargo-cinstall" ]; then
         echo "packaging: building cargo-c $cargo_c_version, once" >&2
         # Without optimisation, and in a folder of its own: it is not this project's code, and runs for a second.
-        CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$cargo_c/build" \
-            cargo install cargo-c --version "=$cargo_c_version" --locked --debug --quiet --root "$cargo_c" || fail "cargo-c cannot be built"
+        CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=symbols CARGO_TARGET_DIR="$cargo_c/build" cargo install cargo-c \
+            --bin cargo-cinstall --version "=$cargo_c_version" --locked --debug --quiet --root "$cargo_c" || fail "cargo-c cannot be built"
         rm -rf "$cargo_c/build"
     fi
     export PATH=$cargo_c/bin:$PATH
@@ -75,8 +77,7 @@ check_library() {
     header=$(for part in MAJOR MINOR PATCH; do sed -n "s/^#define TLLM_VERSION_$part \([0-9]*\)$/\1/p" include/trafficllm.h; done | paste -sd.)
     same "version in the header, by Cargo.toml" "$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-.*//')" "$header"
     same "version by pkg-config" "$header" "$(trafficllm_config --modversion trafficllm)"
-    cmp include/trafficllm.h "$staged/usr/include/trafficllm.h" && cmp include/trafficllm.hpp "$staged/usr/include/trafficllm.hpp" ||
-        fail "the installed headers are not the committed ones"
+    diff -r include "$staged/usr/include" >&2 || fail "the installed headers are not the committed ones"
     numbers=$(sed -n 's/^Libs.private: //p' "$libraries/pkgconfig/trafficllm.pc" | tr ' ' '\n' | sort -u)
     same "what the static library needs (ffi/abi/native-static-libs.txt)" "$(cat ffi/abi/native-static-libs.txt)" "$numbers"
     same "what the static library needs, in CMake" "$(grep -v -- '^-lc$' ffi/abi/native-static-libs.txt)" \
@@ -91,20 +92,19 @@ trafficllm_config() { # pkg-config, where the library was installed under anothe
 
 # Each example in its ways, all warnings on.
 build_examples() {
-    local warnings="-O1 -Wall -Wextra -Wpedantic -Werror" way
-    local by_make=(make --silent -C ffi/examples "PKG_CONFIG=pkg-config --define-variable=prefix=$staged/usr")
+    local warnings="-O1 -Wall -Wextra -Wpedantic -Werror" way options
     export PKG_CONFIG_PATH=$libraries/pkgconfig
     # The Makefile builds where it stands.
-    for way in shared static; do
+    for way in shared static clang; do
         mkdir -p "$work/$way"
         cp -r ffi/examples/. "$work/$way"
-        by_make[3]=$work/$way
-        "${by_make[@]}" CFLAGS="$warnings" CXXFLAGS="$warnings" $([ $way = shared ] || echo STATIC=1)
+        case $way in
+        shared) options=() ;;
+        static) options=(STATIC=1) ;;
+        clang) options=(CC=clang CXX=clang++) ;;
+        esac
+        make --silent -C "$work/$way" "PKG_CONFIG=pkg-config --define-variable=prefix=$staged/usr" CFLAGS="$warnings" CXXFLAGS="$warnings" "${options[@]}"
     done
-    mkdir -p "$work/clang"
-    cp -r ffi/examples/. "$work/clang"
-    by_make[3]=$work/clang
-    "${by_make[@]}" CC=clang CXX=clang++ CFLAGS="$warnings" CXXFLAGS="$warnings"
     for way in OFF ON; do
         cmake -S ffi/examples -B "$work/cmake-$way" -DCMAKE_PREFIX_PATH="$staged/usr" -DTLLM_STATIC=$way -DCMAKE_BUILD_TYPE=Release \
             -DCMAKE_C_FLAGS="-Wall -Wextra -Wpedantic -Werror" >"$work/cmake.log" 2>&1 || fail "cmake: $(tail -20 "$work/cmake.log")"
@@ -182,7 +182,8 @@ run_examples() {
     done
     for way in shared static; do
         swapped=$("$work/$way/swap" runtime/bundle/default.tllm runtime/bundle/default.tllm 4 2>&1) || fail "$way/swap: $swapped"
-        grep -q '; 4 swaps, 1 refused$' <<<"$swapped" && grep -q '^model 5: [1-9]' <<<"$swapped" || fail "$way/swap: $swapped"
+        grep -q '; 4 swaps, 1 refused$' <<<"$swapped" || fail "$way/swap: $swapped"
+        grep -q '^model 5: [1-9]' <<<"$swapped" || fail "$way/swap: $swapped"
     done
     run_live
     # What goes wrong is said, with a status.
