@@ -37,7 +37,7 @@ date=$(date -u -R -d "@$SOURCE_DATE_EPOCH")
 maintainer=${DEB_MAINTAINER:-libtrafficllm developers <maintainers@libtrafficllm.invalid>}
 homepage=$(sed -n 's/^repository = "\(.*\)"/\1/p' Cargo.toml)
 # A pre-release sorts before its release.
-version=$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-/~/')
+version=$(cargo pkgid -p trafficllm-ffi | sed 's/.*[#@]//; s/-/~/')
 library=$(basename "$staged/usr/lib/$multiarch"/libtrafficllm.so.*.*.*)
 soname=$(objdump -p "$staged/usr/lib/$multiarch/$library" | sed -n 's/^ *SONAME *//p')
 package=libtrafficllm${soname##*.so.}
@@ -48,7 +48,7 @@ fi
 
 # The crates that are compiled in, with their licences.
 crates() { # CRATE
-    cargo tree --offline --locked -p "$1" -e normal,no-proc-macro --prefix none --no-dedupe --format '{p}|{l}' | grep -v '^trafficllm' |
+    cargo tree --locked -p "$1" -e normal,no-proc-macro --prefix none --no-dedupe --format '{p}|{l}' | grep -v '^trafficllm' |
         sed -E 's/ \(.*\)\|/|/; s/\|/: /; s/^/  /' | sort -u
 }
 

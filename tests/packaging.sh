@@ -75,7 +75,7 @@ check_library() {
     [ -z "$(comm -23 "$work/symbols.txt" "$work/declared.txt")" ] || fail "exported and not in the header: $(comm -23 "$work/symbols.txt" "$work/declared.txt")"
 
     header=$(for part in MAJOR MINOR PATCH; do sed -n "s/^#define TLLM_VERSION_$part \([0-9]*\)$/\1/p" include/trafficllm.h; done | paste -sd.)
-    same "version in the header, by Cargo.toml" "$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-.*//')" "$header"
+    same "version in the header, by Cargo.toml" "$(cargo pkgid -p trafficllm-ffi | sed 's/.*[#@]//; s/-.*//')" "$header"
     same "version by pkg-config" "$header" "$(trafficllm_config --modversion trafficllm)"
     diff -r include "$staged/usr/include" >&2 || fail "the installed headers are not the committed ones"
     numbers=$(sed -n 's/^Libs.private: //p' "$libraries/pkgconfig/trafficllm.pc" | tr ' ' '\n' | sort -u)
