@@ -37,15 +37,18 @@ date=$(date -u -R -d "@$SOURCE_DATE_EPOCH")
 maintainer=${DEB_MAINTAINER:-libtrafficllm developers <maintainers@libtrafficllm.invalid>}
 homepage=$(sed -n 's/^repository = "\(.*\)"/\1/p' Cargo.toml)
 # A pre-release sorts before its release.
-version=$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-/~/')
+version=$(cargo pkgid -p trafficllm-ffi | sed 's/.*[#@]//; s/-/~/')
 library=$(basename "$staged/usr/lib/$multiarch"/libtrafficllm.so.*.*.*)
 soname=$(objdump -p "$staged/usr/lib/$multiarch/$library" | sed -n 's/^ *SONAME *//p')
 package=libtrafficllm${soname##*.so.}
-[ "$soname" != "$package" ] && [ "$soname" = "libtrafficllm.so.${package#libtrafficllm}" ] || { echo "package-deb: soname $soname" >&2; exit 1; }
+if [ "$soname" != "libtrafficllm.so.${package#libtrafficllm}" ]; then
+    echo "package-deb: expected a soname libtrafficllm.so.NUMBER, found '$soname'" >&2
+    exit 1
+fi
 
 # The crates that are compiled in, with their licences.
 crates() { # CRATE
-    cargo tree --offline --locked -p "$1" -e normal,no-proc-macro --prefix none --no-dedupe --format '{p}|{l}' | grep -v '^trafficllm' |
+    cargo tree --locked -p "$1" -e normal,no-proc-macro --prefix none --no-dedupe --format '{p}|{l}' | grep -v '^trafficllm' |
         sed -E 's/ \(.*\)\|/|/; s/\|/: /; s/^/  /' | sort -u
 }
 

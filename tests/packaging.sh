@@ -36,14 +36,16 @@ install_tools() {
         [ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
     fi
     if [ ${#missing[@]} -gt 0 ]; then
-        [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || fail "not installed, and not root on Debian to install them: ${missing[*]}"
+        if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+            fail "not installed, and not root on Debian to install them: ${missing[*]}"
+        fi
         { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >&2 || fail "these packages did not install: ${missing[*]}"
     fi
     if ! [ -x "$cargo_c/bin/cargo-cinstall" ]; then
         echo "packaging: building cargo-c $cargo_c_version, once" >&2
         # Without optimisation, and in a folder of its own: it is not this project's code, and runs for a second.
-        CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$cargo_c/build" \
-            cargo install cargo-c --version "=$cargo_c_version" --locked --debug --quiet --root "$cargo_c" || fail "cargo-c cannot be built"
+        CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=symbols CARGO_TARGET_DIR="$cargo_c/build" cargo install cargo-c \
+            --bin cargo-cinstall --version "=$cargo_c_version" --locked --debug --quiet --root "$cargo_c" || fail "cargo-c cannot be built"
         rm -rf "$cargo_c/build"
     fi
     export PATH=$cargo_c/bin:$PATH
@@ -51,7 +53,7 @@ install_tools() {
 
 # What the linker sees, and the promises of ffi/abi/README.md.
 check_library() {
-    local library=$1 abi header soname dynamic numbers
+    local library=$1 abi header soname dynamic segments numbers
     abi=$(sed -n 's/^#define TLLM_ABI_VERSION \([0-9]*\)$/\1/p' include/trafficllm.h)
     dynamic=$(readelf -dW "$library")
     soname=$(sed -n 's/.*SONAME.*\[\(.*\)\]/\1/p' <<<"$dynamic")
@@ -60,8 +62,9 @@ check_library() {
     grep -q NODELETE <<<"$dynamic" || fail "the library is not linked with -z nodelete"
     grep -q BIND_NOW <<<"$dynamic" || fail "the library is not linked with -z now"
     ! grep -qE 'TEXTREL|R(UN)?PATH' <<<"$dynamic" || fail "the library has text relocations or a run path"
-    readelf -lW "$library" | grep -q GNU_RELRO || fail "the library is not linked with -z relro"
-    readelf -lW "$library" | grep 'GNU_STACK' | grep -q ' RW ' || fail "the library asks for an executable stack"
+    segments=$(readelf -lW "$library")
+    grep -q GNU_RELRO <<<"$segments" || fail "the library is not linked with -z relro"
+    grep -q 'GNU_STACK .* RW ' <<<"$segments" || fail "the library asks for an executable stack"
     nm -D --defined-only "$library" | awk '{ print $3 }' | sort >"$work/symbols.txt"
     diff ffi/abi/symbols.txt "$work/symbols.txt" >&2 ||
         fail "the library exports something else than ffi/abi/symbols.txt; see ffi/abi/README.md, and change the list by hand"
@@ -72,10 +75,9 @@ check_library() {
     [ -z "$(comm -23 "$work/symbols.txt" "$work/declared.txt")" ] || fail "exported and not in the header: $(comm -23 "$work/symbols.txt" "$work/declared.txt")"
 
     header=$(for part in MAJOR MINOR PATCH; do sed -n "s/^#define TLLM_VERSION_$part \([0-9]*\)$/\1/p" include/trafficllm.h; done | paste -sd.)
-    same "version in the header, by Cargo.toml" "$(cargo pkgid --offline -p trafficllm-ffi | sed 's/.*[#@]//; s/-.*//')" "$header"
+    same "version in the header, by Cargo.toml" "$(cargo pkgid -p trafficllm-ffi | sed 's/.*[#@]//; s/-.*//')" "$header"
     same "version by pkg-config" "$header" "$(trafficllm_config --modversion trafficllm)"
-    cmp include/trafficllm.h "$staged/usr/include/trafficllm.h" && cmp include/trafficllm.hpp "$staged/usr/include/trafficllm.hpp" ||
-        fail "the installed headers are not the committed ones"
+    diff -r include "$staged/usr/include" >&2 || fail "the installed headers are not the committed ones"
     numbers=$(sed -n 's/^Libs.private: //p' "$libraries/pkgconfig/trafficllm.pc" | tr ' ' '\n' | sort -u)
     same "what the static library needs (ffi/abi/native-static-libs.txt)" "$(cat ffi/abi/native-static-libs.txt)" "$numbers"
     same "what the static library needs, in CMake" "$(grep -v -- '^-lc$' ffi/abi/native-static-libs.txt)" \
@@ -90,20 +92,19 @@ trafficllm_config() { # pkg-config, where the library was installed under anothe
 
 # Each example in its ways, all warnings on.
 build_examples() {
-    local warnings="-O1 -Wall -Wextra -Wpedantic -Werror" way
-    local by_make=(make --silent -C ffi/examples "PKG_CONFIG=pkg-config --define-variable=prefix=$staged/usr")
+    local warnings="-O1 -Wall -Wextra -Wpedantic -Werror" way options
     export PKG_CONFIG_PATH=$libraries/pkgconfig
     # The Makefile builds where it stands.
-    for way in shared static; do
+    for way in shared static clang; do
         mkdir -p "$work/$way"
         cp -r ffi/examples/. "$work/$way"
-        by_make[3]=$work/$way
-        "${by_make[@]}" CFLAGS="$warnings" CXXFLAGS="$warnings" $([ $way = shared ] || echo STATIC=1)
+        case $way in
+        shared) options=() ;;
+        static) options=(STATIC=1) ;;
+        clang) options=(CC=clang CXX=clang++) ;;
+        esac
+        make --silent -C "$work/$way" "PKG_CONFIG=pkg-config --define-variable=prefix=$staged/usr" CFLAGS="$warnings" CXXFLAGS="$warnings" "${options[@]}"
     done
-    mkdir -p "$work/clang"
-    cp -r ffi/examples/. "$work/clang"
-    by_make[3]=$work/clang
-    "${by_make[@]}" CC=clang CXX=clang++ CFLAGS="$warnings" CXXFLAGS="$warnings"
     for way in OFF ON; do
         cmake -S ffi/examples -B "$work/cmake-$way" -DCMAKE_PREFIX_PATH="$staged/usr" -DTLLM_STATIC=$way -DCMAKE_BUILD_TYPE=Release \
             -DCMAKE_C_FLAGS="-Wall -Wextra -Wpedantic -Werror" >"$work/cmake.log" 2>&1 || fail "cmake: $(tail -20 "$work/cmake.log")"
@@ -115,10 +116,10 @@ build_examples() {
     # shellcheck disable=SC2046 # words
     gcc -std=c11 -static ffi/examples/capture.c -o "$work/whole/capture" $(trafficllm_config --cflags trafficllm) \
         $(trafficllm_config --static --libs trafficllm | sed 's/-lgcc_s//')
-    ldd "$work/shared/capture" | grep -q 'libtrafficllm\.so\.' || fail "the example was not linked with the shared library"
-    ldd "$work/cmake-OFF/capture" | grep -q 'libtrafficllm\.so\.' || fail "CMake's example was not linked with the shared library"
-    ! ldd "$work/static/capture" | grep -q libtrafficllm || fail "the example was not linked with the static library"
-    ! ldd "$work/cmake-ON/capture" | grep -q libtrafficllm || fail "CMake's example was not linked with the static library"
+    grep -q 'libtrafficllm\.so\.' <<<"$(ldd "$work/shared/capture")" || fail "the example was not linked with the shared library"
+    grep -q 'libtrafficllm\.so\.' <<<"$(ldd "$work/cmake-OFF/capture")" || fail "CMake's example was not linked with the shared library"
+    ! grep -q libtrafficllm <<<"$(ldd "$work/static/capture")" || fail "the example was not linked with the static library"
+    ! grep -q libtrafficllm <<<"$(ldd "$work/cmake-ON/capture")" || fail "CMake's example was not linked with the static library"
     # A version that this is not.
     echo 'cmake_minimum_required(VERSION 3.13)
 project(refused C)
@@ -181,8 +182,10 @@ run_examples() {
     done
     for way in shared static; do
         swapped=$("$work/$way/swap" runtime/bundle/default.tllm runtime/bundle/default.tllm 4 2>&1) || fail "$way/swap: $swapped"
-        grep -q '; 4 swaps, 1 refused$' <<<"$swapped" && grep -q '^model 5: [1-9]' <<<"$swapped" || fail "$way/swap: $swapped"
+        grep -q '; 4 swaps, 1 refused$' <<<"$swapped" || fail "$way/swap: $swapped"
+        grep -q '^model 5: [1-9]' <<<"$swapped" || fail "$way/swap: $swapped"
     done
+    run_live
     # What goes wrong is said, with a status.
     for name in capture classify classify-cpp live; do
         ! "$work/shared/$name" /nonexistent.pcap >"$work/found.txt" 2>&1 || fail "$name: no status for a file that is not there"
@@ -190,6 +193,29 @@ run_examples() {
     done
     ! "$work/shared/classify" tests/captures/http.pcap /dev/null >"$work/found.txt" 2>&1 || fail "classify: no status for a broken bundle"
     grep -q 'classify: model: .' "$work/found.txt" || fail "classify: no text for a broken bundle"
+}
+
+# The live example on the loopback interface, where it may be opened: a datagram, and then silence, in which it is judged.
+run_live() {
+    local process
+    interface="not on an interface: not root"
+    [ "$(id -u)" = 0 ] || return 0
+    "$work/shared/live" -i lo 20 >"$work/live.txt" 2>&1 &
+    process=$!
+    for _ in $(seq 100); do
+        sleep 0.1
+        if ! kill -0 $process 2>/dev/null; then
+            grep -qi 'permi' "$work/live.txt" || fail "live -i lo: $(cat "$work/live.txt")"
+            interface="not on an interface: not allowed"
+            return 0
+        fi
+        echo "a datagram" >/dev/udp/127.0.0.1/9
+        ! grep -q '^udp 127.0.0.1 [0-9]* 127.0.0.1 9 botnet_detection ' "$work/live.txt" || break
+    done
+    kill -TERM $process
+    wait $process || fail "live -i lo: $(tail -5 "$work/live.txt")"
+    grep -q '^udp 127.0.0.1 [0-9]* 127.0.0.1 9 botnet_detection ' "$work/live.txt" || fail "live -i lo: $(tail -5 "$work/live.txt")"
+    interface="live on lo"
 }
 
 # The C++ classes: as strict as compilers are, in two units of one program, and at work under the sanitizers.
@@ -213,14 +239,14 @@ check_wrapper() {
 
 # The Debian packages: twice the same bytes, and used where they install.
 check_packages() {
-    local package list installed=0
+    local package
     ffi/package-deb.sh "$work/deb" "$staged" "$command" >"$work/packages.txt"
     ffi/package-deb.sh "$work/deb-again" "$staged" "$command" >/dev/null
     mapfile -t list <"$work/packages.txt"
     same "packages" 3 "${#list[@]}"
     for package in "${list[@]}"; do
         cmp "$package" "$work/deb-again/$(basename "$package")" || fail "$(basename "$package") is not the same when it is made again"
-        ! dpkg-deb -c "$package" | grep -qv ' root/root ' || fail "$(basename "$package"): files of another owner than root"
+        ! grep -qv ' root/root ' <<<"$(dpkg-deb -c "$package")" || fail "$(basename "$package"): files of another owner than root"
     done
     packages=$(du -ck "${list[@]}" | tail -1 | cut -f1)
     if [ "$(id -u)" != 0 ]; then
@@ -233,20 +259,16 @@ check_packages() {
     exec 9>/tmp/trafficllm-packaging.lock
     flock 9
     for package in "${list[@]}"; do
-        ! dpkg-query -W -f '${db:Status-Status}' "$(dpkg-deb -f "$package" Package)" 2>/dev/null | grep -qx installed ||
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$(dpkg-deb -f "$package" Package)" 2>/dev/null)" != installed ] ||
             fail "$(dpkg-deb -f "$package" Package) is installed on this machine already; it is left alone"
     done
-    remove_packages() {
-        [ "$installed" = 0 ] || dpkg --purge trafficllm libtrafficllm-dev "$(basename "${list[0]}" | cut -d_ -f1)" >/dev/null
-    }
-    installed=1
-    trap 'remove_packages; clean' EXIT
+    installed=("$(dpkg-deb -f "${list[0]}" Package)" libtrafficllm-dev trafficllm)
     dpkg -i "${list[@]}" >"$work/dpkg.txt" 2>&1 || fail "dpkg -i: $(cat "$work/dpkg.txt")"
     (
         unset LD_LIBRARY_PATH
         cp -r /usr/share/doc/libtrafficllm-dev/examples "$work/installed"
         make --silent -C "$work/installed"
-        ldd "$work/installed/classify" | grep -q 'libtrafficllm\.so\.[0-9]* => /\(usr/\)\?lib/' || fail "the example does not use the installed library"
+        grep -q 'libtrafficllm\.so\.[0-9]* => /\(usr/\)\?lib/' <<<"$(ldd "$work/installed/classify")" || fail "the example does not use the installed library"
         "$work/installed/classify" tests/captures/tls.pcapng | sort >"$work/found.flat"
         trafficllm detect --format json tests/captures/tls.pcapng 2>/dev/null | flat >"$work/expected.flat"
         [ -s "$work/expected.flat" ] || fail "the installed command says nothing"
@@ -255,13 +277,15 @@ check_packages() {
         cmake --build "$work/installed/build" --target capture >"$work/cmake.log" 2>&1 || fail "cmake: $(tail -20 "$work/cmake.log")"
         "$work/installed/build/capture" tests/captures/tls.pcapng >/dev/null 2>&1 || fail "the example does not run with the installed library"
     )
-    remove_packages
-    installed=0
+    dpkg --purge "${installed[@]}" >/dev/null
+    installed=()
     ! [ -e /usr/include/trafficllm.h ] || fail "the packages left something behind"
     tried="installed, used, removed"
 }
 
+installed=()
 clean() {
+    [ ${#installed[@]} = 0 ] || dpkg --purge "${installed[@]}" >/dev/null
     [ -n "${TLLM_WORK:-}" ] || rm -rf "$work"
 }
 
@@ -272,13 +296,16 @@ work=$(cd "$work" && pwd)
 trap clean EXIT
 install_tools
 
-staged=$work/staged
+target=${CARGO_TARGET_DIR:-$root/target}
+# In the same place each time: cargo-c builds everything again for another.
+staged=$target/packaging
+rm -rf "$staged"
 multiarch=$(gcc -print-multiarch)
 libraries=$staged/usr/lib/$multiarch
 cargo cinstall -p trafficllm-ffi --release --locked --prefix /usr --libdir "/usr/lib/$multiarch" --destdir "$staged" >"$work/cinstall.txt" 2>&1 ||
     fail "cargo cinstall: $(tail -40 "$work/cinstall.txt")"
 cargo build -q --release --locked -p trafficllm
-command=${CARGO_TARGET_DIR:-$root/target}/release/trafficllm
+command=$target/release/trafficllm
 export LD_LIBRARY_PATH=$libraries
 
 check_library "$(readlink -f "$libraries/libtrafficllm.so")"
@@ -288,4 +315,4 @@ check_wrapper
 check_packages
 
 echo "packaging: passed in $((SECONDS - started)) s: $functions functions, $(basename "$(readlink -f "$libraries/libtrafficllm.so")") for $glibc or later," \
-    "5 examples in 6 ways alike on $captures files, ${wrapper#wrapper: }, packages of $packages KiB $tried"
+    "5 examples in 6 ways alike on $captures files, $interface, ${wrapper#wrapper: }, packages of $packages KiB $tried"

@@ -63,7 +63,7 @@ static int read_packets(pcap_t *capture, tllm_engine *engine, tllm_session *sess
 static int submit_silent(tllm_session *session, uint64_t now_ns, uint64_t idle_ns) {
     for (size_t bucket = 0; bucket < FLOW_BUCKETS; bucket++) {
         for (struct flow *flow = flows[bucket]; flow != NULL; flow = flow->next) {
-            if (!flow->submitted && now_ns - flow->last_ns >= idle_ns && submit(session, flow) < 0) return -1;
+            if (!flow->submitted && now_ns >= flow->last_ns && now_ns - flow->last_ns >= idle_ns && submit(session, flow) < 0) return -1;
         }
     }
     return 0;
@@ -88,7 +88,14 @@ static int print_verdicts(tllm_session *session) {
     return status < 0 ? -1 : 0;
 }
 
-static int run(pcap_t *capture, tllm_engine *engine, tllm_session *session, time_t until) {
+/* Time as packets have it: of a file's last packet, of an interface now, so that silence is noticed where nothing comes. */
+static uint64_t time_ns(uint64_t last_packet_ns, int live) {
+    struct timespec now;
+    if (!live || clock_gettime(CLOCK_REALTIME, &now) != 0) return last_packet_ns;
+    return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
+}
+
+static int run(pcap_t *capture, tllm_engine *engine, tllm_session *session, int live, time_t until) {
     struct pollfd wake[2] = {{.fd = pcap_get_selectable_fd(capture), .events = POLLIN}, {.fd = -1, .events = POLLIN}};
     uint64_t now_ns = 0, swept_ns = 0;
     size_t under_way = 0;
@@ -100,10 +107,11 @@ static int run(pcap_t *capture, tllm_engine *engine, tllm_session *session, time
         if (packets >= 0) {
             packets = read_packets(capture, engine, session, &now_ns);
             if (packets == -2) return fail("packets", *pcap_geterr(capture) != '\0' ? pcap_geterr(capture) : NULL);
+            now_ns = time_ns(now_ns, live);
             if (stopped || (until != 0 && time(NULL) >= until)) packets = -1;
             if (packets == -1) { /* nothing more comes: what was not submitted yet is now */
                 wake[0].fd = -1;
-                if (submit_silent(session, now_ns, 0) < 0) return fail("submit", NULL);
+                if (submit_silent(session, UINT64_MAX, 0) < 0) return fail("submit", NULL);
             }
         }
         if (now_ns - swept_ns >= SECOND_NS) {
@@ -140,7 +148,7 @@ int main(int argc, char **argv) {
     signal(SIGINT, stop);
     signal(SIGTERM, stop);
 
-    int result = run(capture, engine, session, argc > 3 ? time(NULL) + atoi(argv[3]) : 0);
+    int result = run(capture, engine, session, live, argc > 3 ? time(NULL) + atoi(argv[3]) : 0);
 
     if (tllm_engine_counters(engine, &counters, sizeof counters) == TLLM_OK)
         fprintf(stderr, "live: %llu submitted, %llu done, %llu shed\n", (unsigned long long)counters.submitted,
