@@ -64,7 +64,9 @@ impl Scratch {
         let deep = tasks.iter().filter(|task| task.trie.depth() > 1);
         let rows = deep.clone().map(Task::rows_max).sum::<usize>();
         for round in [&mut self.pending, &mut self.next] {
-            round.try_reserve(items * deep.clone().count(), items * rows * hidden)?;
+            // One row more than a label ever has: a round makes room before it knows which labels need no further word.
+            let labels = items * deep.clone().count();
+            round.try_reserve(labels, (items * rows + labels) * hidden)?;
         }
         Ok(())
     }
