@@ -10,6 +10,7 @@ mod detection;
 #[cfg(any(test, feature = "faults"))]
 mod faults;
 mod generation;
+mod inline;
 mod judge;
 mod options;
 mod queue;
@@ -35,7 +36,7 @@ use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use counters::Counts;
-use generation::try_lock;
+use inline::Inline;
 use shared::Shared;
 use worker::{Pool, Worker};
 
@@ -65,7 +66,7 @@ pub struct Engine {
     workers: usize,
     shared: Arc<Shared>,
     /// What runs the model on the caller's thread; `None` where there are workers.
-    inline: Option<Box<Mutex<Worker>>>,
+    inline: Option<Box<Inline>>,
     pool: Mutex<Pool>,
 }
 
@@ -81,7 +82,7 @@ impl Engine {
         let mut inline = None;
         let mut idle = VecDeque::new();
         if options.workers == 0 {
-            inline = Some(Box::new(Mutex::new(Worker::new(&shared, 0)?)));
+            inline = Some(Box::new(Inline::new(Worker::new(&shared, 0)?)));
         } else {
             for number in 0..options.workers {
                 idle.push_back(Worker::new(&shared, number)?);
@@ -124,15 +125,16 @@ impl Engine {
         // Who is just starting workers has started them now.
         let is_own = self.lock_pool().is_own();
         if let Some(inline) = &self.inline {
-            // Another thread that is at work does what this one would.
-            let mut worker = try_lock(inline);
-            while worker.is_none() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(1));
-                worker = try_lock(inline);
-            }
-            if let Some(mut worker) = worker {
+            let finish = |worker: &mut Worker| {
                 worker.run_waiting(Some(until));
                 worker.send_home();
+            };
+            // Another thread that is at work does what this one would; this one itself goes on when the stop has returned.
+            while inline.try_work(finish).is_none()
+                && !inline.is_own_work()
+                && Instant::now() < until
+            {
+                std::thread::sleep(Duration::from_millis(1));
             }
         } else if is_own {
             self.shared.wait_for_workers(until);
@@ -233,13 +235,25 @@ impl Engine {
     }
 
     /// Without workers, judges all that waits in the queue, on this thread; gives back the number of flows. With workers there is
-    /// nothing to do, and it does nothing. One thread at a time does the work, another one waits for it.
+    /// nothing to do, and it does nothing.
+    ///
+    /// One thread at a time does the work. Called meanwhile, by another thread or by a function that the work calls (one that is told of
+    /// answers, the subscriber of the log), it does nothing and gives back 0 at once: who is at work goes on until nothing waits.
     pub fn run_pending(&self) -> usize {
-        // Panics of the work are caught before they could poison the lock.
-        self.inline.as_ref().map_or(0, |worker| {
-            let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
-            worker.run_waiting(None)
-        })
+        self.try_run_pending().unwrap_or(0)
+    }
+
+    /// As [`Engine::run_pending`]; `None` where a thread is at it already.
+    fn try_run_pending(&self) -> Option<usize> {
+        let inline = self.inline.as_ref()?;
+        inline.try_work(|worker| worker.run_waiting(None))
+    }
+
+    /// Whether this thread runs the model for the engine, further up.
+    fn is_own_work(&self) -> bool {
+        self.inline
+            .as_ref()
+            .is_some_and(|inline| inline.is_own_work())
     }
 
     /// What became of the flows that were submitted.

@@ -87,6 +87,9 @@ pub enum Error {
     /// The engine was stopped: it judges nothing any more.
     #[error("the engine was stopped")]
     Stopped,
+    /// The engine has no workers and this thread is just judging for it: a detection that is called from within would wait for itself.
+    #[error("this thread is judging for the engine already: it cannot wait for its own work")]
+    OwnWork,
     /// What was asked for would exceed [`crate::EngineOptions::memory_bytes_max`].
     #[error(
         "{what}: expected at most {budget_bytes} bytes in all, as memory_bytes_max says, found {needed_bytes}"

@@ -49,6 +49,9 @@ impl Worker {
             self.gather(first, Duration::ZERO);
             flows += self.run();
         }
+        if self.shared.is_closed() {
+            self.send_home();
+        }
         self.shared.generations.release();
         flows
     }
