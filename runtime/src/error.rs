@@ -2,8 +2,8 @@
 
 use trafficllm_kernels::KernelError;
 use trafficllm_model::ModelError;
-use trafficllm_traffic::FlowConfigError;
 use trafficllm_traffic::token::TokenError;
+use trafficllm_traffic::{FlowConfigError, MemoryError, RecorderError};
 
 use crate::settings::SettingError;
 
@@ -102,7 +102,7 @@ pub enum Error {
         /// What the engine would then hold in bytes.
         needed_bytes: usize,
     },
-    /// The system has no memory for a part of the engine.
+    /// The system has no memory for a part of the engine, or for a flow that a host feeds.
     #[error("{what}: no memory for {bytes} bytes")]
     Memory {
         /// What it was for.
@@ -110,4 +110,13 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+}
+
+impl From<RecorderError> for Error {
+    fn from(error: RecorderError) -> Self {
+        match error {
+            RecorderError::Config(error) => Self::FlowConfig(error),
+            RecorderError::Memory(MemoryError { what, bytes }) => Self::Memory { what, bytes },
+        }
+    }
 }

@@ -56,5 +56,5 @@ pub use trafficllm_kernels::Level;
 pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
 pub use trafficllm_traffic::{
     CaptureError, Direction, Endpoints, Flow, FlowConfig, FlowConfigError, FlowCounters,
-    FlowRecorder, HostPacket, RecorderCounters, Skip, SkipCounters, TcpFlags,
+    FlowRecorder, HostPacket, RecorderCounters, RecorderError, Skip, SkipCounters, TcpFlags,
 };
