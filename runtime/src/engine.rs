@@ -88,7 +88,7 @@ impl Engine {
                 idle.push_back(Worker::new(&shared, number)?);
             }
         }
-        shared.check_budget("the workers", 0)?;
+        shared.lock_making().check_budget("the workers", 0)?;
         Ok(Self {
             flows,
             workers: options.workers,
@@ -272,6 +272,20 @@ impl Engine {
     #[must_use]
     pub fn queue_depth(&self) -> usize {
         self.shared.queue.depth()
+    }
+
+    /// Counts the memory of a flow that the host begins to feed, [`trafficllm_traffic::FlowRecorder::bytes_max`] as a rule, for
+    /// [`EngineOptions::memory_bytes_max`]. It waits for nobody. What the engine makes at the same moment counts as made.
+    ///
+    /// # Errors
+    /// [`Error::MemoryBudget`]; nothing is counted then.
+    pub fn charge_flow_bytes(&self, bytes: usize) -> Result<(), Error> {
+        self.shared.charge_flow_bytes(bytes)
+    }
+
+    /// Takes back what [`Engine::charge_flow_bytes`] has counted, when the flow is freed; never more than that. It waits for nobody.
+    pub fn release_flow_bytes(&self, bytes: usize) {
+        self.shared.release_flow_bytes(bytes);
     }
 
     /// What the engine holds in memory.

@@ -310,6 +310,100 @@ fn a_memory_budget_is_kept_at_every_door() {
     refused(engine.classifier().err());
 }
 
+#[test]
+fn the_flows_of_a_host_count_for_the_memory_budget() {
+    const FLOW_BYTES: usize = 1_000;
+    let (first, second) = (with_threshold(0.0), with_threshold(1.0));
+    let unlimited = started(&first, EngineOptions::default());
+    let empty = unlimited.memory().total_bytes();
+    let model_bytes = unlimited.memory().model_bytes;
+    unlimited.charge_flow_bytes(usize::MAX / 2).unwrap();
+    let with_submitter = {
+        let _submitter = unlimited.submitter().unwrap();
+        unlimited.memory().total_bytes() - usize::MAX / 2
+    };
+    let options = EngineOptions {
+        memory_bytes_max: with_submitter.max(empty + model_bytes) + FLOW_BYTES,
+        ..EngineOptions::default()
+    };
+    let engine = started(&first, options.clone());
+    let room = options.memory_bytes_max - empty;
+    engine.charge_flow_bytes(room).unwrap();
+    let Err(Error::MemoryBudget { needed_bytes, .. }) = engine.charge_flow_bytes(1) else {
+        panic!("one byte more than there is");
+    };
+    assert_eq!(needed_bytes, options.memory_bytes_max + 1);
+    assert!(engine.charge_flow_bytes(usize::MAX).is_err());
+    assert_eq!(
+        engine.memory().flow_bytes,
+        room,
+        "what was refused is not counted"
+    );
+    assert_eq!(engine.memory().total_bytes(), options.memory_bytes_max);
+    // What flows take is not there for others, until they are freed.
+    assert!(matches!(
+        engine.submitter(),
+        Err(Error::MemoryBudget { .. })
+    ));
+    assert!(matches!(
+        engine.classifier(),
+        Err(Error::MemoryBudget { .. })
+    ));
+    let refused = engine.activate(Arc::clone(&second));
+    assert!(matches!(refused, Err(Error::MemoryBudget { .. })));
+    engine.release_flow_bytes(room - FLOW_BYTES);
+    engine.activate(second).unwrap();
+    engine.run_pending();
+    // The model before is gone, and so is what it took.
+    engine.charge_flow_bytes(room - FLOW_BYTES).unwrap();
+    engine.release_flow_bytes(room);
+    assert_eq!(engine.memory().total_bytes(), empty);
+    assert!(engine.submitter().is_ok());
+}
+
+#[test]
+fn flows_and_submitters_that_come_at_the_same_time_stay_within_the_budget() {
+    const FLOW_BYTES: usize = 10_000;
+    let model = with_threshold(0.0);
+    let (empty, one) = {
+        let engine = started(&model, EngineOptions::default());
+        let empty = engine.memory().total_bytes();
+        let _submitter = engine.submitter().unwrap();
+        (empty, engine.memory().total_bytes() - empty)
+    };
+    let options = EngineOptions {
+        memory_bytes_max: empty + one + 30 * FLOW_BYTES,
+        ..EngineOptions::default()
+    };
+    let budget = options.memory_bytes_max;
+    let engine = started(&model, options);
+    let charged = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let feed = || {
+            let mut flows = 0;
+            for _ in 0..3_000 {
+                if flows < 50 && engine.charge_flow_bytes(FLOW_BYTES).is_ok() {
+                    flows += 1;
+                    charged.fetch_add(1, SeqCst);
+                } else if flows > 0 {
+                    engine.release_flow_bytes(FLOW_BYTES);
+                    flows -= 1;
+                }
+            }
+            engine.release_flow_bytes(flows * FLOW_BYTES);
+        };
+        let feeders = [scope.spawn(feed), scope.spawn(feed)];
+        while !feeders.iter().all(thread::ScopedJoinHandle::is_finished) {
+            if let Ok(_submitter) = engine.submitter() {
+                // Charges that are about to be refused are seen for a moment.
+                assert!(engine.memory().total_bytes() <= budget + 2 * FLOW_BYTES);
+            }
+        }
+    });
+    assert!(charged.load(SeqCst) > 0);
+    assert_eq!(engine.memory().total_bytes(), empty);
+}
+
 /// Waits for a model to be freed.
 fn is_freed(model: &Weak<Model>) -> bool {
     let end = Instant::now() + LONG;

@@ -41,7 +41,7 @@ impl Classifier {
         let making = shared.lock_making();
         let current = shared.generations.current();
         let slots_bytes = CLASSIFIER_FLOWS * current.sizes.bytes();
-        shared.check_budget("a classifier", slots_bytes)?;
+        making.check_budget("a classifier", slots_bytes)?;
         let sizes = BatchSizes {
             tokens: shared.batch_tokens,
             flows: CLASSIFIER_FLOWS,
@@ -54,7 +54,7 @@ impl Classifier {
             verdicts: Vec::new(),
             bytes: 0,
         };
-        shared.check_budget("a classifier", slots_bytes + classifier.judge.bytes())?;
+        making.check_budget("a classifier", slots_bytes + classifier.judge.bytes())?;
         classifier.count_bytes(current.sizes);
         drop(making);
         Ok(classifier)

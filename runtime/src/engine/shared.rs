@@ -46,6 +46,10 @@ pub(super) struct Shared {
     /// Bytes of the lanes of all submitters.
     lane_bytes: AtomicUsize,
     pub(super) classifier_bytes: AtomicUsize,
+    /// Bytes that the flows of a host take.
+    flow_bytes: AtomicUsize,
+    /// Bytes of what is just being made.
+    making_bytes: AtomicUsize,
     /// Bytes that each worker holds.
     pub(super) worker_bytes: Vec<AtomicUsize>,
     /// Held while something is made that counts for the memory budget.
@@ -86,6 +90,8 @@ impl Shared {
             slot_bytes: AtomicUsize::new(slot_bytes),
             lane_bytes: AtomicUsize::new(0),
             classifier_bytes: AtomicUsize::new(0),
+            flow_bytes: AtomicUsize::new(0),
+            making_bytes: AtomicUsize::new(0),
             worker_bytes: (0..options.workers.max(1))
                 .map(|_| AtomicUsize::new(0))
                 .collect(),
@@ -95,7 +101,7 @@ impl Shared {
             #[cfg(any(test, feature = "faults"))]
             faults: Faults::default(),
         };
-        shared.check_budget("the model", 0)?;
+        shared.lock_making().check_budget("the model", 0)?;
         Ok(shared)
     }
 
@@ -114,7 +120,7 @@ impl Shared {
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
         let slots = grown * self.slots.load(SeqCst);
         let added = self.generations.added_bytes(&next.model) + slots + buffers;
-        self.check_budget("a second model", added)?;
+        making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         self.generations.replace(next);
         // Idle workers take their buffers now.
@@ -208,22 +214,47 @@ impl Shared {
     }
 
     /// For whoever makes something that counts for the memory budget.
-    pub(super) fn lock_making(&self) -> MutexGuard<'_, ()> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock_making(&self) -> Making<'_> {
+        let lock = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        Making {
+            shared: self,
+            _lock: lock,
+        }
     }
 
-    /// Whether so many more bytes fit into the memory budget.
-    pub(super) fn check_budget(&self, what: &'static str, added: usize) -> Result<(), Error> {
-        let needed_bytes = self.memory().total_bytes().saturating_add(added);
+    /// Counts more bytes for the flows of a host, if they fit into the memory budget. Waits for nobody.
+    pub(super) fn charge_flow_bytes(&self, bytes: usize) -> Result<(), Error> {
+        // First counted and then looked at, as in `Making::check_budget`: of two at the same time one sees the other.
+        let before = self.flow_bytes.fetch_add(bytes, SeqCst);
+        let others = self.generations.held_bytes()
+            + self.all_worker_bytes()
+            + self.classifier_bytes.load(SeqCst)
+            + self.queue_bytes()
+            + self.making_bytes.load(SeqCst);
+        let needed_bytes = before.saturating_add(bytes).saturating_add(others);
         if needed_bytes <= self.memory_bytes_max {
-            Ok(())
-        } else {
-            Err(Error::MemoryBudget {
-                what,
-                budget_bytes: self.memory_bytes_max,
-                needed_bytes,
-            })
+            return Ok(());
         }
+        self.release_flow_bytes(bytes);
+        Err(Error::MemoryBudget {
+            what: "a flow",
+            budget_bytes: self.memory_bytes_max,
+            needed_bytes,
+        })
+    }
+
+    /// The opposite of [`Self::charge_flow_bytes`].
+    pub(super) fn release_flow_bytes(&self, bytes: usize) {
+        self.flow_bytes.fetch_sub(bytes, SeqCst);
+    }
+
+    fn all_worker_bytes(&self) -> usize {
+        let workers = self.worker_bytes.iter();
+        workers.map(|bytes| bytes.load(SeqCst)).sum()
+    }
+
+    fn queue_bytes(&self) -> usize {
+        self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst)
     }
 
     /// Bytes of one slot.
@@ -252,7 +283,38 @@ impl Shared {
             spare_bytes,
             worker_bytes: workers.map(|bytes| bytes.load(SeqCst)).collect(),
             classifier_bytes: self.classifier_bytes.load(SeqCst),
-            queue_bytes: self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst),
+            queue_bytes: self.queue_bytes(),
+            flow_bytes: self.flow_bytes.load(SeqCst),
         }
+    }
+}
+
+/// One thing that counts for the memory budget is made at a time. What it takes has to be counted before this is dropped.
+pub(super) struct Making<'a> {
+    shared: &'a Shared,
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl Making<'_> {
+    /// Whether so many more bytes fit into the memory budget; they are kept for what is made.
+    pub(super) fn check_budget(&self, what: &'static str, added: usize) -> Result<(), Error> {
+        let budget_bytes = self.shared.memory_bytes_max;
+        self.shared.making_bytes.store(added, SeqCst);
+        let needed_bytes = self.shared.memory().total_bytes().saturating_add(added);
+        if needed_bytes <= budget_bytes {
+            Ok(())
+        } else {
+            Err(Error::MemoryBudget {
+                what,
+                budget_bytes,
+                needed_bytes,
+            })
+        }
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.shared.making_bytes.store(0, SeqCst);
     }
 }

@@ -175,10 +175,10 @@ impl Submitter {
         }
         let making = shared.lock_making();
         let current = shared.generations.current();
-        shared.check_budget("a submitter", slots * shared.slot_bytes())?;
+        making.check_budget("a submitter", slots * shared.slot_bytes())?;
         let mailbox = Arc::new(Mailbox::new(slots, notify)?);
         let lane = Arc::new(Lane::new(slots, &mailbox, is_limited)?);
-        shared.check_budget("a submitter", slots * shared.slot_bytes() + lane.bytes())?;
+        making.check_budget("a submitter", slots * shared.slot_bytes() + lane.bytes())?;
         let free = Slot::several(slots, current.sizes)?;
         let ready = room_for_answers(slots)?;
         let verdicts = Vec::with_capacity(current.sizes.verdicts);

@@ -108,8 +108,11 @@ impl Worker {
     }
 
     fn tell_bytes(&self) {
-        if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
-            bytes.store(self.judge.bytes(), SeqCst);
+        if let Some(told) = self.shared.worker_bytes.get(self.number) {
+            let bytes = self.judge.bytes();
+            if told.swap(bytes, SeqCst) != bytes {
+                self.shared.generations.count_bytes();
+            }
         }
     }
 
