@@ -342,6 +342,12 @@ impl Engine {
         self.shared.faults.poison(id);
     }
 
+    /// Whoever makes tokens of the flow with this id, to submit or classify it, panics, from now on; `None` ends that.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn poison_encoding(&self, id: Option<u64>) {
+        self.shared.faults.poison_encoding(id);
+    }
+
     /// Whoever runs the flow with this id stands still in its batch, as if the system did not let it run, until this is called
     /// again; `None` ends that.
     #[cfg(any(test, feature = "faults"))]

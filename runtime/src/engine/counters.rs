@@ -86,6 +86,40 @@ impl Counts {
     }
 }
 
+/// Flows that were counted as submitted and have no fate yet. Those that still have none when this is dropped were lost to a panic: they
+/// count as failed.
+pub(super) struct Unsettled<'a> {
+    counts: &'a Counts,
+    flows: u64,
+}
+
+impl<'a> Unsettled<'a> {
+    /// Counts so many flows as submitted.
+    pub(super) fn new(counts: &'a Counts, flows: usize) -> Self {
+        let flows = flows as u64;
+        Counts::add(&counts.submitted, flows);
+        Self { counts, flows }
+    }
+
+    /// Gives one of them its fate.
+    pub(super) fn settle(&mut self, fate: &AtomicU64) {
+        Counts::add(fate, 1);
+        self.flows -= 1;
+    }
+
+    /// Gives all that are left theirs.
+    pub(super) fn settle_rest(&mut self, fate: &AtomicU64) {
+        Counts::add(fate, self.flows);
+        self.flows = 0;
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        self.settle_rest(&self.counts.failed);
+    }
+}
+
 /// Upper bounds of the classes of [`Latency`], in microseconds.
 const BOUNDS_US: [u64; 17] = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,

@@ -10,6 +10,7 @@ const NONE: u64 = u64::MAX;
 #[derive(Debug)]
 pub(super) struct Faults {
     poison: AtomicU64,
+    poison_encoding: AtomicU64,
     hold: Mutex<u64>,
     released: Condvar,
 }
@@ -18,6 +19,7 @@ impl Default for Faults {
     fn default() -> Self {
         Self {
             poison: AtomicU64::new(NONE),
+            poison_encoding: AtomicU64::new(NONE),
             hold: Mutex::new(NONE),
             released: Condvar::new(),
         }
@@ -28,6 +30,19 @@ impl Faults {
     /// Whoever runs the flow with this id panics; `None` ends that.
     pub(super) fn poison(&self, id: Option<u64>) {
         self.poison.store(id.unwrap_or(NONE), SeqCst);
+    }
+
+    /// Whoever makes tokens of the flow with this id panics; `None` ends that.
+    pub(super) fn poison_encoding(&self, id: Option<u64>) {
+        self.poison_encoding.store(id.unwrap_or(NONE), SeqCst);
+    }
+
+    /// Is called for every flow that is submitted or classified.
+    #[expect(clippy::panic, reason = "that is the fault that was asked for")]
+    pub(super) fn meet_encoding(&self, id: u64) {
+        if id != NONE && id == self.poison_encoding.load(SeqCst) {
+            panic!("a flow that cannot be made tokens of");
+        }
     }
 
     /// Whoever runs the flow with this id stands still in its batch until this is called again; `None` ends that.

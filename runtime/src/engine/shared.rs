@@ -166,6 +166,13 @@ impl Shared {
         let _ = id;
     }
 
+    /// As [`Self::meet_faults`], before tokens are made of the flow.
+    pub(super) fn meet_encoding_faults(&self, id: u64) {
+        #[cfg(any(test, feature = "faults"))]
+        self.faults.meet_encoding(id);
+        let _ = id;
+    }
+
     /// Worker threads that have not ended.
     pub(super) fn running_workers(&self) -> usize {
         self.running.load(SeqCst)

@@ -1,6 +1,7 @@
 //! The online way in: flows go into a bounded queue and their verdicts come back to the thread that asked.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -228,7 +229,9 @@ impl Submitter {
         let generation = self.current();
         let (mut slot, generation) = self.fit(slot, generation)?;
         slot.owner = owner;
-        self.filler.flow(&generation, &mut slot, flow);
+        let slot = self.fill(slot, id, |filler, slot| {
+            filler.flow(&generation, slot, flow);
+        });
         self.offer(slot, generation, id)
     }
 
@@ -242,8 +245,8 @@ impl Submitter {
             self.filler.read_request(generation, request)?;
         }
         let slot = self.open_slot()?;
-        let (mut slot, generation) = self.fit(slot, generation)?;
-        self.filler.request(&generation, &mut slot);
+        let (slot, generation) = self.fit(slot, generation)?;
+        let slot = self.fill(slot, id, |filler, slot| filler.request(&generation, slot));
         self.offer(slot, generation, id)
     }
 
@@ -344,6 +347,29 @@ impl Submitter {
         self.free.push(slot);
         Counts::add(&self.shared.counts.shed, 1);
         Err(refused)
+    }
+
+    /// Gives a slot its tokens. Where that panics, the flow has failed and the slot is free again.
+    fn fill(
+        &mut self,
+        mut slot: Box<Slot>,
+        id: u64,
+        work: impl FnOnce(&mut Filler, &mut Slot),
+    ) -> Box<Slot> {
+        let Self { shared, filler, .. } = self;
+        let work = AssertUnwindSafe(|| {
+            shared.meet_encoding_faults(id);
+            work(filler, &mut slot);
+        });
+        match catch_unwind(work) {
+            Ok(()) => slot,
+            Err(panic) => {
+                Counts::add(&shared.counts.failed, 1);
+                slot.clear();
+                self.free.push(slot);
+                resume_unwind(panic)
+            }
+        }
     }
 
     fn offer(
