@@ -330,7 +330,9 @@ impl Engine {
         self.shared.generations.number()
     }
 
-    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them.
+    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them. It never gets less, and every flow
+    /// that was submitted before this call has an answer of so many at most, whatever is activated later. For a
+    /// [`Classifier`], whose flows are submitted in the call itself, see [`Classifier::prepare`].
     #[must_use]
     pub fn verdicts_max(&self) -> usize {
         self.shared.generations.verdicts_max()

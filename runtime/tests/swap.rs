@@ -467,6 +467,71 @@ fn a_model_is_freed_with_the_submitter_or_the_detection_that_held_it() {
 }
 
 #[test]
+fn what_an_answer_can_hold_is_known_before_the_call() {
+    let large = with_threshold(0.0);
+    let small = model(|manifest| manifest.tasks.truncate(1));
+    let flows = recorded_flows(&large);
+    let engine = started(&small, EngineOptions::default());
+    let mut classifier = engine.classifier().unwrap();
+    let mut generation_of = |prepared: Option<usize>| {
+        let mut found = 0;
+        classifier
+            .classify(&[&flows[0]], |_, answer| {
+                let Judgement::Verdicts(verdicts) = answer.judgement else {
+                    panic!("{answer:?}");
+                };
+                assert!(prepared.is_none_or(|most| verdicts.len() <= most));
+                found = answer.generation;
+            })
+            .unwrap();
+        (found, classifier.prepare())
+    };
+    assert_eq!(generation_of(None), (1, 1));
+    assert_eq!(engine.verdicts_max(), 1);
+    engine.activate(Arc::clone(&large)).unwrap();
+    assert_eq!(generation_of(Some(1)), (1, 3), "it was prepared before");
+    assert_eq!(engine.verdicts_max(), 3);
+    engine.activate(Arc::clone(&small)).unwrap();
+    assert_eq!(generation_of(Some(3)), (2, 1));
+    assert_eq!(engine.verdicts_max(), 3, "it does not get less");
+    engine.activate(large).unwrap();
+    assert_eq!(generation_of(Some(1)), (3, 3));
+    // A request that is none uses it up as well.
+    engine.activate(small).unwrap();
+    let refused = classifier.classify_request(b"none", |_| panic!("an answer"));
+    assert!(matches!(refused, Err(SubmitError::NotARequest(_))));
+    classifier
+        .classify(&[&flows[0]], |_, answer| assert_eq!(answer.generation, 5))
+        .unwrap();
+}
+
+#[test]
+fn a_prepared_model_is_kept_for_the_call_and_no_longer() {
+    let second = with_threshold(1.0);
+    let flows = recorded_flows(&second);
+    for drops in [false, true] {
+        let first = with_threshold(0.0);
+        let engine = started(&first, EngineOptions::default());
+        let freed = Arc::downgrade(&first);
+        drop(first);
+        let mut classifier = engine.classifier().unwrap();
+        classifier.prepare();
+        engine.activate(Arc::clone(&second)).unwrap();
+        assert!(freed.strong_count() > 0, "the next call needs it");
+        if drops {
+            drop(classifier);
+        } else {
+            classifier.prepare();
+            classifier.prepare();
+            classifier
+                .classify(&[&flows[0]], |_, answer| assert_eq!(answer.generation, 2))
+                .unwrap();
+        }
+        assert!(is_freed(&freed));
+    }
+}
+
+#[test]
 fn slots_grow_for_a_model_that_looks_further() {
     let look = |tokens: u64| {
         model(|manifest| {

@@ -8,7 +8,7 @@ use trafficllm_model::emptied;
 use trafficllm_traffic::Flow;
 
 use super::counters::Unsettled;
-use super::generation::Generation;
+use super::generation::{Generation, Selection};
 use super::judge::{BatchSizes, Judge};
 use super::shared::Shared;
 use super::slot::{Slot, SlotSizes, State, Ticket};
@@ -19,7 +19,8 @@ use crate::outcome::Verdict;
 
 /// Judges flows on the calling thread, without queue and workers: also before [`crate::Engine::start`]. One per thread.
 ///
-/// The verdicts are those that a [`crate::Submitter`] would get. Each call runs the current model, and all of its flows run the same.
+/// The verdicts are those that a [`crate::Submitter`] would get. Each call runs the model that is current when it begins, or was when it
+/// was prepared ([`Classifier::prepare`]), and all of its flows run the same.
 #[derive(Debug)]
 pub struct Classifier {
     shared: Arc<Shared>,
@@ -30,6 +31,8 @@ pub struct Classifier {
     )]
     free: Vec<Box<Slot>>,
     filler: Filler,
+    /// The model of the next call, where it is settled.
+    prepared: Option<Arc<Generation>>,
     /// Empty between calls: only its memory is kept.
     verdicts: Vec<Verdict<'static>>,
     /// Bytes that are counted in the engine's memory.
@@ -51,6 +54,7 @@ impl Classifier {
             judge: Judge::new(sizes, &current, false)?,
             free: Slot::several(CLASSIFIER_FLOWS, current.sizes)?,
             filler: Filler::default(),
+            prepared: None,
             verdicts: Vec::new(),
             bytes: 0,
         };
@@ -58,6 +62,19 @@ impl Classifier {
         classifier.count_bytes(current.sizes);
         drop(making);
         Ok(classifier)
+    }
+
+    /// Settles that the next call runs the model that is current now, whatever is activated meanwhile, and gives back the most verdicts
+    /// that an answer of it can have: what to make room for before the call. The model is kept until then, or until the classifier is
+    /// dropped; preparing again takes the model that is current then.
+    pub fn prepare(&mut self) -> usize {
+        let current = self.shared.generations.current();
+        let Selection { flow, request } = &current.selection;
+        let verdicts = flow.len() + request.len();
+        if let Some(before) = self.prepared.replace(current) {
+            self.let_go(before);
+        }
+        verdicts
     }
 
     /// Judges flows and gives each answer to `take`, with the flow's index in `flows`, which is the answer's id as well.
@@ -115,7 +132,10 @@ impl Classifier {
     ) -> Result<(), SubmitError> {
         let shared = Arc::clone(&self.shared);
         let generation = self.begin();
-        self.filler.read_request(&generation, request)?;
+        if let Err(error) = self.filler.read_request(&generation, request) {
+            self.let_go(generation);
+            return Err(error.into());
+        }
         let mut unsettled = Unsettled::new(&shared.counts, 1);
         let opened = self.open_slot(&generation, 0);
         let judged = opened.and_then(|mut slot| {
@@ -133,7 +153,8 @@ impl Classifier {
             slot.clear();
             self.free.push(slot);
         }
-        self.shared.generations.current()
+        let prepared = self.prepared.take();
+        prepared.unwrap_or_else(|| self.shared.generations.current())
     }
 
     fn open_slot(
@@ -205,11 +226,15 @@ impl Classifier {
             Err(SubmitError::Closed) => &counts.abandoned,
             _ => &counts.shed,
         });
-        let number = generation.number;
         self.count_bytes(generation.sizes);
+        self.let_go(generation);
+        judged
+    }
+
+    fn let_go(&self, generation: Arc<Generation>) {
+        let number = generation.number;
         drop(generation);
         self.shared.let_go(number);
-        judged
     }
 
     fn count_bytes(&mut self, sizes: SlotSizes) {
@@ -223,6 +248,9 @@ impl Classifier {
 
 impl Drop for Classifier {
     fn drop(&mut self) {
+        if let Some(generation) = self.prepared.take() {
+            self.let_go(generation);
+        }
         self.shared.classifier_bytes.fetch_sub(self.bytes, SeqCst);
     }
 }

@@ -240,8 +240,8 @@ impl Generations {
     pub(super) fn replace(&self, next: Generation) {
         let mut known = lock(&self.known);
         let number = next.number;
-        // First: before an answer with so many can come.
-        self.verdicts_max.store(next.sizes.verdicts, SeqCst);
+        // First: before a flow can be submitted to it. It never gets less.
+        self.verdicts_max.fetch_max(next.sizes.verdicts, SeqCst);
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);
