@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use trafficllm::{Bundle, Model, Settings, TaskKind};
 
-use crate::boundary::{Output, bytes, fill_name, guard, text, write_struct, write_text};
+use crate::boundary::{Output, bytes, fill_name, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::handle::Table;
@@ -69,10 +69,12 @@ pub struct tllm_task_info {
     pub reserved: [u64; 2],
 }
 
+growing!(tllm_model_info = 152 or 152, tllm_task_info = 96 or 96);
+
 const KIND: &str = "model";
 /// Most model handles at a time.
 const MODELS_MAX: u32 = 4_096;
-static MODELS: Table<Arc<Model>> = Table::new(2, MODELS_MAX);
+static MODELS: Table<Arc<Model>, 4> = Table::new(2, MODELS_MAX);
 
 /// The model of a handle.
 pub(crate) fn model_of(model: *const tllm_model) -> Result<Arc<Model>, Fault> {

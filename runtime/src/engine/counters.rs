@@ -139,6 +139,29 @@ pub struct Latency {
     pub count: u64,
 }
 
+impl Latency {
+    /// The time that the share `quantile` (0 to 1) of all flows took at most, in microseconds: the upper bound of the class that it
+    /// falls into. `u64::MAX` where that is past the last bound, 0 if nothing was judged yet.
+    #[must_use]
+    pub fn quantile_us(&self, quantile: f64) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
+        // At least one flow, so that the quantile 0 is the fastest one.
+        let wanted = (quantile.clamp(0.0, 1.0) * self.count as f64)
+            .ceil()
+            .max(1.0) as u64;
+        let mut seen = 0;
+        for (&count, &bound_us) in self.counts.iter().zip(self.bounds_us) {
+            seen += count;
+            if seen >= wanted {
+                return bound_us;
+            }
+        }
+        u64::MAX
+    }
+}
+
 /// [`Latency`] that several threads add to.
 #[derive(Debug, Default)]
 pub(super) struct LatencyCounts {
@@ -173,6 +196,27 @@ pub(super) fn micros(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantiles_are_the_bounds_of_their_classes() {
+        let counts = LatencyCounts::default();
+        assert_eq!(counts.read().quantile_us(0.5), 0);
+        for latency_us in [10, 60, 60, 150, 20_000_000] {
+            counts.add(latency_us);
+        }
+        let latency = counts.read();
+        for (quantile, expected) in [
+            (0.0, 50),
+            (0.2, 50),
+            (0.21, 100),
+            (0.6, 100),
+            (0.8, 200),
+            (0.81, u64::MAX),
+            (1.0, u64::MAX),
+        ] {
+            assert_eq!(latency.quantile_us(quantile), expected, "{quantile}");
+        }
+    }
 
     #[test]
     fn a_latency_falls_into_the_class_whose_bound_it_does_not_exceed() {
