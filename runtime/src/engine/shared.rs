@@ -1,6 +1,6 @@
 //! What engine, workers, submitters and classifiers have in common.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -58,6 +58,8 @@ pub(super) struct Shared {
     running: AtomicUsize,
     /// Flows that waited and were sent home because the engine was closed.
     sent_home: AtomicU64,
+    /// The engine was stopped, and its submitters could not be told.
+    is_untold: AtomicBool,
     #[cfg(any(test, feature = "faults"))]
     pub(super) faults: Faults,
 }
@@ -98,6 +100,7 @@ impl Shared {
             making: Mutex::new(()),
             running: AtomicUsize::new(0),
             sent_home: AtomicU64::new(0),
+            is_untold: AtomicBool::new(false),
             #[cfg(any(test, feature = "faults"))]
             faults: Faults::default(),
         };
@@ -153,10 +156,44 @@ impl Shared {
         self.queue.wake_all();
     }
 
-    /// Judges nothing any more.
-    pub(super) fn close(&self) {
-        self.phase.store(CLOSED, SeqCst);
+    /// Judges nothing any more. Says whether it did before.
+    pub(super) fn close(&self) -> bool {
+        let before = self.phase.swap(CLOSED, SeqCst);
         self.queue.wake_all();
+        before != CLOSED
+    }
+
+    /// Once nothing is judged any more, sends home what waits; tries until the time has come.
+    pub(super) fn send_home_waiting(&self, until: Instant) {
+        if let Some(lanes) = self.queue.lanes(until) {
+            let flows = lanes.iter().map(|lane| self.queue.abandon(lane)).sum();
+            self.add_sent_home(flows);
+        }
+    }
+
+    /// Tells all submitters that the engine was stopped, once, or as soon as that can be done: where a worker that the system does not let
+    /// run stands in the way, it does it itself.
+    pub(super) fn tell_stopped(&self, until: Instant, is_first: bool) {
+        if !is_first && !self.is_untold.swap(false, SeqCst) {
+            return;
+        }
+        let lanes = self.queue.lanes(until).or_else(|| {
+            // Who stands in the way either has seen this when it ends, or has just gone out of it.
+            self.is_untold.store(true, SeqCst);
+            self.queue.lanes(Instant::now())
+        });
+        if let Some(lanes) = lanes {
+            self.is_untold.store(false, SeqCst);
+            lanes.iter().for_each(|lane| lane.tell_stopped());
+        }
+    }
+
+    /// What a worker does that ends after the engine was closed: perhaps it stood in the way.
+    pub(super) fn end_closing(&self) {
+        if self.is_untold.load(SeqCst) {
+            self.send_home_waiting(Instant::now());
+            self.tell_stopped(Instant::now(), false);
+        }
     }
 
     /// Brings about the fault that a test wants for this flow.
