@@ -312,11 +312,7 @@ impl Engine {
             queue_flows: self.queue_depth() as u64,
             live_flows,
             packets,
-            memory_bytes: &[
-                ("model", memory.model_bytes),
-                ("workers", memory.worker_bytes.iter().sum()),
-                ("queue", memory.queue_bytes),
-            ],
+            memory_bytes: &memory.parts(),
             latency: self.latency(),
         };
         metrics.to_string()
