@@ -163,7 +163,8 @@ impl Engine {
     }
 
     /// Lets another model judge what is submitted from now on, and gives back its number; the first model is 1. Flows that are under
-    /// way, and detections, end with the model that they began with, which is freed when the last of them is done.
+    /// way, and detections, end with the model that they began with. It is freed when the last of them is done: by a worker or, where none
+    /// runs, by the next [`Engine::run_pending`], `activate`, [`Engine::stop`] or the engine's end, and never by a [`Submitter`].
     ///
     /// # Errors
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
@@ -377,5 +378,6 @@ impl Drop for Engine {
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
         pool.join_unless_given_up();
         self.shared.send_home_waiting(Instant::now());
+        self.shared.generations.try_release();
     }
 }

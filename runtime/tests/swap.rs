@@ -304,6 +304,7 @@ fn a_model_is_freed_with_its_last_flow() {
         take_all(&engine, &mut busy, |answer| {
             assert_eq!(answer.generation, 1)
         });
+        engine.run_pending();
         assert!(is_freed(&freed), "with {count} workers");
         assert_eq!(engine.memory().retired_bytes, 0);
     }
@@ -330,6 +331,48 @@ fn a_model_is_freed_with_the_submitter_or_the_detection_that_held_it() {
         drop(submitter);
         engine.run_pending();
         assert!(is_freed(&freed), "with {count} workers");
+    }
+}
+
+#[test]
+fn no_submitter_frees_a_model() {
+    let second = with_threshold(1.0);
+    let flows = recorded_flows(&second);
+    // Who frees it: where there is no worker, and where the workers have ended.
+    type Free = fn(Engine);
+    let frees: [(usize, Free); 4] = [
+        (0, |engine| _ = engine.run_pending()),
+        (0, |engine| _ = engine.activate(engine.model()).unwrap()),
+        (1, |engine| _ = engine.stop(LONG)),
+        (1, drop),
+    ];
+    for ((count, free), drops) in frees
+        .into_iter()
+        .flat_map(|how| [(how, false), (how, true)])
+    {
+        let first = with_threshold(0.0);
+        let engine = started(&first, workers(count));
+        let freed = Arc::downgrade(&first);
+        drop(first);
+        let mut submitter = engine.submitter().unwrap();
+        submitter.submit(&flows[0], 0).unwrap();
+        let end = Instant::now() + LONG;
+        while engine.latency().count == 0 {
+            assert!(Instant::now() < end, "nobody judges");
+            engine.run_pending();
+        }
+        engine.activate(Arc::clone(&second)).unwrap();
+        if count > 0 {
+            engine.stop(LONG);
+        }
+        if drops {
+            drop(submitter);
+        } else {
+            assert_eq!(submitter.poll(|answer| assert_eq!(answer.generation, 1)), 1);
+        }
+        assert_eq!(freed.strong_count(), 1, "the submitter did not free it");
+        free(engine);
+        assert_eq!(freed.strong_count(), 0);
     }
 }
 

@@ -247,12 +247,17 @@ impl Shared {
         self.sent_home.load(SeqCst)
     }
 
-    /// What is to be called by a thread that has let go of a slot or a detection of the generation with this number: if it was the
-    /// last of a replaced one, the worker that is woken frees that.
-    pub(super) fn let_go(&self, number: u64) {
-        // Where nobody is asleep, all workers will pass by themselves, or there is none.
-        if number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
-        {
+    /// What is to be called by a thread that has let go of a slot, a detection or a call's hold of the generation with this number. If it
+    /// was the last of a replaced one, the worker that is woken frees that; where there is none, whoever is next to run what waits, to
+    /// activate a model or to end the engine. Says whether it is left to them.
+    pub(super) fn let_go(&self, number: u64) -> bool {
+        // Where nobody is asleep, all workers will pass by themselves.
+        number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
+    }
+
+    /// As [`Self::let_go`], for a thread that is not in a hurry: it frees what is left to it.
+    pub(super) fn let_go_and_free(&self, number: u64) {
+        if self.let_go(number) {
             self.generations.release();
         }
     }

@@ -135,7 +135,8 @@ impl Filler {
 /// Submits flows to an engine and takes their verdicts back. One per thread; any number of them share an engine's workers.
 ///
 /// [`Submitter::submit`], [`Submitter::poll`] and dropping it never wait for another thread: not for a worker that the system does not
-/// let run, whatever it was doing, and not for a model that is being replaced. They allocate nothing once the tokenizer's buffers have
+/// let run, whatever it was doing, and not for a model that is being replaced. They free no model either, as long as the engine is
+/// there. They allocate nothing once the tokenizer's buffers have
 /// grown and as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
 /// be reused at once, and what waits in the queue is a few hundred token ids of a size known beforehand instead of packets.
 #[derive(Debug)]
@@ -506,7 +507,7 @@ impl Submitter {
 
     fn tell_let_go(&mut self) {
         if self.let_go != u64::MAX {
-            self.shared.let_go(self.let_go);
+            let _left_to_others = self.shared.let_go(self.let_go);
             self.let_go = u64::MAX;
         }
     }
