@@ -116,6 +116,9 @@ impl Engine {
     ///
     /// It does not wait longer than that for a worker that the system does not let run: such a worker is left behind, and ends by
     /// itself. It may be called again, to wait for that.
+    ///
+    /// Whoever sleeps in [`Submitter::wait`] returns, and every function that is told of answers ([`Engine::submitter_with`]) is called
+    /// once more, on this thread.
     pub fn stop(&self, timeout: Duration) -> Stopped {
         let now = Instant::now();
         // Longer than anybody waits, where the time has no end.
@@ -139,9 +142,9 @@ impl Engine {
         } else if is_own {
             self.shared.wait_for_workers(until);
         }
-        self.shared.close();
-        let flows = self.shared.queue.abandon_all(until);
-        self.shared.add_sent_home(flows);
+        let is_first = self.shared.close();
+        self.shared.send_home_waiting(until);
+        self.shared.tell_stopped(until, is_first);
         let mut pool = self.lock_pool();
         let running_workers = if is_own {
             self.shared.running_workers()
@@ -160,7 +163,8 @@ impl Engine {
     }
 
     /// Lets another model judge what is submitted from now on, and gives back its number; the first model is 1. Flows that are under
-    /// way, and detections, end with the model that they began with, which is freed when the last of them is done.
+    /// way, and detections, end with the model that they began with. It is freed when the last of them is done: by a worker or, where none
+    /// runs, by the next [`Engine::run_pending`], `activate`, [`Engine::stop`] or the engine's end, and never by a [`Submitter`].
     ///
     /// # Errors
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
@@ -214,9 +218,10 @@ impl Engine {
         Submitter::new(&self.shared, self.shared.queue.waiting_max(), true, None)
     }
 
-    /// As [`Engine::submitter`]; `notify` is called when answers arrive and none were waiting to be taken. The thread that sends the
-    /// answers home calls it, a worker or the one that stops the engine: it must be quick, and wakes whoever polls. It may be
-    /// called once more shortly after the submitter was dropped.
+    /// As [`Engine::submitter`]; `notify` is called when answers arrive and none were waiting to be taken, and when the engine is stopped.
+    /// The thread that sends the answers home calls it, a worker, the one that stops the engine or, where that comes in between,
+    /// the one that submits: it must be quick, and wakes whoever polls. It may be called without a reason, and once more shortly
+    /// after the submitter was dropped.
     ///
     /// # Errors
     /// As [`Engine::submitter`].
@@ -308,11 +313,7 @@ impl Engine {
             queue_flows: self.queue_depth() as u64,
             live_flows,
             packets,
-            memory_bytes: &[
-                ("model", memory.model_bytes),
-                ("workers", memory.worker_bytes.iter().sum()),
-                ("queue", memory.queue_bytes),
-            ],
+            memory_bytes: &memory.parts(),
             latency: self.latency(),
         };
         metrics.to_string()
@@ -357,6 +358,13 @@ impl Engine {
         self.shared.faults.hold(id);
     }
 
+    /// Whoever makes tokens of the flow with this id, to submit or classify it, stands still before that until this is called again;
+    /// `None` ends that.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn hold_encoding(&self, id: Option<u64>) {
+        self.shared.faults.hold_encoding(id);
+    }
+
     fn lock_pool(&self) -> MutexGuard<'_, Pool> {
         // Nobody panics while holding it.
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
@@ -369,6 +377,7 @@ impl Drop for Engine {
         // No lock: in a process that was forked off, it may be held by a thread that does not exist.
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
         pool.join_unless_given_up();
-        self.shared.queue.abandon_all(Instant::now());
+        self.shared.send_home_waiting(Instant::now());
+        self.shared.generations.try_release();
     }
 }

@@ -234,7 +234,7 @@ impl Classifier {
     fn let_go(&self, generation: Arc<Generation>) {
         let number = generation.number;
         drop(generation);
-        self.shared.let_go(number);
+        self.shared.let_go_and_free(number);
     }
 
     fn count_bytes(&mut self, sizes: SlotSizes) {

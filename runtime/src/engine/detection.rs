@@ -43,7 +43,7 @@ struct LetGo {
 
 impl Drop for LetGo {
     fn drop(&mut self) {
-        self.shared.let_go(self.number);
+        self.shared.let_go_and_free(self.number);
     }
 }
 

@@ -86,15 +86,22 @@ pub struct EngineMemory {
 }
 
 impl EngineMemory {
+    /// Each part with its name, as monitoring shows it; together they are all of it.
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 7] {
+        [
+            ("model", self.model_bytes),
+            ("retired", self.retired_bytes),
+            ("spare", self.spare_bytes),
+            ("workers", self.worker_bytes.iter().sum()),
+            ("classifiers", self.classifier_bytes),
+            ("queue", self.queue_bytes),
+            ("flows", self.flow_bytes),
+        ]
+    }
+
     /// All of it.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
-        self.model_bytes
-            + self.retired_bytes
-            + self.spare_bytes
-            + self.worker_bytes.iter().sum::<usize>()
-            + self.classifier_bytes
-            + self.queue_bytes
-            + self.flow_bytes
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 }

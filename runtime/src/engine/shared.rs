@@ -1,6 +1,6 @@
 //! What engine, workers, submitters and classifiers have in common.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -58,6 +58,8 @@ pub(super) struct Shared {
     running: AtomicUsize,
     /// Flows that waited and were sent home because the engine was closed.
     sent_home: AtomicU64,
+    /// The engine was stopped, and its submitters could not be told.
+    is_untold: AtomicBool,
     #[cfg(any(test, feature = "faults"))]
     pub(super) faults: Faults,
 }
@@ -98,6 +100,7 @@ impl Shared {
             making: Mutex::new(()),
             running: AtomicUsize::new(0),
             sent_home: AtomicU64::new(0),
+            is_untold: AtomicBool::new(false),
             #[cfg(any(test, feature = "faults"))]
             faults: Faults::default(),
         };
@@ -153,10 +156,44 @@ impl Shared {
         self.queue.wake_all();
     }
 
-    /// Judges nothing any more.
-    pub(super) fn close(&self) {
-        self.phase.store(CLOSED, SeqCst);
+    /// Judges nothing any more. Says whether it did before.
+    pub(super) fn close(&self) -> bool {
+        let before = self.phase.swap(CLOSED, SeqCst);
         self.queue.wake_all();
+        before != CLOSED
+    }
+
+    /// Once nothing is judged any more, sends home what waits; tries until the time has come.
+    pub(super) fn send_home_waiting(&self, until: Instant) {
+        if let Some(lanes) = self.queue.lanes(until) {
+            let flows = lanes.iter().map(|lane| self.queue.abandon(lane)).sum();
+            self.add_sent_home(flows);
+        }
+    }
+
+    /// Tells all submitters that the engine was stopped, once, or as soon as that can be done: where a worker that the system does not let
+    /// run stands in the way, it does it itself.
+    pub(super) fn tell_stopped(&self, until: Instant, is_first: bool) {
+        if !is_first && !self.is_untold.swap(false, SeqCst) {
+            return;
+        }
+        let lanes = self.queue.lanes(until).or_else(|| {
+            // Who stands in the way either has seen this when it ends, or has just gone out of it.
+            self.is_untold.store(true, SeqCst);
+            self.queue.lanes(Instant::now())
+        });
+        if let Some(lanes) = lanes {
+            self.is_untold.store(false, SeqCst);
+            lanes.iter().for_each(|lane| lane.tell_stopped());
+        }
+    }
+
+    /// What a worker does that ends after the engine was closed: perhaps it stood in the way.
+    pub(super) fn end_closing(&self) {
+        if self.is_untold.load(SeqCst) {
+            self.send_home_waiting(Instant::now());
+            self.tell_stopped(Instant::now(), false);
+        }
     }
 
     /// Brings about the fault that a test wants for this flow.
@@ -210,12 +247,17 @@ impl Shared {
         self.sent_home.load(SeqCst)
     }
 
-    /// What is to be called by a thread that has let go of a slot or a detection of the generation with this number: if it was the
-    /// last of a replaced one, the worker that is woken frees that.
-    pub(super) fn let_go(&self, number: u64) {
-        // Where nobody is asleep, all workers will pass by themselves, or there is none.
-        if number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
-        {
+    /// What is to be called by a thread that has let go of a slot, a detection or a call's hold of the generation with this number. If it
+    /// was the last of a replaced one, the worker that is woken frees that; where there is none, whoever is next to run what waits, to
+    /// activate a model or to end the engine. Says whether it is left to them.
+    pub(super) fn let_go(&self, number: u64) -> bool {
+        // Where nobody is asleep, all workers will pass by themselves.
+        number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
+    }
+
+    /// As [`Self::let_go`], for a thread that is not in a hurry: it frees what is left to it.
+    pub(super) fn let_go_and_free(&self, number: u64) {
+        if self.let_go(number) {
             self.generations.release();
         }
     }

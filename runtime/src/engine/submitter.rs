@@ -135,7 +135,8 @@ impl Filler {
 /// Submits flows to an engine and takes their verdicts back. One per thread; any number of them share an engine's workers.
 ///
 /// [`Submitter::submit`], [`Submitter::poll`] and dropping it never wait for another thread: not for a worker that the system does not
-/// let run, whatever it was doing, and not for a model that is being replaced. They allocate nothing once the tokenizer's buffers have
+/// let run, whatever it was doing, and not for a model that is being replaced. They free no model either, as long as the engine is
+/// there. They allocate nothing once the tokenizer's buffers have
 /// grown and as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
 /// be reused at once, and what waits in the queue is a few hundred token ids of a size known beforehand instead of packets.
 #[derive(Debug)]
@@ -162,6 +163,11 @@ pub struct Submitter {
     verdicts: Vec<Verdict<'static>>,
     filler: Filler,
 }
+
+/// How long a submitter sleeps before it looks whether the engine was stopped: as a rule it is woken for that.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The same while something is left in its lane and somebody else is just taking from it.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
 
 impl Submitter {
     /// One whose flows count for the queue's limit, or one that waits where it finds no free slot.
@@ -203,6 +209,8 @@ impl Submitter {
     }
 
     /// Puts a flow into the queue. Its answer comes with `id`, which is the caller's alone.
+    ///
+    /// Where the engine is stopped meanwhile, the answer says that the flow is abandoned.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`], [`SubmitError::NoMemory`], [`SubmitError::Closed`]; the flow is then counted, and has no answer.
@@ -281,8 +289,8 @@ impl Submitter {
         taken
     }
 
-    /// As [`Submitter::poll`], but where nothing has come yet, sleeps until something does, until the time is over or until
-    /// nothing is under way.
+    /// As [`Submitter::poll`], but where nothing has come yet, sleeps until something does, until the time is over, until nothing is
+    /// under way or until the engine is stopped meanwhile.
     pub fn wait(&mut self, timeout: Duration, take: impl FnMut(&Answer<'_>)) -> usize {
         self.sleep(timeout);
         self.poll(take)
@@ -383,6 +391,11 @@ impl Submitter {
         match self.shared.queue.put(&self.lane, slot) {
             Ok(()) => {
                 self.in_flight += 1;
+                // Stopped in between: perhaps nobody looks into the lane any more.
+                if self.shared.is_closed() {
+                    self.take_back();
+                    self.mailbox.notify();
+                }
                 Ok(())
             }
             // Another submitter was faster.
@@ -461,23 +474,40 @@ impl Submitter {
                 slot.close(State::Abandoned);
                 self.ready.push_back(slot);
             }
+            // Somebody is just taking from it: there is something to look for again.
+            if !self.lane.is_empty() {
+                self.mailbox.notify();
+            }
         }
     }
 
-    /// Sleeps until an answer comes, until the time is over or until nothing is under way. It takes no answer: that is
-    /// [`Submitter::poll`].
+    /// Sleeps until an answer comes, until the time is over, until nothing is under way or until the engine is stopped meanwhile. It
+    /// takes no answer: that is [`Submitter::poll`].
     pub fn sleep(&mut self, timeout: Duration) {
-        if self.ready.is_empty() {
-            self.take_back();
-        }
-        if self.ready.is_empty() && self.in_flight > 0 {
-            self.mailbox.wait(&mut self.ready, timeout);
+        let begin = Instant::now();
+        let was_closed = self.shared.is_closed();
+        loop {
+            if self.ready.is_empty() {
+                self.take_back();
+            }
+            let is_closed = self.shared.is_closed();
+            let left = timeout.saturating_sub(begin.elapsed());
+            let is_over = left.is_zero() || is_closed && !was_closed;
+            if !self.ready.is_empty() || self.in_flight == 0 || is_over {
+                return;
+            }
+            let pause = if is_closed && !self.lane.is_empty() {
+                SHORT_PAUSE
+            } else {
+                PAUSE
+            };
+            self.mailbox.wait(&mut self.ready, left.min(pause));
         }
     }
 
     fn tell_let_go(&mut self) {
         if self.let_go != u64::MAX {
-            self.shared.let_go(self.let_go);
+            let _left_to_others = self.shared.let_go(self.let_go);
             self.let_go = u64::MAX;
         }
     }

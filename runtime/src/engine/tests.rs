@@ -4,6 +4,7 @@
 mod fates;
 mod reentry;
 mod starved;
+mod stopped;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -158,6 +158,7 @@ impl Worker {
             shared.generations.release();
         }
         self.send_home();
+        shared.end_closing();
     }
 }
 
