@@ -603,17 +603,25 @@ typedef struct tllm_latency {
 } tllm_latency;
 
 /**
- * What an engine holds in memory, in bytes.
+ * What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
  */
 typedef struct tllm_memory {
     /**
-     * Weights and adapters of the models that are alive; shared by all engines.
+     * Weights and adapters of the active model; shared by all engines.
      */
     uint64_t model_bytes;
+    /**
+     * The same of models that were replaced and have flows to finish.
+     */
+    uint64_t retired_bytes;
     /**
      * Buffers of the workers.
      */
     uint64_t worker_bytes;
+    /**
+     * Buffers of the sessions that judge synchronously.
+     */
+    uint64_t classifier_bytes;
     /**
      * The queue, and what the sessions have reserved.
      */

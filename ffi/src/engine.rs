@@ -70,14 +70,18 @@ pub struct tllm_counters {
     pub reserved: [u64; 4],
 }
 
-/// What an engine holds in memory, in bytes.
+/// What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_memory {
-    /// Weights and adapters of the models that are alive; shared by all engines.
+    /// Weights and adapters of the active model; shared by all engines.
     pub model_bytes: u64,
+    /// The same of models that were replaced and have flows to finish.
+    pub retired_bytes: u64,
     /// Buffers of the workers.
     pub worker_bytes: u64,
+    /// Buffers of the sessions that judge synchronously.
+    pub classifier_bytes: u64,
     /// The queue, and what the sessions have reserved.
     pub queue_bytes: u64,
     /// The most that the live flows of the engine can take.
@@ -107,7 +111,7 @@ pub struct tllm_latency {
 
 growing!(
     tllm_counters = 176 or 176,
-    tllm_memory = 64 or 64,
+    tllm_memory = 80 or 80,
     tllm_latency = 72 or 72,
 );
 
@@ -463,12 +467,13 @@ pub unsafe extern "C" fn tllm_engine_memory(
     guard(|| {
         let state = engine_of(engine)?;
         let read = state.get()?.memory();
-        let flows = state.flows.load(Ordering::Relaxed) as u64;
         let described = tllm_memory {
             model_bytes: read.model_bytes as u64,
-            worker_bytes: read.worker_bytes.iter().sum::<usize>() as u64,
+            retired_bytes: read.retired_bytes as u64,
+            worker_bytes: (read.worker_bytes.iter().sum::<usize>() + read.spare_bytes) as u64,
+            classifier_bytes: read.classifier_bytes as u64,
             queue_bytes: read.queue_bytes as u64,
-            flow_bytes: flows * state.flow_bytes_max() as u64,
+            flow_bytes: read.flow_bytes as u64,
             reserved: [0; 4],
         };
         // SAFETY: the caller's promise.

@@ -62,7 +62,7 @@ fn structs() -> Vec<Struct> {
             batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards, reserved
         }
         tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
-        tllm_memory { model_bytes, worker_bytes, queue_bytes, flow_bytes, reserved }
+        tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, reserved }
         tllm_flow_info {
             struct_size, protocol, ip_version, initiator_port, responder_port, reserved0, reserved1, initiator, responder, reserved
         }
