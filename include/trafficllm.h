@@ -584,8 +584,8 @@ typedef struct tllm_latency {
      */
     uint64_t sum_us;
     /**
-     * Half of them took at most so many microseconds; this and what follows is the upper bound of a step of the histogram that
-     * tllm_engine_metrics writes, UINT64_MAX past its last step (10 seconds).
+     * Half of them took at most so many microseconds. This and what follows is read off the histogram that tllm_engine_metrics
+     * writes: right to within its steps, and at most 10 seconds.
      */
     uint64_t median_us;
     /**

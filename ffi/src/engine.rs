@@ -2,7 +2,6 @@
 
 use std::ffi::c_char;
 use std::mem::ManuallyDrop;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::fork::forks;
 use crate::handle::Table;
-use crate::model::{handle_of, model_of, tllm_model};
+use crate::model::{handle_of, load, model_of, tllm_model};
 use crate::signals::SignalsBlocked;
 use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_ERR_LIMIT, TLLM_OK, TLLM_RUNNING};
 
@@ -98,8 +97,8 @@ pub struct tllm_latency {
     pub count: u64,
     /// Sum of their times in microseconds.
     pub sum_us: u64,
-    /// Half of them took at most so many microseconds; this and what follows is the upper bound of a step of the histogram that
-    /// tllm_engine_metrics writes, UINT64_MAX past its last step (10 seconds).
+    /// Half of them took at most so many microseconds. This and what follows is read off the histogram that tllm_engine_metrics
+    /// writes: right to within its steps, and at most 10 seconds.
     pub median_us: u64,
     /// Nine of ten took at most so many microseconds.
     pub p90_us: u64,
@@ -341,8 +340,8 @@ pub unsafe extern "C" fn tllm_engine_activate(
         // SAFETY: the caller's promise.
         let path = unsafe { text(path, "path") }?;
         let state = engine_of(engine)?;
-        let level = state.settings.level()?;
-        state.get()?.activate_bundle(Path::new(path), level)?;
+        let engine = state.get()?;
+        engine.activate_with(|| load(path, &state.settings))?;
         Ok(TLLM_OK)
     })
 }

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
-use trafficllm::{Bundle, Model, Settings, TaskKind};
+use trafficllm::{Bundle, Error, Model, Settings, TaskKind};
 
 use crate::boundary::{Output, bytes, fill_name, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
@@ -91,9 +91,9 @@ pub(crate) fn handle_of(model: Arc<Model>) -> Result<*mut tllm_model, Fault> {
 }
 
 /// Opens a bundle with settings.
-pub(crate) fn open(path: &str, settings: &Settings) -> Result<Arc<Model>, Fault> {
-    let bundle = Bundle::open(Path::new(path)).map_err(trafficllm::Error::from)?;
-    Ok(Arc::new(Model::load(&bundle, settings.level()?)?))
+pub(crate) fn load(path: &str, settings: &Settings) -> Result<Arc<Model>, Error> {
+    let bundle = Bundle::open(Path::new(path))?;
+    Model::load(&bundle, settings.level()?).map(Arc::new)
 }
 
 /// Opens the bundle at `path`, a directory or a packed file: checks every hash, loads the weights, runs the self-test. It starts no
@@ -114,7 +114,7 @@ pub unsafe extern "C" fn tllm_model_open(
         // SAFETY: the caller's promise.
         let (path, output) = unsafe { (text(path, "path")?, Output::new(model, KIND)?) };
         crate::fork::forks();
-        output.write(handle_of(open(path, &settings_of(config)?)?)?);
+        output.write(handle_of(load(path, &settings_of(config)?)?)?);
         Ok(TLLM_OK)
     })
 }
@@ -175,7 +175,7 @@ pub unsafe extern "C" fn tllm_model_open_memory(
         own.extend_from_slice(data);
         crate::fork::forks();
         let settings = settings_of(config)?;
-        let bundle = Bundle::from_bytes(own).map_err(trafficllm::Error::from)?;
+        let bundle = Bundle::from_bytes(own).map_err(Error::from)?;
         output.write(handle_of(Arc::new(Model::load(
             &bundle,
             settings.level()?,
@@ -195,7 +195,7 @@ pub unsafe extern "C" fn tllm_model_verify(path: *const c_char, config: *const t
     guard(|| {
         // SAFETY: the caller's promise.
         let path = unsafe { text(path, "path") }?;
-        open(path, &settings_of(config)?)?;
+        load(path, &settings_of(config)?)?;
         Ok(TLLM_OK)
     })
 }

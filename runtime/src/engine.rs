@@ -35,7 +35,7 @@ use trafficllm_traffic::{FlowConfig, RecorderCounters};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use counters::Counts;
+use counters::Swap;
 use inline::Inline;
 use shared::Shared;
 use worker::{Pool, Worker};
@@ -170,20 +170,7 @@ impl Engine {
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
     /// fit, [`Error::Memory`], [`Error::Stopped`]. Nothing changes then, and [`EngineCounters::swaps_failed`] counts it.
     pub fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
-        let counts = &self.shared.counts;
-        let id = model.id().to_owned();
-        let activated = self.shared.activate(model);
-        match &activated {
-            Ok(generation) => {
-                Counts::add(&counts.swaps, 1);
-                tracing::info!(generation, id, "a model was activated");
-            }
-            Err(error) => {
-                Counts::add(&counts.swaps_failed, 1);
-                tracing::warn!(id, %error, "a model was refused; the model before goes on");
-            }
-        }
-        activated
+        self.activate_with(|| Ok(model))
     }
 
     /// Opens the bundle at `path`, verifies it, runs its self-test and lets it judge, as [`Engine::activate`] does.
@@ -192,12 +179,34 @@ impl Engine {
     /// Those of [`Bundle::open`], [`Model::load`] and [`Engine::activate`]. Nothing changes then, and
     /// [`EngineCounters::swaps_failed`] counts it.
     pub fn activate_bundle(&self, path: &Path, level: Level) -> Result<u64, Error> {
-        let opened = Bundle::open(path).map_err(Error::from);
-        match opened.and_then(|bundle| Model::load(&bundle, level)) {
-            Ok(model) => self.activate(Arc::new(model)),
+        self.activate_with(|| Model::load(&Bundle::open(path)?, level).map(Arc::new))
+    }
+
+    /// As [`Engine::activate`], with the model that `open` gives: whatever goes wrong in it counts as a model that was refused, a panic as
+    /// well.
+    ///
+    /// # Errors
+    /// Those of `open` and of [`Engine::activate`].
+    pub fn activate_with(
+        &self,
+        open: impl FnOnce() -> Result<Arc<Model>, Error>,
+    ) -> Result<u64, Error> {
+        let counts = &self.shared.counts;
+        let mut swap = Swap::new(counts);
+        let activated = open().and_then(|model| {
+            let id = model.id().to_owned();
+            let generation = self.shared.activate(model)?;
+            Ok((generation, id))
+        });
+        swap.is_done = activated.is_ok();
+        drop(swap);
+        match activated {
+            Ok((generation, id)) => {
+                tracing::info!(generation, id, "a model was activated");
+                Ok(generation)
+            }
             Err(error) => {
-                Counts::add(&self.shared.counts.swaps_failed, 1);
-                tracing::warn!(path = %path.display(), %error, "a bundle was refused; the model before goes on");
+                tracing::warn!(%error, "a model was refused; the model before goes on");
                 Err(error)
             }
         }

@@ -116,8 +116,8 @@ fn memory_that_is_refused_is_an_error() {
     assert!(failed >= 2, "{failed}");
     let empty = engine.memory();
     let (failed, mut submitter) = with_every_failure(|| engine.submitter());
-    // The lane, the free slots, and the answers on both sides.
-    assert_eq!(failed, 4);
+    // The lane, the free slots, the answers on both sides, and the room for encoding.
+    assert_eq!(failed, 5);
     let with_one = engine.memory();
     assert!(with_one.queue_bytes > empty.queue_bytes);
     let (failed, classifier) = with_every_failure(|| engine.classifier());

@@ -11,6 +11,7 @@ mod common;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -278,6 +279,36 @@ fn is_freed(model: &Weak<Model>) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     model.strong_count() == 0
+}
+
+#[test]
+fn whatever_goes_wrong_in_opening_a_model_is_counted() {
+    let first = with_threshold(0.0);
+    let engine = started(&first, EngineOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let missing = engine.activate_bundle(&folder.path().join("none"), Level::detect());
+    assert!(missing.is_err());
+    let broken = folder.path().join("broken.tllm");
+    let mut bytes = small_bundle(|_| ()).to_packed().unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&broken, bytes).unwrap();
+    assert!(engine.activate_bundle(&broken, Level::detect()).is_err());
+    let wrong = folder.path().join("wrong.tllm");
+    let bundle = small_bundle(|manifest| manifest.self_test[0].score += 0.1);
+    bundle.write_packed(&wrong).unwrap();
+    assert!(engine.activate_bundle(&wrong, Level::detect()).is_err());
+    let level = || Model::level_from_environment().and(Err(Error::Stopped));
+    assert!(matches!(engine.activate_with(level), Err(Error::Stopped)));
+    let panics = || engine.activate_with(|| panic!("in opening"));
+    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    let counters = engine.counters();
+    assert_eq!((counters.swaps, counters.swaps_failed), (0, 5));
+    assert_eq!((engine.generation(), engine.model().id()), (1, first.id()));
+    let good = folder.path().join("good.tllm");
+    small_bundle(|_| ()).write_packed(&good).unwrap();
+    assert_eq!(engine.activate_bundle(&good, Level::detect()).unwrap(), 2);
+    let counters = engine.counters();
+    assert_eq!((counters.swaps, counters.swaps_failed), (1, 5));
 }
 
 #[test]

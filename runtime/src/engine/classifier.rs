@@ -53,12 +53,12 @@ impl Classifier {
             shared: Arc::clone(shared),
             judge: Judge::new(sizes, &current, false)?,
             free: Slot::several(CLASSIFIER_FLOWS, current.sizes)?,
-            filler: Filler::default(),
+            filler: Filler::new()?,
             prepared: None,
             verdicts: Vec::new(),
             bytes: 0,
         };
-        making.check_budget("a classifier", slots_bytes + classifier.judge.bytes())?;
+        making.check_budget("a classifier", slots_bytes + classifier.buffers_bytes())?;
         classifier.count_bytes(current.sizes);
         drop(making);
         Ok(classifier)
@@ -237,8 +237,12 @@ impl Classifier {
         self.shared.let_go_and_free(number);
     }
 
+    fn buffers_bytes(&self) -> usize {
+        self.judge.bytes() + self.filler.bytes()
+    }
+
     fn count_bytes(&mut self, sizes: SlotSizes) {
-        let bytes = self.judge.bytes() + CLASSIFIER_FLOWS * sizes.bytes();
+        let bytes = self.buffers_bytes() + CLASSIFIER_FLOWS * sizes.bytes();
         let total = &self.shared.classifier_bytes;
         total.fetch_add(bytes, SeqCst);
         total.fetch_sub(self.bytes, SeqCst);

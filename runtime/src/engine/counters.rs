@@ -120,6 +120,33 @@ impl Drop for Unsettled<'_> {
     }
 }
 
+/// A model that is to be put to work. It is counted when this is dropped: as refused where it is not done, by a panic as well.
+pub(super) struct Swap<'a> {
+    counts: &'a Counts,
+    pub(super) is_done: bool,
+}
+
+impl<'a> Swap<'a> {
+    pub(super) fn new(counts: &'a Counts) -> Self {
+        Self {
+            counts,
+            is_done: false,
+        }
+    }
+}
+
+impl Drop for Swap<'_> {
+    fn drop(&mut self) {
+        let counts = self.counts;
+        let counter = if self.is_done {
+            &counts.swaps
+        } else {
+            &counts.swaps_failed
+        };
+        Counts::add(counter, 1);
+    }
+}
+
 /// Upper bounds of the classes of [`Latency`], in microseconds.
 const BOUNDS_US: [u64; 17] = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
@@ -140,25 +167,26 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// The time that the share `quantile` (0 to 1) of all flows took at most, in microseconds: the upper bound of the class that it
-    /// falls into. `u64::MAX` where that is past the last bound, 0 if nothing was judged yet.
+    /// The time that a share `q` of the judged flows, 0 to 1, did not exceed, in microseconds: 0.5 is the median, 0.99 what one in a
+    /// hundred exceeded. The flows of a class are taken to lie evenly between its bounds, so it is right to within the class; of flows that
+    /// took longer than all bounds it says the last bound. 0 where no flow was judged.
     #[must_use]
-    pub fn quantile_us(&self, quantile: f64) -> u64 {
+    pub fn quantile_us(&self, q: f64) -> u64 {
         if self.count == 0 {
             return 0;
         }
-        // At least one flow, so that the quantile 0 is the fastest one.
-        let wanted = (quantile.clamp(0.0, 1.0) * self.count as f64)
-            .ceil()
-            .max(1.0) as u64;
-        let mut seen = 0;
-        for (&count, &bound_us) in self.counts.iter().zip(self.bounds_us) {
-            seen += count;
-            if seen >= wanted {
-                return bound_us;
+        // The flow that it is about, from 1. What is no share is taken for the nearest one.
+        let rank = ((q * self.count as f64).ceil() as u64).clamp(1, self.count);
+        let (mut before, mut lower_us) = (0, 0);
+        for (&upper_us, &count) in self.bounds_us.iter().zip(&self.counts) {
+            if rank <= before + count {
+                let share = (rank - before) as f64 / count as f64;
+                return lower_us + ((upper_us - lower_us) as f64 * share).ceil() as u64;
             }
+            before += count;
+            lower_us = upper_us;
         }
-        u64::MAX
+        lower_us
     }
 }
 
@@ -198,27 +226,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_the_bounds_of_their_classes() {
-        let counts = LatencyCounts::default();
-        assert_eq!(counts.read().quantile_us(0.5), 0);
-        for latency_us in [10, 60, 60, 150, 20_000_000] {
-            counts.add(latency_us);
-        }
-        let latency = counts.read();
-        for (quantile, expected) in [
-            (0.0, 50),
-            (0.2, 50),
-            (0.21, 100),
-            (0.6, 100),
-            (0.8, 200),
-            (0.81, u64::MAX),
-            (1.0, u64::MAX),
-        ] {
-            assert_eq!(latency.quantile_us(quantile), expected, "{quantile}");
-        }
-    }
-
-    #[test]
     fn a_latency_falls_into_the_class_whose_bound_it_does_not_exceed() {
         let counts = LatencyCounts::default();
         for latency_us in [0, 50, 51, 100, 10_000_000, 10_000_001] {
@@ -230,5 +237,33 @@ mod tests {
         assert_eq!((found.counts[0], found.counts[1]), (2, 2));
         assert_eq!((found.counts[16], found.counts[17]), (1, 1));
         assert_eq!((found.count, found.sum_us), (6, 20_000_202));
+    }
+    #[test]
+    fn a_quantile_lies_in_the_class_of_its_flow() {
+        let counts = LatencyCounts::default();
+        assert_eq!(counts.read().quantile_us(0.5), 0, "no flow");
+        // Ten flows up to 50 us, nine between 500 us and 1 ms, one that took longer than all bounds.
+        (0..10).for_each(|_| counts.add(30));
+        (0..9).for_each(|_| counts.add(700));
+        let without_last = counts.read();
+        counts.add(20_000_000);
+        let found = counts.read();
+        for (q, expected) in [
+            (0.05, 5),
+            (0.5, 50),
+            (0.51, 500 + 56),
+            (0.95, 1_000),
+            (0.96, 10_000_000),
+            (1.0, 10_000_000),
+            // What is no share.
+            (0.0, 5),
+            (-1.0, 5),
+            (7.0, 10_000_000),
+            (f64::NAN, 5),
+        ] {
+            assert_eq!(found.quantile_us(q), expected, "{q}");
+        }
+        assert_eq!(without_last.quantile_us(1.0), 1_000);
+        assert!((0..=100).is_sorted_by_key(|q| found.quantile_us(f64::from(q) / 100.0)));
     }
 }

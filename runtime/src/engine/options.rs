@@ -79,7 +79,7 @@ pub struct EngineMemory {
     pub worker_bytes: Vec<usize>,
     /// The buffers of all classifiers.
     pub classifier_bytes: usize,
-    /// The queue and the slots of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
+    /// The queue, the slots and the other buffers of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
     pub queue_bytes: usize,
     /// What a host has charged for the flows that it feeds, by [`crate::Engine::charge_flow_bytes`].
     pub flow_bytes: usize,

@@ -43,8 +43,8 @@ pub(super) struct Shared {
     slots: AtomicUsize,
     /// Bytes that a slot takes at most: what the largest generation so far needs.
     slot_bytes: AtomicUsize,
-    /// Bytes of the lanes of all submitters.
-    lane_bytes: AtomicUsize,
+    /// Bytes of the lanes and of the other buffers of all submitters.
+    submitter_bytes: AtomicUsize,
     pub(super) classifier_bytes: AtomicUsize,
     /// Bytes that the flows of a host take.
     flow_bytes: AtomicUsize,
@@ -90,7 +90,7 @@ impl Shared {
             latency: LatencyCounts::default(),
             slots: AtomicUsize::new(0),
             slot_bytes: AtomicUsize::new(slot_bytes),
-            lane_bytes: AtomicUsize::new(0),
+            submitter_bytes: AtomicUsize::new(0),
             classifier_bytes: AtomicUsize::new(0),
             flow_bytes: AtomicUsize::new(0),
             making_bytes: AtomicUsize::new(0),
@@ -303,7 +303,7 @@ impl Shared {
     }
 
     fn queue_bytes(&self) -> usize {
-        self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst)
+        self.slots.load(SeqCst) * self.slot_bytes() + self.submitter_bytes.load(SeqCst)
     }
 
     /// Bytes of one slot.
@@ -311,16 +311,16 @@ impl Shared {
         self.slot_bytes.load(SeqCst)
     }
 
-    /// Counts a submitter's slots and lane as held.
-    pub(super) fn add_submitter(&self, slots: usize, lane_bytes: usize) {
+    /// Counts a submitter's slots and other buffers as held.
+    pub(super) fn add_submitter(&self, slots: usize, buffers: usize) {
         self.slots.fetch_add(slots, SeqCst);
-        self.lane_bytes.fetch_add(lane_bytes, SeqCst);
+        self.submitter_bytes.fetch_add(buffers, SeqCst);
     }
 
     /// The opposite of [`Self::add_submitter`].
-    pub(super) fn remove_submitter(&self, slots: usize, lane_bytes: usize) {
+    pub(super) fn remove_submitter(&self, slots: usize, buffers: usize) {
         self.slots.fetch_sub(slots, SeqCst);
-        self.lane_bytes.fetch_sub(lane_bytes, SeqCst);
+        self.submitter_bytes.fetch_sub(buffers, SeqCst);
     }
 
     pub(super) fn memory(&self) -> EngineMemory {

@@ -6,14 +6,15 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use trafficllm_model::{TaskVerdict, emptied};
-use trafficllm_traffic::Flow;
-use trafficllm_traffic::token::{EncodeScratch, TokenError, first_request};
+use trafficllm_traffic::token::limits::ENCODING_TOKENS_MAX;
+use trafficllm_traffic::token::{EncodeScratch, TokenError};
+use trafficllm_traffic::{Flow, MemoryError};
 
 use super::counters::{Counts, EngineCounters};
 use super::generation::{Generation, View};
 use super::queue::Lane;
 use super::shared::Shared;
-use super::slot::{Mailbox, Notify, Slot, State, room_for_answers};
+use super::slot::{Mailbox, Notify, Slot, State, reserve, room_for_answers};
 use crate::error::Error;
 use crate::model::Model;
 use crate::outcome::Verdict;
@@ -91,13 +92,28 @@ impl<'a> Judgement<'a> {
 }
 
 /// Makes tokens of flows and requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Filler {
     tokens: Vec<u32>,
     scratch: EncodeScratch,
 }
 
 impl Filler {
+    /// One with room for every flow and request of every model.
+    pub(super) fn new() -> Result<Self, Error> {
+        let scratch = EncodeScratch::with_room();
+        let scratch =
+            scratch.map_err(|MemoryError { what, bytes }| Error::Memory { what, bytes })?;
+        let mut tokens = Vec::new();
+        reserve("room for encoding", &mut tokens, ENCODING_TOKENS_MAX)?;
+        Ok(Self { tokens, scratch })
+    }
+
+    /// Bytes held beside itself.
+    pub(super) fn bytes(&self) -> usize {
+        self.scratch.bytes() + self.tokens.capacity() * size_of::<u32>()
+    }
+
     /// Gives a slot the tokens of a flow, for the tasks that were chosen.
     pub(super) fn flow(&mut self, generation: &Generation, slot: &mut Slot, flow: &Flow) {
         let encoder = generation.model.encoder();
@@ -107,10 +123,9 @@ impl Filler {
             slot.flow_tokens.extend_from_slice(&self.tokens);
         }
         if !generation.selection.request.is_empty()
-            && let Some(request) = first_request(flow)
-            && self.read_request(generation, &request).is_ok()
+            && encoder.encode_first_request(flow, &mut self.scratch, &mut self.tokens)
         {
-            self.request(generation, slot);
+            slot.request_tokens.extend_from_slice(&self.tokens);
         }
     }
 
@@ -136,8 +151,7 @@ impl Filler {
 ///
 /// [`Submitter::submit`], [`Submitter::poll`] and dropping it never wait for another thread: not for a worker that the system does not
 /// let run, whatever it was doing, and not for a model that is being replaced. They free no model either, as long as the engine is
-/// there. They allocate nothing once the tokenizer's buffers have
-/// grown and as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
+/// there. They allocate nothing as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
 /// be reused at once, and what waits in the queue is a few hundred token ids of a size known beforehand instead of packets.
 #[derive(Debug)]
 pub struct Submitter {
@@ -152,6 +166,8 @@ pub struct Submitter {
     )]
     free: Vec<Box<Slot>>,
     slots: usize,
+    /// Bytes of the other buffers, as they are counted in the engine's memory.
+    buffers: usize,
     in_flight: usize,
     /// Answers that have been taken out of the mailbox.
     ready: VecDeque<Box<Slot>>,
@@ -185,12 +201,14 @@ impl Submitter {
         making.check_budget("a submitter", slots * shared.slot_bytes())?;
         let mailbox = Arc::new(Mailbox::new(slots, notify)?);
         let lane = Arc::new(Lane::new(slots, &mailbox, is_limited)?);
-        making.check_budget("a submitter", slots * shared.slot_bytes() + lane.bytes())?;
+        let filler = Filler::new()?;
+        let buffers = lane.bytes() + filler.bytes();
+        making.check_budget("a submitter", slots * shared.slot_bytes() + buffers)?;
         let free = Slot::several(slots, current.sizes)?;
         let ready = room_for_answers(slots)?;
         let verdicts = Vec::with_capacity(current.sizes.verdicts);
         shared.queue.open(&lane)?;
-        shared.add_submitter(slots, lane.bytes());
+        shared.add_submitter(slots, buffers);
         drop(making);
         Ok(Self {
             shared: Arc::clone(shared),
@@ -199,12 +217,13 @@ impl Submitter {
             view: shared.generations.view(),
             free,
             slots,
+            buffers,
             in_flight: 0,
             ready,
             shown: None,
             let_go: u64::MAX,
             verdicts,
-            filler: Filler::default(),
+            filler,
         })
     }
 
@@ -531,8 +550,7 @@ impl Drop for Submitter {
         self.mailbox.close();
         self.shared.queue.close(&self.lane);
         Counts::add(&self.shared.counts.abandoned, self.in_flight as u64);
-        let lane_bytes = self.lane.bytes();
-        self.shared.remove_submitter(self.slots, lane_bytes);
+        self.shared.remove_submitter(self.slots, self.buffers);
         let held = self.ready.drain(..).chain(self.shown.take());
         let oldest = held.map(|slot| slot.generation_number()).min();
         self.let_go = self.let_go.min(oldest.unwrap_or(u64::MAX));
