@@ -290,6 +290,13 @@ impl Queue {
         self.sleepers.iter().any(Sleeper::wake)
     }
 
+    /// Whether this thread is one of the workers.
+    pub(super) fn is_worker(&self) -> bool {
+        let own = thread::current().id();
+        let threads = self.sleepers.iter().filter_map(|it| it.thread.get());
+        threads.into_iter().any(|thread| thread.id() == own)
+    }
+
     /// Wakes all workers.
     pub(super) fn wake_all(&self) {
         fence(SeqCst);

@@ -223,11 +223,12 @@ impl Shared {
         self.running.fetch_sub(1, SeqCst);
     }
 
-    /// Sleeps until no worker is left or the time has come. It looks again and again: a lock that a worker would have to take could
-    /// be held by one that the system does not let run.
+    /// Sleeps until no worker is left, but this thread where it is one, or the time has come. It looks again and again: a lock that a
+    /// worker would have to take could be held by one that the system does not let run.
     pub(super) fn wait_for_workers(&self, until: Instant) {
+        let own = usize::from(self.queue.is_worker());
         let mut pause = Duration::from_micros(20);
-        while self.running_workers() > 0 {
+        while self.running_workers() > own {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
