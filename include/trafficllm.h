@@ -1329,7 +1329,7 @@ int32_t tllm_session_new(const struct tllm_engine *engine,
  * of another engine is taken too: the engine of the session judges it.
  *
  * Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
- * it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+ * it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned; while it is stopped, TLLM_OK, and the answer is TLLM_ABANDONED.
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
  * TLLM_ERR_FORKED.
  */
@@ -1402,7 +1402,7 @@ int32_t tllm_session_each(struct tllm_session *session,
 /**
  * Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
  * ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
- * a child of a fork ask again: it has one of its own.
+ * a child of a fork ask again: it has one of its own. It is readable once more when the engine is stopped.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
  */
@@ -1461,9 +1461,10 @@ int32_t tllm_session_free(struct tllm_session *session);
  * It waits for the engine, which must have been started unless "engine.workers" is 0.
  *
  * Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
- * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
- * its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
- * TLLM_ERR_FORKED.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (called from a callback of the engine's own work), TLLM_ERR_STRUCT,
+ * TLLM_ERR_ARGUMENT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to its end: what was read was judged, and is in
+ * the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_NOT_STARTED,
+ * TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_capture_detect(struct tllm_engine *engine,
                             const char *path,

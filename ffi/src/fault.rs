@@ -107,6 +107,7 @@ impl From<Error> for Fault {
             Error::Memory { .. } | Error::Model(ModelError::Memory { .. }) => TLLM_ERR_MEMORY,
             Error::Model(ModelError::Io { .. }) => TLLM_ERR_IO,
             Error::NotStarted => TLLM_ERR_NOT_STARTED,
+            Error::OwnWork => TLLM_ERR_BUSY,
             _ => TLLM_ERR_MODEL,
         };
         Self::new(status, error.to_string())

@@ -189,7 +189,7 @@ pub unsafe extern "C" fn tllm_session_new(
 /// of another engine is taken too: the engine of the session judges it.
 ///
 /// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
-/// it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+/// it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned; while it is stopped, TLLM_OK, and the answer is TLLM_ABANDONED.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
 /// TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
@@ -370,7 +370,7 @@ pub unsafe extern "C" fn tllm_session_each(
 
 /// Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
 /// ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
-/// a child of a fork ask again: it has one of its own.
+/// a child of a fork ask again: it has one of its own. It is readable once more when the engine is stopped.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
 ///

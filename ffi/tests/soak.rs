@@ -418,6 +418,8 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
         .flat_map(|flow| [(flow.clone(), 0), (flow, 1)])
         .collect();
     let expected = expected(&paths, &subjects);
+    // What the library keeps for ever (tables of handles) is there: `expected` has used it.
+    let before = in_use();
 
     let (mut config, mut model, mut engine) = (null_mut(), null_mut(), null_mut());
     // SAFETY: all pointers are to locals that live through the calls.
@@ -442,8 +444,7 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
     );
     let (samples, full) = (AtomicU64::new(0), AtomicU64::new(0));
     let mut swaps = 0;
-    // What the library keeps for ever (tables of handles, texts of the options) is there: `expected` has used it.
-    let before = in_use();
+
     starve_workers();
     let seen: Vec<Seen> = std::thread::scope(|scope| {
         let hosts: Vec<_> = (0..SESSIONS as u64)
@@ -494,8 +495,7 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
             swaps += 1;
             resident.push(resident_kib());
             if second % 60 == 0 {
-                let (resident, retired, in_use) =
-                    (resident_kib(), retired_kib(engine), in_use());
+                let (resident, retired, in_use) = (resident_kib(), retired_kib(engine), in_use());
                 let counters = counters(engine);
                 println!(
                     "{second} s: resident {resident} KiB, of that models replaced {retired} KiB; heap KiB and mappings {in_use:?}; {counters:?}"
@@ -561,9 +561,9 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
     assert_eq!(tllm_engine_free(engine), TLLM_OK);
     ok(tllm_model_free(model));
     ok(tllm_config_free(config));
-    // The engine and its model were there before: so there is less now, but for what threads and samples leave.
+    // A few hundred bytes for each swap or one for a thousand flows would be more. The threads have left stacks and arenas.
     let after = in_use();
     println!("heap in use in KiB and mappings: before {before:?}, after {after:?}");
-    assert!(after.0 < before.0 + 64, "{before:?}, {after:?}");
-    assert!(after.1 < before.1 + 16, "{before:?}, {after:?}");
+    assert!(after.0 < before.0 + 128, "{before:?}, {after:?}");
+    assert!(after.1 < before.1 + 100, "{before:?}, {after:?}");
 }
