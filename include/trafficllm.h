@@ -21,7 +21,8 @@
  * in a config, flow or session with TLLM_ERR_BUSY: misuse is told, it does not crash. (Where pointers have 32 bits, a freed handle can
  * name a new thing of its kind after 4,096 others had its place.) What tllm_*_new or tllm_*_open gives is yours; free each once with the
  * tllm_*_free of its kind, in any order, on any thread. Freeing always succeeds: what a call of another thread, or the caller of this
- * callback, is using ends for everybody else at once, and goes when that call returns.
+ * callback, is using ends for everybody else at once, and goes when that call returns. Then the status is TLLM_RUNNING: that call ends
+ * soon, and until it has, it can be in its callback.
  *
  * Structs that come out, or into a callback, have their size with them, sizeof as the program knows it; those that go in carry it, set
  * by their tllm_*_init. Fields called `reserved` are zero. So structs can grow without a new ABI number: programs of an older header see
@@ -103,7 +104,8 @@
 #define TLLM_FLOW_FULL 7
 
 /**
- * The time is over and workers of the engine still run their last batch.
+ * The time is over and workers of the engine still run their last batch; or what was freed is in use by a call, and goes when that
+ * returns.
  */
 #define TLLM_RUNNING 8
 
@@ -1048,6 +1050,7 @@ int32_t tllm_config_option(size_t index, struct tllm_option *option, size_t size
 /**
  * Frees a config; NULL is nothing to do.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_config_free(struct tllm_config *config);
@@ -1294,9 +1297,10 @@ int32_t tllm_flow_describe(const struct tllm_flow *flow, struct tllm_flow_stats 
  * Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned, unless it was submitted
  * with tllm_session_submit_last. NULL is nothing to do.
  *
- * The last flow or session of an engine whose handle is freed ends the engine, and waits for the batches that its workers are in: free
- * the engine after them where that matters.
+ * The last flow or session of an engine whose handle was freed gives back the engine's memory, which takes a while: free the engine
+ * after them where that matters.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_flow_free(struct tllm_flow *flow);
@@ -1449,6 +1453,7 @@ int32_t tllm_session_classify_request(struct tllm_session *session,
 /**
  * Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_session_free(struct tllm_session *session);

@@ -77,6 +77,18 @@ impl Fault {
     }
 }
 
+/// What a host learns of a thing that it freed.
+pub(crate) fn freed<T>(removed: Result<Option<T>, HandleError>, kind: &str) -> Result<i32, Fault> {
+    match removed {
+        Ok(Some(thing)) => {
+            drop(thing);
+            Ok(TLLM_OK)
+        }
+        Ok(None) => Ok(TLLM_RUNNING),
+        Err(error) => Err(Fault::handle(kind, error)),
+    }
+}
+
 impl From<SubmitError> for Fault {
     fn from(error: SubmitError) -> Self {
         let status = match &error {

@@ -287,7 +287,7 @@ impl Engine {
     /// Flows that wait for a worker now.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
-        self.shared.queue.depth()
+        self.shared.queue_depth()
     }
 
     /// Counts the memory of a flow that the host begins to feed, [`trafficllm_traffic::FlowRecorder::bytes_max`] as a rule, for

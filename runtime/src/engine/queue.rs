@@ -219,6 +219,11 @@ impl Queue {
         self.lock_lanes().iter().map(|lane| lane.ring.len()).sum()
     }
 
+    /// Whether there are workers with threads of their own, started or not.
+    pub(super) fn has_workers(&self) -> bool {
+        !self.sleepers.is_empty()
+    }
+
     /// Whether a limited lane would refuse a flow now.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.load(SeqCst) >= self.waiting_max

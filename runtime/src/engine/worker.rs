@@ -146,7 +146,7 @@ impl Worker {
                 self.gather(first, shared.batch_wait);
                 self.run();
             } else if !shared.is_open() {
-                return;
+                break;
             } else {
                 self.prepare();
                 let number = shared.generations.number();
