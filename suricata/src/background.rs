@@ -124,7 +124,8 @@ impl Work {
         self.late.write(self.plugin);
         self.watch.look(self.plugin);
         if Instant::now() >= self.next_metrics {
-            self.next_metrics = Instant::now() + Duration::from_secs(self.plugin.config.metrics_interval_s);
+            self.next_metrics =
+                Instant::now() + Duration::from_secs(self.plugin.config.metrics_interval_s);
             self.write_metrics();
         }
     }
@@ -187,10 +188,7 @@ impl Work {
             .and_then(|()| std::fs::rename(&aside, path));
         if let Err(error) = written {
             if !std::mem::replace(&mut self.is_metrics_error_told, true) {
-                log(
-                    Level::Error,
-                    &format!("trafficllm: metrics-file {path}: {error}"),
-                );
+                log(Level::Error, &format!("metrics-file {path}: {error}"));
             }
         }
     }

@@ -68,6 +68,12 @@ impl Followed {
         self.verdict.as_ref()
     }
 
+    /// Whether the newest verdict is one on all packets that the model looks at, as far as the flow has come.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.verdict.is_some() && self.judged_packets() >= self.packets
+    }
+
     /// Whether it has a place in the table.
     #[must_use]
     pub fn is_followed(&self) -> bool {
@@ -335,7 +341,10 @@ fn judge_rest(plugin: &Plugin, followed: &Followed, number: u32, place: &Place) 
         place: number,
         packets: followed.packets,
     };
-    !matches!(plugin.offer(ticket, place), Submitted::Busy | Submitted::Shed)
+    !matches!(
+        plugin.offer(ticket, place),
+        Submitted::Busy | Submitted::Shed
+    )
 }
 
 /// The same where no traffic waits: again until there is room, and until the answer has come.
@@ -364,7 +373,9 @@ fn release(plugin: &Plugin, followed: &mut Followed, place: &Place) {
         return;
     }
     followed.is_over = true;
-    let recorder = followed.place.and_then(|number| plugin.table.take_recorder(number));
+    let recorder = followed
+        .place
+        .and_then(|number| plugin.table.take_recorder(number));
     if let Some(recorder) = recorder {
         plugin.library.free(recorder);
     }
@@ -395,7 +406,10 @@ fn drop_followed(plugin: &Plugin, mut followed: Followed) {
     }
     if plugin.table.end(number) == Left::Free {
         // All answers have come; one that the record missed is here.
-        let has_letter = place.letter.lock().is_ok_and(|letter| letter.verdict.is_some());
+        let has_letter = place
+            .letter
+            .lock()
+            .is_ok_and(|letter| letter.verdict.is_some());
         if has_letter && is_late_wanted {
             plugin.table.write(number);
         } else {

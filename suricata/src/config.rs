@@ -88,8 +88,28 @@ const fn number(default: u64, [minimum, maximum]: [u64; 2], unit: &'static str) 
 
 /// EVE records that can get the object. `stats` records have no flow.
 pub const EVE_TYPES: &[&str] = &[
-    "alert", "anomaly", "dns", "drop", "fileinfo", "flow", "ftp", "http", "krb5", "mqtt",
-    "netflow", "nfs", "quic", "rdp", "rfb", "sip", "smb", "smtp", "snmp", "ssh", "tftp", "tls",
+    "alert",
+    "anomaly",
+    "dns",
+    "drop",
+    "fileinfo",
+    "flow",
+    "ftp",
+    "http",
+    "krb5",
+    "mqtt",
+    "netflow",
+    "nfs",
+    "quic",
+    "rdp",
+    "rfb",
+    "sip",
+    "smb",
+    "smtp",
+    "snmp",
+    "ssh",
+    "tftp",
+    "tls",
     "websocket",
 ];
 
@@ -129,13 +149,21 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "packets",
-        number(limits::EARLY_PACKETS_DEFAULT, [0, limits::EARLY_PACKETS_MAX], "packets"),
+        number(
+            limits::EARLY_PACKETS_DEFAULT,
+            [0, limits::EARLY_PACKETS_MAX],
+            "packets",
+        ),
         "A flow is judged a first time when it has so many packets, so that rules can match it while it lives. 0 judges flows only \
          when they are whole: as many packets as the model looks at, or a flow that rests or ends.",
     ),
     key(
         "idle",
-        number(limits::IDLE_MS_DEFAULT, [0, limits::IDLE_MS_MAX], "milliseconds"),
+        number(
+            limits::IDLE_MS_DEFAULT,
+            [0, limits::IDLE_MS_MAX],
+            "milliseconds",
+        ),
         "A live flow that rests so long is judged as far as it has come, so that its verdict stands in its flow record; each time \
          it rests again, twice as long. 0 leaves it to the flow's end, whose verdicts come late.",
     ),
@@ -146,7 +174,11 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "queue-flows",
-        number(limits::QUEUE_FLOWS_DEFAULT, [1, limits::QUEUE_FLOWS_MAX], "flows"),
+        number(
+            limits::QUEUE_FLOWS_DEFAULT,
+            [1, limits::QUEUE_FLOWS_MAX],
+            "flows",
+        ),
         "Most flows that wait for a verdict; beyond it overload decides.",
     ),
     key(
@@ -174,13 +206,21 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "offline-wait",
-        number(limits::OFFLINE_WAIT_MS_DEFAULT, [0, limits::OFFLINE_WAIT_MS_MAX], "milliseconds"),
+        number(
+            limits::OFFLINE_WAIT_MS_DEFAULT,
+            [0, limits::OFFLINE_WAIT_MS_MAX],
+            "milliseconds",
+        ),
         "When captures are read from files, how long a flow record, and with label or score rules a packet, waits for its verdict. Never \
          used on live traffic.",
     ),
     key(
         "stop-wait",
-        number(limits::STOP_WAIT_MS_DEFAULT, [0, limits::STOP_WAIT_MS_MAX], "milliseconds"),
+        number(
+            limits::STOP_WAIT_MS_DEFAULT,
+            [0, limits::STOP_WAIT_MS_MAX],
+            "milliseconds",
+        ),
         "When Suricata ends, how long flows that still wait are judged.",
     ),
     key(
@@ -416,7 +456,11 @@ impl Block<'_> {
         let Kind::Switch { default } = Self::kind(name) else {
             return Ok(false);
         };
-        match self.scalar(name, expected)?.map(str::to_lowercase).as_deref() {
+        match self
+            .scalar(name, expected)?
+            .map(str::to_lowercase)
+            .as_deref()
+        {
             None => Ok(default),
             Some("yes" | "true" | "on" | "1") => Ok(true),
             Some("no" | "false" | "off" | "0") => Ok(false),

@@ -48,12 +48,24 @@ fn numbers_end_at_their_borders() {
             continue;
         };
         for good in [minimum, maximum] {
-            assert!(read(&[text(key.name, &good.to_string())]).is_ok(), "{}", key.name);
+            assert!(
+                read(&[text(key.name, &good.to_string())]).is_ok(),
+                "{}",
+                key.name
+            );
         }
-        let beyond = [(maximum + 1).to_string(), "-1".to_owned(), "many".to_owned(), String::new()];
+        let beyond = [
+            (maximum + 1).to_string(),
+            "-1".to_owned(),
+            "many".to_owned(),
+            String::new(),
+        ];
         for bad in beyond {
             let error = read(&[text(key.name, &bad)]).unwrap_err();
-            assert!(error.starts_with(&format!("trafficllm.{}: expected", key.name)), "{error}");
+            assert!(
+                error.starts_with(&format!("trafficllm.{}: expected", key.name)),
+                "{error}"
+            );
         }
         if minimum > 0 {
             assert!(read(&[text(key.name, &(minimum - 1).to_string())]).is_err());
@@ -72,7 +84,8 @@ fn fractions_end_at_their_borders() {
 
 #[test]
 fn bytes_take_units() {
-    let budget = |value: &str| read(&[text("memory-budget", value)]).map(|config| config.memory_bytes);
+    let budget =
+        |value: &str| read(&[text("memory-budget", value)]).map(|config| config.memory_bytes);
     assert_eq!(budget("0"), Ok(0));
     assert_eq!(budget("64mb"), Ok(64 << 20));
     assert_eq!(budget("1 GB"), Ok(1 << 30));
@@ -88,16 +101,27 @@ fn lists_are_sequences_or_words_with_commas() {
     let config = read(&[("eve-types".to_owned(), sequence)]).unwrap();
     assert_eq!(config.eve_types, ["flow", "tls"]);
     assert_eq!(read(&[text("eve-types", "flow, tls")]).unwrap(), config);
-    assert!(read(&[("eve-types".to_owned(), Value::Empty)]).unwrap().eve_types.is_empty());
+    assert!(
+        read(&[("eve-types".to_owned(), Value::Empty)])
+            .unwrap()
+            .eve_types
+            .is_empty()
+    );
     let error = read(&[text("eve-types", "flow,stats")]).unwrap_err();
-    assert!(error.contains("\"stats\"") && error.contains("netflow"), "{error}");
+    assert!(
+        error.contains("\"stats\"") && error.contains("netflow"),
+        "{error}"
+    );
     assert!(read(&[("tasks".to_owned(), Value::List(vec!["a,b".to_owned()]))]).is_err());
 }
 
 #[test]
 fn what_is_no_key_is_told() {
     let error = read(&[text("bundel", "x")]).unwrap_err();
-    assert!(error.starts_with("trafficllm.bundel is no key; known are enabled, library, bundle"), "{error}");
+    assert!(
+        error.starts_with("trafficllm.bundel is no key; known are enabled, library, bundle"),
+        "{error}"
+    );
     assert_eq!(
         read(&[text("workers", "1"), text("workers", "2")]).unwrap_err(),
         "trafficllm.workers is given twice"
@@ -108,7 +132,10 @@ fn what_is_no_key_is_told() {
 
 #[test]
 fn words_are_told_apart() {
-    assert_eq!(read(&[text("overload", "Pause")]).unwrap().overload, Overload::Pause);
+    assert_eq!(
+        read(&[text("overload", "Pause")]).unwrap().overload,
+        Overload::Pause
+    );
     assert!(!read(&[text("enabled", "no")]).unwrap().enabled);
     assert!(read(&[text("enabled", "maybe")]).is_err());
     assert!(read(&[text("overload", "block")]).is_err());

@@ -151,7 +151,11 @@ pub fn metrics(plugin: &Plugin) -> String {
     let mut text = String::new();
     for counter in SHOWN {
         let dotted = counter.name.to_str().unwrap_or_default();
-        let kind = if counter.only_grows { "counter" } else { "gauge" };
+        let kind = if counter.only_grows {
+            "counter"
+        } else {
+            "gauge"
+        };
         let suffix = if counter.only_grows { "_total" } else { "" };
         let name = format!("suricata_{}{suffix}", dotted.replace('.', "_"));
         let value = (counter.read)(plugin);

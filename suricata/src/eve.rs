@@ -36,7 +36,11 @@ unsafe fn extend(plugin: &Plugin, flow: *mut Flow, record: *mut JsonBuilder) {
     // SAFETY: as the caller says; the bytes are not used after the record changes.
     let head = unsafe { plugin.host.record_start(record, EVE_HEAD_BYTES) };
     let Some(kind) = event_type(head) else { return };
-    let is_wanted = plugin.config.eve_types.iter().any(|wanted| wanted.as_bytes() == kind);
+    let is_wanted = plugin
+        .config
+        .eve_types
+        .iter()
+        .any(|wanted| wanted.as_bytes() == kind);
     let is_flow_record = kind == b"flow";
     if !is_wanted && !is_flow_record {
         return;
@@ -59,7 +63,7 @@ unsafe fn extend(plugin: &Plugin, flow: *mut Flow, record: *mut JsonBuilder) {
         text.clear();
         text.push_str("\"trafficllm\":{");
         match followed.verdict() {
-            Some(verdict) => verdict.write_json(&mut text),
+            Some(verdict) => verdict.write_json(&mut text, followed.is_final()),
             None => {
                 // Writing to a String does not fail.
                 let _ = write!(text, "\"state\":\"{}\"", collect::word_of(plugin, followed));

@@ -149,11 +149,18 @@ fn register_one(
         (setup == set_up as usize && freed == free as *const () as usize).then_some(entry)
     });
     let Some(entry) = place else {
-        return Err("Suricata's table of keywords is not laid out as this plugin knows it".to_owned());
+        return Err(
+            "Suricata's table of keywords is not laid out as this plugin knows it".to_owned(),
+        );
     };
     let function: MatchFn = matches;
     // SAFETY: the entry is that of this keyword, as its functions show; the first field is the packet match function.
-    unsafe { entry.add(ENTRY_MATCH).cast::<MatchFn>().write_unaligned(function) };
+    unsafe {
+        entry
+            .add(ENTRY_MATCH)
+            .cast::<MatchFn>()
+            .write_unaligned(function)
+    };
     keyword.store(number, Ordering::Relaxed);
     Ok(())
 }
@@ -188,7 +195,9 @@ unsafe fn set_up(
     name: &str,
     parse: impl FnOnce(&str, &Names) -> Result<Question, String>,
 ) -> c_int {
-    let Some(plugin) = plugin::get() else { return -1 };
+    let Some(plugin) = plugin::get() else {
+        return -1;
+    };
     let result = crate::guarded(Err("a defect".to_owned()), || {
         plugin.rules_are_loaded(rules.addr());
         let names = plugin.names.newest().ok_or("no model is open")?;
@@ -196,7 +205,9 @@ unsafe fn set_up(
             String::new()
         } else {
             // SAFETY: not NULL, so a C text.
-            unsafe { CStr::from_ptr(option) }.to_string_lossy().into_owned()
+            unsafe { CStr::from_ptr(option) }
+                .to_string_lossy()
+                .into_owned()
         };
         let question = parse(&text, &names)?;
         let asked = Box::into_raw(Box::new(Asked::new(question)));
@@ -204,7 +215,13 @@ unsafe fn set_up(
         // SAFETY: as the caller says; the option is freed by `free`.
         let added = unsafe {
             let append = plugin.host.symbols().rule_append;
-            append(rules, rule, number, asked.cast::<SigMatchCtx>(), LIST_PACKET)
+            append(
+                rules,
+                rule,
+                number,
+                asked.cast::<SigMatchCtx>(),
+                LIST_PACKET,
+            )
         };
         if added.is_null() {
             // SAFETY: nobody else has it.
@@ -228,7 +245,9 @@ unsafe extern "C" fn free(_rules: *mut DetectEngineCtx, option: *mut c_void) {
         return;
     }
     // SAFETY: Suricata gives back, once, what `set_up` made.
-    crate::guarded((), || drop(unsafe { Box::from_raw(option.cast::<Asked>()) }));
+    crate::guarded((), || {
+        drop(unsafe { Box::from_raw(option.cast::<Asked>()) })
+    });
 }
 
 unsafe extern "C" fn matches(
@@ -237,7 +256,9 @@ unsafe extern "C" fn matches(
     _rule: *const Signature,
     option: *const SigMatchCtx,
 ) -> c_int {
-    let Some(plugin) = plugin::get() else { return 0 };
+    let Some(plugin) = plugin::get() else {
+        return 0;
+    };
     // SAFETY: Suricata gives a live packet, whose flow this thread has locked, and the option of the rule.
     crate::guarded(0, || c_int::from(unsafe { holds(plugin, packet, option) }))
 }

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::host::packet::{self, Endpoint};
@@ -39,11 +40,13 @@ impl LateFile {
         while let Some(number) = plugin.table.take_late() {
             let letter = plugin.table.place(number).and_then(|place| {
                 let mut letter = place.letter.lock().ok()?;
-                Some((letter.about, letter.verdict.take()?))
+                let verdict = letter.verdict.take()?;
+                let is_final = verdict.packets >= place.packets.load(Ordering::Acquire);
+                Some((letter.about, verdict, is_final))
             });
-            if let Some((about, verdict)) = letter {
+            if let Some((about, verdict, is_final)) = letter {
                 plugin.counters.late.add(1);
-                if !self.append(&about, &verdict) {
+                if !self.append(&about, &verdict, is_final) {
                     plugin.counters.late_lost.add(1);
                 }
             }
@@ -53,9 +56,9 @@ impl LateFile {
         }
     }
 
-    fn append(&mut self, about: &About, verdict: &FlowVerdict) -> bool {
+    fn append(&mut self, about: &About, verdict: &FlowVerdict, is_final: bool) -> bool {
         self.line.clear();
-        write_line(&mut self.line, SystemTime::now(), about, verdict);
+        write_line(&mut self.line, SystemTime::now(), about, verdict, is_final);
         let written = self.file().and_then(|mut file| {
             file.write_all(self.line.as_bytes())?;
             Ok(file)
@@ -69,7 +72,7 @@ impl LateFile {
                 if !std::mem::replace(&mut self.is_error_told, true) {
                     log(
                         Level::Error,
-                        &format!("trafficllm: late-file {}: {error}", self.path.display()),
+                        &format!("late-file {}: {error}", self.path.display()),
                     );
                 }
                 false
@@ -81,7 +84,10 @@ impl LateFile {
     fn file(&mut self) -> std::io::Result<File> {
         match self.file.take() {
             Some(file) if is_at(&file, &self.path) => Ok(file),
-            _ => OpenOptions::new().create(true).append(true).open(&self.path),
+            _ => OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&self.path),
         }
     }
 }
@@ -94,7 +100,13 @@ fn is_at(file: &File, path: &std::path::Path) -> bool {
 }
 
 /// A line as Suricata writes EVE records.
-fn write_line(out: &mut String, now: SystemTime, about: &About, verdict: &FlowVerdict) {
+fn write_line(
+    out: &mut String,
+    now: SystemTime,
+    about: &About,
+    verdict: &FlowVerdict,
+    is_final: bool,
+) {
     let proto = match about.protocol {
         packet::TCP => "TCP".to_owned(),
         packet::UDP => "UDP".to_owned(),
@@ -114,12 +126,16 @@ fn write_line(out: &mut String, now: SystemTime, about: &About, verdict: &FlowVe
     if has_ports {
         let _ = write!(out, ",\"src_port\":{}", about.initiator.port);
     }
-    let _ = write!(out, ",\"dest_ip\":\"{}\"", address(about.ip_version, &about.responder));
+    let _ = write!(
+        out,
+        ",\"dest_ip\":\"{}\"",
+        address(about.ip_version, &about.responder)
+    );
     if has_ports {
         let _ = write!(out, ",\"dest_port\":{}", about.responder.port);
     }
     let _ = write!(out, ",\"proto\":\"{proto}\",\"trafficllm\":{{");
-    verdict.write_json(out);
+    verdict.write_json(out, is_final);
     out.push_str("}}\n");
 }
 
@@ -151,7 +167,9 @@ fn timestamp(now: SystemTime) -> String {
 
 /// Year, month and day of a day since 1970-01-01, by the proleptic Gregorian calendar.
 fn date_of(days: u64) -> (u64, u64, u64) {
-    let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let (mut year, mut rest) = (1970, days);
     loop {
         let length = if is_leap(year) { 366 } else { 365 };

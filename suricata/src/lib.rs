@@ -53,10 +53,11 @@ const HOST_VERSIONS: &str = "8.0.";
 const NAME: &CStr = c"trafficllm";
 const LICENSE: &CStr = c"GPL-2.0-only";
 const AUTHOR: &CStr = c"The libtrafficllm developers";
-const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
-    Ok(version) => version,
-    Err(_) => c"",
-};
+const VERSION: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => c"",
+    };
 
 /// Runs what a callback does. A panic ends the plugin's work, and is answered with `otherwise`.
 pub(crate) fn guarded<R>(otherwise: R, function: impl FnOnce() -> R) -> R {
@@ -120,10 +121,7 @@ unsafe extern "C" fn refuse() {}
 unsafe extern "C" fn init() {
     guarded((), || {
         if let Err(reason) = start() {
-            log(
-                Level::Error,
-                &format!("trafficllm: {reason}; the plugin is disabled"),
-            );
+            log(Level::Error, &format!("{reason}; the plugin is disabled"));
         }
     });
 }
@@ -133,7 +131,9 @@ fn start() -> Result<(), String> {
     let host = host::attach().map_err(|name| format!("this Suricata has no {name}"))?;
     let version = program_version();
     if !version.starts_with(HOST_VERSIONS) {
-        return Err(format!("expected Suricata {HOST_VERSIONS}x, found {version}"));
+        return Err(format!(
+            "expected Suricata {HOST_VERSIONS}x, found {version}"
+        ));
     }
     host::layout::check(host).map_err(|mismatch| format!("Suricata {version}: {mismatch}"))?;
     let Some(block) = host.block(config::BLOCK) else {
@@ -141,7 +141,7 @@ fn start() -> Result<(), String> {
     };
     let config = Config::read(&block).map_err(|error| error.to_string())?;
     if !config.enabled {
-        log(Level::Notice, "trafficllm: disabled by trafficllm.enabled");
+        log(Level::Notice, "disabled by trafficllm.enabled");
         return Ok(());
     }
     let plugin = plugin::make(host, config).map_err(|error| error.to_string())?;

@@ -125,7 +125,7 @@ pub fn halt(reason: &str) {
     if !IS_HALTED.swap(true, Ordering::SeqCst) {
         log(
             Level::Error,
-            &format!("trafficllm: {reason}; the plugin is disabled from now on"),
+            &format!("{reason}; the plugin is disabled from now on"),
         );
     }
 }
@@ -223,9 +223,11 @@ impl Plugin {
     #[must_use]
     pub fn introduction(&self) -> String {
         let names = self.names.newest();
-        let (model, tasks) = names.map_or((String::new(), 0), |names| (names.model.clone(), names.tasks.len()));
+        let (model, tasks) = names.map_or((String::new(), 0), |names| {
+            (names.model.clone(), names.tasks.len())
+        });
         format!(
-            "trafficllm: libtrafficllm {}, model {model} with {tasks} tasks, room for {} flows",
+            "libtrafficllm {}, model {model} with {tasks} tasks, room for {} flows",
             self.library.version(),
             self.table.limit()
         )
@@ -272,7 +274,7 @@ impl Plugin {
         let refused = |reason: &str| {
             log(
                 Level::Error,
-                &format!("trafficllm: no session for a thread: {reason}; its flows get no verdicts"),
+                &format!("no session for a thread: {reason}; its flows get no verdicts"),
             );
         };
         let submit = |lane: &Lane| lane.submit(recorder, ticket, self.now_ms());

@@ -27,7 +27,13 @@ impl Identity {
         let file: &Path = if path.is_dir() { &manifest } else { &path };
         let found = std::fs::metadata(file).ok()?;
         Some(Self {
-            file: (found.dev(), found.ino(), found.size(), found.mtime(), found.mtime_nsec()),
+            file: (
+                found.dev(),
+                found.ino(),
+                found.size(),
+                found.mtime(),
+                found.mtime_nsec(),
+            ),
             path,
         })
     }
@@ -105,14 +111,14 @@ fn renew(plugin: &Plugin) {
             plugin.counters.reloads.add(1);
             log(
                 Level::Notice,
-                &format!("trafficllm: bundle {path} has taken over, model {model}"),
+                &format!("bundle {path} has taken over, model {model}"),
             );
         }
         Err(reason) => {
             plugin.counters.reload_failures.add(1);
             log(
                 Level::Error,
-                &format!("trafficllm: bundle {path}: {reason}; the model before goes on"),
+                &format!("bundle {path}: {reason}; the model before goes on"),
             );
         }
     }
@@ -121,7 +127,9 @@ fn renew(plugin: &Plugin) {
 fn activate(plugin: &Plugin, path: &str) -> Result<String, String> {
     let words = |error: crate::library::CallError| error.text;
     let library = &plugin.library;
-    let config = library.config(&plugin::settings_of(&plugin.config)).map_err(words)?;
+    let config = library
+        .config(&plugin::settings_of(&plugin.config))
+        .map_err(words)?;
     let model = library.open_model(path, &config).map_err(words)?;
     let names = Arc::new(Names::of(&model).map_err(words)?);
     // Its verdicts may come before `activate` returns.

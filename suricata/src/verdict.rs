@@ -107,7 +107,11 @@ impl Names {
             let labels = labels.iter().map(|&label| label.to_owned());
             Task::new((*name).to_owned(), labels.collect())
         });
-        Self::new("0123456789abcdef".to_owned(), "clean".to_owned(), tasks.collect())
+        Self::new(
+            "0123456789abcdef".to_owned(),
+            "clean".to_owned(),
+            tasks.collect(),
+        )
     }
 }
 
@@ -229,7 +233,12 @@ impl FlowVerdict {
     ///
     /// `None` if it is of no known model.
     #[must_use]
-    pub fn of(answer: &[abi::Verdict], packets: u32, known: &KnownNames, min_score: f32) -> Option<Self> {
+    pub fn of(
+        answer: &[abi::Verdict],
+        packets: u32,
+        known: &KnownNames,
+        min_score: f32,
+    ) -> Option<Self> {
         let first = answer.first()?;
         let model = abi::field_text(&first.model_id);
         // An answer without a verdict may be of no model.
@@ -260,13 +269,14 @@ impl FlowVerdict {
         self.judgements.iter().find(|found| found.task == task)
     }
 
-    /// Writes the members of its JSON object, without braces: `"state":"done","model":...`.
-    pub fn write_json(&self, out: &mut String) {
+    /// Writes the members of its JSON object, without braces: `"state":"done","final":true,...`. It is final if the flow had no
+    /// packet after it that the model looks at.
+    pub fn write_json(&self, out: &mut String, is_final: bool) {
         let Names { model, profile, .. } = &*self.names;
         // Writing to a String does not fail.
         let _ = write!(
             out,
-            "\"state\":\"{}\",\"model\":\"{}\",\"profile\":\"{}\",\"generation\":{},\"packets\":{},\"latency_us\":{}",
+            "\"state\":\"{}\",\"final\":{is_final},\"model\":\"{}\",\"profile\":\"{}\",\"generation\":{},\"packets\":{},\"latency_us\":{}",
             self.state.word(),
             json_inside(model),
             json_inside(profile),

@@ -102,8 +102,9 @@ impl Host {
     pub fn reserve_storage(&self, name: &'static CStr, free: StorageFreeFn) -> bool {
         let pointer_bytes = size_of::<*mut c_void>() as u32;
         // SAFETY: the name is static, `free` takes what `set_stored` was given, and no allocator is needed for a bare pointer.
-        let id =
-            unsafe { (self.symbols.flow_storage_register)(name.as_ptr(), pointer_bytes, None, free) };
+        let id = unsafe {
+            (self.symbols.flow_storage_register)(name.as_ptr(), pointer_bytes, None, free)
+        };
         id.id >= 0 && self.storage.set(id).is_ok()
     }
 
@@ -194,8 +195,12 @@ impl Host {
     #[must_use]
     pub unsafe fn record_start<'a>(&self, record: *mut JsonBuilder, limit: usize) -> &'a [u8] {
         // SAFETY: the caller vouches for the record.
-        let (start, bytes) =
-            unsafe { ((self.symbols.json_start)(record), (self.symbols.json_bytes)(record)) };
+        let (start, bytes) = unsafe {
+            (
+                (self.symbols.json_start)(record),
+                (self.symbols.json_bytes)(record),
+            )
+        };
         if start.is_null() {
             return &[];
         }

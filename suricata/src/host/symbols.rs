@@ -41,8 +41,7 @@ opaque! {
 }
 
 /// Called for every packet of a flow, under the flow's lock, before detection.
-pub type FlowUpdateFn =
-    unsafe extern "C" fn(*mut ThreadVars, *mut Flow, *mut Packet, *mut c_void);
+pub type FlowUpdateFn = unsafe extern "C" fn(*mut ThreadVars, *mut Flow, *mut Packet, *mut c_void);
 /// Called for every thread, on the thread that makes it, before it runs.
 pub type ThreadInitFn = unsafe extern "C" fn(*mut ThreadVars, *mut c_void);
 /// Called for every EVE record but `stats`, before its last brace; packet and flow may be NULL.

@@ -119,7 +119,9 @@ impl Comparison {
 }
 
 fn unclear(text: &str) -> String {
-    format!("expected >, >=, < or <= with a score from 0 to 1, or two scores as 0.5-0.9, found {text:?}")
+    format!(
+        "expected >, >=, < or <= with a score from 0 to 1, or two scores as 0.5-0.9, found {text:?}"
+    )
 }
 
 fn score(text: &str) -> Option<f32> {
@@ -140,8 +142,15 @@ fn halves<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str), String> {
 fn known_task<'a>(task: &str, names: &'a Names) -> Result<&'a crate::verdict::Task, String> {
     let found = names.tasks.iter().find(|known| known.name == task);
     found.ok_or_else(|| {
-        let known: Vec<&str> = names.tasks.iter().map(|known| known.name.as_str()).collect();
-        format!("the model has no task {task:?}; known are {}", listed(&known))
+        let known: Vec<&str> = names
+            .tasks
+            .iter()
+            .map(|known| known.name.as_str())
+            .collect();
+        format!(
+            "the model has no task {task:?}; known are {}",
+            listed(&known)
+        )
     })
 }
 

@@ -47,7 +47,10 @@ impl std::fmt::Display for LoadError {
                 abi::ABI_VERSION
             ),
             Self::Abi { found: None } => {
-                write!(formatter, "the library has no tllm_abi_version: it is not libtrafficllm")
+                write!(
+                    formatter,
+                    "the library has no tllm_abi_version: it is not libtrafficllm"
+                )
             }
             Self::Function(name) => write!(formatter, "libtrafficllm has no function {name}"),
             Self::Platform(reason) => write!(formatter, "libtrafficllm cannot run here: {reason}"),
@@ -132,7 +135,11 @@ impl Library {
         let mut buffer = [0_u8; ERROR_BYTES];
         // SAFETY: the buffer has so many bytes; the needed size is not asked for.
         let told = unsafe {
-            (self.functions.last_error)(buffer.as_mut_ptr().cast(), buffer.len(), std::ptr::null_mut())
+            (self.functions.last_error)(
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                std::ptr::null_mut(),
+            )
         };
         let own = abi::field_text(&buffer);
         let text = if told == status && !own.is_empty() {
@@ -161,7 +168,9 @@ impl Library {
         for (key, value) in keys {
             let (key, value) = (c_text(key), c_text(value));
             // SAFETY: a live handle and two C texts.
-            self.check(unsafe { (self.functions.config_set)(handle, key.as_ptr(), value.as_ptr()) })?;
+            self.check(unsafe {
+                (self.functions.config_set)(handle, key.as_ptr(), value.as_ptr())
+            })?;
         }
         Ok(config)
     }
@@ -210,7 +219,8 @@ impl Library {
     /// A level that is none.
     pub fn log_to(&self, callback: abi::LogFn, level: i32) -> Result<(), CallError> {
         // SAFETY: the callback needs no data and can be called by any thread.
-        let status = unsafe { (self.functions.log_set)(Some(callback), std::ptr::null_mut(), level) };
+        let status =
+            unsafe { (self.functions.log_set)(Some(callback), std::ptr::null_mut(), level) };
         self.check(status).map(|_| ())
     }
 }
@@ -261,7 +271,12 @@ impl Model {
         let mut info = abi::TaskInfo::ZERO;
         // SAFETY: as above.
         let status = unsafe {
-            (self.library.functions.model_task)(self.handle, task, &raw mut info, size_of_val(&info))
+            (self.library.functions.model_task)(
+                self.handle,
+                task,
+                &raw mut info,
+                size_of_val(&info),
+            )
         };
         self.library.check(status).map(|_| info)
     }
@@ -276,7 +291,14 @@ impl Model {
         // SAFETY: a live handle and a buffer of the size that is told.
         let status = unsafe {
             let functions = &self.library.functions;
-            (functions.model_label)(self.handle, task, label, buffer, text.len(), std::ptr::null_mut())
+            (functions.model_label)(
+                self.handle,
+                task,
+                label,
+                buffer,
+                text.len(),
+                std::ptr::null_mut(),
+            )
         };
         self.library
             .check(status)
@@ -378,7 +400,12 @@ impl Engine {
         let mut text = vec![0_u8; needed + ERROR_BYTES];
         // SAFETY: a buffer of the size that is told.
         let status = unsafe {
-            function(self.handle, text.as_mut_ptr().cast(), text.len(), &raw mut needed)
+            function(
+                self.handle,
+                text.as_mut_ptr().cast(),
+                text.len(),
+                &raw mut needed,
+            )
         };
         self.library
             .check(status)
@@ -505,10 +532,23 @@ impl Session {
         // SAFETY: a handle that the library looks up, and room for as many entries as are told.
         let status = unsafe {
             if wait_us == 0 {
-                (functions.session_poll)(self.handle, answers, entry_bytes, capacity, &raw mut count)
+                (functions.session_poll)(
+                    self.handle,
+                    answers,
+                    entry_bytes,
+                    capacity,
+                    &raw mut count,
+                )
             } else {
                 let wait = functions.session_wait;
-                wait(self.handle, wait_us, answers, entry_bytes, capacity, &raw mut count)
+                wait(
+                    self.handle,
+                    wait_us,
+                    answers,
+                    entry_bytes,
+                    capacity,
+                    &raw mut count,
+                )
             }
         };
         if status == status::OK {
