@@ -10,26 +10,32 @@
  *
  * Arguments. What goes in comes first, what comes out last. Results are written only if the status is not negative, unless a function
  * says otherwise. NULL is an error where it is not said to be allowed. A buffer is followed by its size; with size 0 the pointer is not
- * looked at. Texts that go in are UTF-8 with a NUL, at most 4,096 bytes.
+ * looked at. Texts that go in are UTF-8 with a NUL, at most 4,096 bytes. The lists of errors leave out what any call can meet:
+ * TLLM_ERR_PANIC, and TLLM_ERR_ARGUMENT for a pointer that is not aligned. The library may change errno.
  *
  * Texts that come out are written with a NUL into `buffer` of `size` bytes. `needed` may be NULL; else it gets the bytes that the text
  * takes, in any case. If `size` is less, the buffer stays as it is and the status is TLLM_ERR_BUFFER: so ask with size 0, then again.
  *
  * Handles (tllm_model *, tllm_engine *, ...) are numbers that the library looks up, not addresses: never dereference or copy what is
  * behind them. A handle that was freed, one of another kind, and any other pointer are answered with TLLM_ERR_HANDLE, a second thread
- * in a config, flow or session with TLLM_ERR_BUSY: misuse is told, it does not crash. What tllm_*_new or tllm_*_open gives is
- * yours; free each once with the tllm_*_free of its kind, in any order, on any thread.
+ * in a config, flow or session with TLLM_ERR_BUSY: misuse is told, it does not crash. (Where pointers have 32 bits, a freed handle can
+ * name a new thing of its kind after 4,096 others had its place.) What tllm_*_new or tllm_*_open gives is yours; free each once with the
+ * tllm_*_free of its kind, in any order, on any thread. Freeing always succeeds: what a call of another thread, or the caller of this
+ * callback, is using ends for everybody else at once, and goes when that call returns.
  *
- * Structs that come out are followed by their size, sizeof as the program knows it; those that go in carry it, set by their
- * tllm_*_init. Fields called `reserved` are zero. So structs can grow without a new ABI number.
+ * Structs that come out, or into a callback, have their size with them, sizeof as the program knows it; those that go in carry it, set
+ * by their tllm_*_init. Fields called `reserved` are zero. So structs can grow without a new ABI number: programs of an older header see
+ * the fields that they know, those of a newer one zero in the fields that the library does not know.
  *
  * Threads. Models and engines can be used by any number of threads at the same time; a config, a flow and a session by one at a time.
  * Opening a model and making an engine start no thread; tllm_engine_start does. Signals are blocked on the library's threads.
- * No function of the packet path (tllm_flow_*, tllm_session_submit*, tllm_session_poll) waits for another thread.
+ * No function of the packet path (tllm_flow_*, tllm_session_submit*, tllm_session_poll) waits for another thread. Do not cancel a
+ * thread that is in the library (pthread_cancel), nor jump out of it from a signal handler; no function may be called by one.
  *
  * Forks. A model, and an engine that was not started, can be used by a child. After tllm_engine_start the threads are in one process
  * only: in a child of it, calls on that engine, its sessions and tllm_flow_new answer TLLM_ERR_FORKED, freeing works, and nothing hangs.
- * Fork while no other thread is in the library.
+ * Fork while no other thread of the host is in the library. A child made by vfork(), or by clone() with the memory shared, may call
+ * nothing; one made by a bare clone() system call is not noticed.
  *
  * Lifetimes. An engine keeps its model, a session and a flow keep their engine. Verdicts hold their texts themselves. Texts that a
  * function returns as const char * are static. The library stays in memory after dlclose(); its threads end with
@@ -37,14 +43,15 @@
  *
  * Callbacks say on which thread they are called, how long their pointers are valid, and what they may call.
  *
- * Panics. A defect of the library is caught at the border: TLLM_ERR_PANIC. The config, flow or session of that call can then only be
- * freed; everything else goes on. A defect in a worker costs the flows of its batch (TLLM_ERR_WORKER), and the worker goes on.
+ * Panics. A defect of the library is caught at the border: TLLM_ERR_PANIC. A config, flow or session that the call was using can then
+ * only be freed; everything else goes on. A defect in a worker costs the flows of its batch (TLLM_ERR_WORKER), and the worker goes on.
  *
  * Silence. The library writes to neither standard output nor standard error; it logs to tllm_log_set's callback.
  *
  * Limits. Texts 4,096 bytes; 4,096 configs, models and sessions, 1,024 engines, 4,194,304 flows (65,536 where pointers have 32 bits) at a
- * time, and "engine.flows_max" flows of an engine; further limits are those of the keys that tllm_config_option lists. At a limit:
- * TLLM_ERR_LIMIT.
+ * time; of one engine 1,024 sessions and "engine.flows_max" flows. Further limits are those of the keys that tllm_config_option lists.
+ * At a limit: TLLM_ERR_LIMIT. Models, buffers, queue, sessions and flows of an engine take at most "engine.memory_bytes_max" together,
+ * where that is set: TLLM_ERR_BUDGET.
  *
  * Begin with: if (tllm_abi_version() != TLLM_ABI_VERSION) refuse the library.
  */
@@ -327,6 +334,11 @@
 #define TLLM_FROM_RESPONDER 1
 
 /**
+ * Most entries of one answer: no bundle has more tasks. Room for so many is enough for any answer of any model.
+ */
+#define TLLM_ANSWER_ENTRIES_MAX 64
+
+/**
  * The subject is a flow of a capture.
  */
 #define TLLM_SUBJECT_FLOW 1
@@ -406,6 +418,10 @@ typedef struct tllm_option {
      * Largest integer.
      */
     uint64_t maximum;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[2];
 } tllm_option;
 
 /**
@@ -534,23 +550,78 @@ typedef struct tllm_counters {
      */
     uint64_t flows;
     /**
+     * Packets of the flows that were freed; so are the three that follow.
+     */
+    uint64_t packets;
+    /**
+     * Packets that were counted only, because their flow kept no more.
+     */
+    uint64_t packets_beyond_limit;
+    /**
+     * Payload bytes of kept packets that found no room.
+     */
+    uint64_t payload_bytes_cut;
+    /**
+     * Packets whose time was before that of the packet before.
+     */
+    uint64_t time_backwards;
+    /**
      * Zero.
      */
     uint64_t reserved[4];
 } tllm_counters;
 
 /**
- * What an engine holds in memory, in bytes.
+ * How long flows and requests took from submission to their verdicts, since the engine was made.
+ */
+typedef struct tllm_latency {
+    /**
+     * Flows and requests judged.
+     */
+    uint64_t count;
+    /**
+     * Sum of their times in microseconds.
+     */
+    uint64_t sum_us;
+    /**
+     * Half of them took at most so many microseconds. This and what follows is read off the histogram that tllm_engine_metrics
+     * writes: right to within its steps, and at most 10 seconds.
+     */
+    uint64_t median_us;
+    /**
+     * Nine of ten took at most so many microseconds.
+     */
+    uint64_t p90_us;
+    /**
+     * 99 of a hundred took at most so many microseconds.
+     */
+    uint64_t p99_us;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[4];
+} tllm_latency;
+
+/**
+ * What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
  */
 typedef struct tllm_memory {
     /**
-     * Weights and adapters of the models that are alive; shared by all engines.
+     * Weights and adapters of the active model; shared by all engines.
      */
     uint64_t model_bytes;
+    /**
+     * The same of models that were replaced and have flows to finish.
+     */
+    uint64_t retired_bytes;
     /**
      * Buffers of the workers.
      */
     uint64_t worker_bytes;
+    /**
+     * Buffers of the sessions that judge synchronously.
+     */
+    uint64_t classifier_bytes;
     /**
      * The queue, and what the sessions have reserved.
      */
@@ -574,7 +645,7 @@ typedef struct tllm_flow_info {
      */
     uint32_t struct_size;
     /**
-     * IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6.
+     * IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6; any number is taken, 0 as well.
      */
     uint8_t protocol;
     /**
@@ -754,11 +825,11 @@ typedef struct tllm_verdict {
 } tllm_verdict;
 
 /**
- * Takes one answer: `count` entries at `verdicts`, which are the library's and valid until the callback returns. Another value than 0
- * ends the taking; this answer counts as taken.
+ * Takes one answer: `count` entries at `verdicts`, which are the library's and valid until the callback returns. They lie as far apart
+ * as the `verdict_size` that was given. Another value than 0 ends the taking; this answer counts as taken.
  *
- * It is called on the thread that called the function it was given to. It may call every function of the library but those on the same
- * session, which answer TLLM_ERR_BUSY. It must not throw or jump out.
+ * It is called on the thread that called the function it was given to. It may call every function of the library; those on the same
+ * session answer TLLM_ERR_BUSY, but for tllm_session_free. It must not throw or jump out.
  */
 typedef int32_t (*tllm_verdict_callback)(void *user, const struct tllm_verdict *verdicts, size_t count);
 
@@ -833,8 +904,8 @@ typedef struct tllm_subject {
 } tllm_subject;
 
 /**
- * Takes the verdicts on one flow or request: `count` entries at `verdicts`. Both pointers are valid until the callback returns. Another
- * value than 0 ends the reading.
+ * Takes the verdicts on one flow or request: `count` entries at `verdicts`, as far apart as the `verdict_size` that was given. Both
+ * pointers are valid until the callback returns. Another value than 0 ends the reading.
  *
  * It is called on the thread that called tllm_capture_detect, in the order in which flows end. It may call every function of the
  * library. It must not throw or jump out.
@@ -938,7 +1009,7 @@ int32_t tllm_last_error(char *buffer,
  * callback before is not running any more and will not be called again. Until the first call the library is silent.
  *
  * Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
- * a second).
+ * a second: the callback before stays).
  */
 int32_t tllm_log_set(tllm_log_callback callback,
                      void *user,
@@ -977,7 +1048,7 @@ int32_t tllm_config_option(size_t index, struct tllm_option *option, size_t size
 /**
  * Frees a config; NULL is nothing to do.
  *
- * Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY.
+ * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_config_free(struct tllm_config *config);
 
@@ -1086,9 +1157,10 @@ int32_t tllm_engine_start(struct tllm_engine *engine);
 
 /**
  * Takes no more flows from now on, gives the workers `timeout_us` to judge those that wait, abandons the rest and ends the workers.
- * Answers that have come can still be polled. Returns TLLM_ABANDONED if flows were abandoned, TLLM_RUNNING if workers were still in a
- * batch when the time was over: they end after it, and calling again waits for them. Calls of other threads go on meanwhile.
+ * Answers that have come can still be polled, and sessions that wait are woken. Calls of other threads go on meanwhile.
  *
+ * Returns TLLM_OK; TLLM_ABANDONED if flows were abandoned; TLLM_RUNNING if workers were still in a batch when the time was over: they
+ * end after it, and calling again waits for them.
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_stop(struct tllm_engine *engine,
@@ -1127,6 +1199,13 @@ int32_t tllm_engine_model(const struct tllm_engine *engine, struct tllm_model **
 int32_t tllm_engine_counters(const struct tllm_engine *engine, struct tllm_counters *counters, size_t size);
 
 /**
+ * Says how long verdicts took. `size` is sizeof(tllm_latency).
+ *
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+ */
+int32_t tllm_engine_latency(const struct tllm_engine *engine, struct tllm_latency *latency, size_t size);
+
+/**
  * Says what the engine holds in memory. `size` is sizeof(tllm_memory).
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
@@ -1134,8 +1213,8 @@ int32_t tllm_engine_counters(const struct tllm_engine *engine, struct tllm_count
 int32_t tllm_engine_memory(const struct tllm_engine *engine, struct tllm_memory *memory, size_t size);
 
 /**
- * Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`, `size` and `needed` see "Texts that come out"
- * above; the text grows by some bytes with its numbers, so leave room.
+ * Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`,
+ * `size` and `needed` see "Texts that come out" above; the text grows by some bytes with its numbers, so leave room.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
  */
@@ -1181,7 +1260,7 @@ int32_t tllm_packet_init(struct tllm_packet *packet, size_t size);
  * Free it with tllm_flow_free.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
- * TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
+ * TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_FORKED.
  */
 int32_t tllm_flow_new(const struct tllm_engine *engine,
                       const struct tllm_flow_info *info,
@@ -1199,7 +1278,7 @@ int32_t tllm_flow_feed(struct tllm_flow *flow,
 /**
  * Empties a flow for another connection, in the same memory. Verdicts of the old one that are still under way are dropped.
  *
- * Errors: as tllm_flow_new.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`).
  */
 int32_t tllm_flow_reset(struct tllm_flow *flow,
                         const struct tllm_flow_info *info);
@@ -1212,9 +1291,13 @@ int32_t tllm_flow_reset(struct tllm_flow *flow,
 int32_t tllm_flow_describe(const struct tllm_flow *flow, struct tllm_flow_stats *stats, size_t size);
 
 /**
- * Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned. NULL is nothing to do.
+ * Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned, unless it was submitted
+ * with tllm_session_submit_last. NULL is nothing to do.
  *
- * Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY (another thread is feeding it: it is not freed).
+ * The last flow or session of an engine whose handle is freed ends the engine, and waits for the batches that its workers are in: free
+ * the engine after them where that matters.
+ *
+ * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_flow_free(struct tllm_flow *flow);
 
@@ -1242,14 +1325,26 @@ int32_t tllm_session_new(const struct tllm_engine *engine,
 
 /**
  * Puts a flow, as far as it has come, into the queue. It never waits: neither for a worker nor for a lock. What is judged is copied, so
- * the flow can be fed on, submitted again or freed at once; if it is freed, its verdicts are dropped. `id` comes back with them.
+ * the flow can be fed on, submitted again or freed at once; if it is freed, its verdicts are dropped. `id` comes back with them. A flow
+ * of another engine is taken too: the engine of the session judges it.
  *
- * Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so.
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
+ * it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
+ * TLLM_ERR_FORKED.
  */
 int32_t tllm_session_submit(struct tllm_session *session,
                             const struct tllm_flow *flow,
                             uint64_t id);
+
+/**
+ * As tllm_session_submit, but for a flow that has come to its end: its verdicts come also when the flow is freed before them.
+ *
+ * Returns and errors: as tllm_session_submit.
+ */
+int32_t tllm_session_submit_last(struct tllm_session *session,
+                                 const struct tllm_flow *flow,
+                                 uint64_t id);
 
 /**
  * Puts an HTTP request into the queue for the tasks of kind TLLM_TASK_REQUEST: its text from the request line on, not longer than
@@ -1264,7 +1359,8 @@ int32_t tllm_session_submit_request(struct tllm_session *session,
 
 /**
  * Takes the answers that have come, as many as fit whole: `count` gets the number of entries. It never waits. `verdict_size` is
- * sizeof(tllm_verdict), `capacity` the entries that there is room for, at least as many as the model has tasks.
+ * sizeof(tllm_verdict), `capacity` the entries that there is room for: at least as many as the model has tasks;
+ * TLLM_ANSWER_ENTRIES_MAX is enough for every model. On TLLM_ERR_BUFFER `count` gets the entries that are needed.
  *
  * Returns TLLM_OK if there was an answer, TLLM_PENDING if not. Answers come in any order.
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
@@ -1277,7 +1373,8 @@ int32_t tllm_session_poll(struct tllm_session *session,
 
 /**
  * As tllm_session_poll, but where nothing has come yet it sleeps until something does, until `timeout_us` is over, or until nothing
- * is under way. In an engine without workers it does the work itself.
+ * is under way. In an engine without workers it does the work itself, and a batch under way is finished also after the time is over.
+ * An engine that was not started yet gives nothing: the time passes.
  *
  * Returns and errors: as tllm_session_poll.
  */
@@ -1289,20 +1386,23 @@ int32_t tllm_session_wait(struct tllm_session *session,
                           size_t *count);
 
 /**
- * As tllm_session_wait, but gives each answer to `callback`, with `user` handed on. `answers` may be NULL; else it gets their number.
+ * As tllm_session_wait, but gives each answer to `callback`, with `user` handed on. `verdict_size` is sizeof(tllm_verdict). `answers` may
+ * be NULL; else it gets their number.
  *
  * Returns TLLM_OK if there was an answer, TLLM_PENDING if not, TLLM_CANCELLED if the callback ended it.
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_FORKED.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
  */
 int32_t tllm_session_each(struct tllm_session *session,
                           uint64_t timeout_us,
+                          size_t verdict_size,
                           tllm_verdict_callback callback,
                           void *user,
                           size_t *answers);
 
 /**
  * Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
- * ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer.
+ * ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
+ * a child of a fork ask again: it has one of its own.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
  */
@@ -1319,7 +1419,8 @@ int32_t tllm_session_in_flight(const struct tllm_session *session, size_t *flows
 /**
  * Judges `count` flows on the calling thread, without the queue and whether the engine is started or not. The answers come in the order
  * of the flows, each with the flow's index as `id`; the number of all entries goes to `entries`. `capacity` must be at least `count`
- * times the number of the model's tasks. It waits for the model: not for the packet path.
+ * times the number of the model's tasks; on TLLM_ERR_BUFFER `entries` gets what is needed. Another error may leave some entries written.
+ * It waits for the model: not for the packet path.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
  * TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (more than 65,536 flows), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
@@ -1348,23 +1449,26 @@ int32_t tllm_session_classify_request(struct tllm_session *session,
 /**
  * Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
  *
- * Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY.
+ * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_session_free(struct tllm_session *session);
 
 /**
  * Reads a file to its end and gives the verdicts on every flow to `callback`, with `user` handed on, as the command
  * `trafficllm detect` does: pcap or pcapng, plain or gzip; of a file that ends in ".jsonl" the HTTP requests in the key "request" of its
- * lines. The model that is active when it begins judges all of it. `report` may be NULL; `report_size` is sizeof(tllm_capture_report).
+ * lines. The model that is active when it begins judges all of it. `subject_size` is sizeof(tllm_subject), `verdict_size`
+ * sizeof(tllm_verdict), `report_size` sizeof(tllm_capture_report); `report` may be NULL.
  * It waits for the engine, which must have been started unless "engine.workers" is 0.
  *
  * Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
- * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
  * its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
  * TLLM_ERR_FORKED.
  */
 int32_t tllm_capture_detect(struct tllm_engine *engine,
                             const char *path,
+                            size_t subject_size,
+                            size_t verdict_size,
                             tllm_subject_callback callback,
                             void *user,
                             struct tllm_capture_report *report,

@@ -9,9 +9,8 @@
  * full, nothing has come yet), are returned.
  *
  * Ownership. Config, Model, Engine, Session and Flow own their handle: they can be moved, not copied, and free it in their destructor.
- * They can be destroyed in any order. A destructor says nothing: where another thread is still in a session, flow or config, the library
- * refuses to free it, and it stays. Call free() first where you want to know. After a move, or free(), an object is empty, and using
- * it is an Error with Status::error_null.
+ * They can be destroyed in any order. Where a call of another thread is still in a session, flow or config, it goes when that call
+ * returns. After a move, or free(), an object is empty, and using it is an Error with Status::error_null.
  *
  * Views. Verdict, Answer and Subject are pointers to what something else holds: the Answers, or the library until a callback returns.
  *
@@ -181,11 +180,9 @@ class Handle {
     /** Gives the handle away: free it with the function of trafficllm.h. */
     [[nodiscard]] Raw *release() noexcept { return std::exchange(raw_, nullptr); }
 
-    /** Frees the handle now, and says what the destructor would not: on an Error it is still there. */
+    /** Frees the handle now, and says what the destructor would not: an Error if it was freed already, by a function of trafficllm.h. */
     Status free() {
-        const Status status = check(Free(raw_));
-        raw_ = nullptr;
-        return status;
+        return check(Free(std::exchange(raw_, nullptr)));
     }
 
   protected:
@@ -544,6 +541,12 @@ class Engine : public detail::Handle<tllm_engine, tllm_engine_free> {
         detail::check(tllm_engine_counters(get(), &counters, sizeof counters));
         return counters;
     }
+    /** How long verdicts took. */
+    tllm_latency latency() const {
+        tllm_latency latency{};
+        detail::check(tllm_engine_latency(get(), &latency, sizeof latency));
+        return latency;
+    }
     /** What it holds in memory, in bytes. */
     tllm_memory memory() const {
         tllm_memory memory{};
@@ -576,7 +579,8 @@ class Engine : public detail::Handle<tllm_engine, tllm_engine_free> {
             return (*static_cast<Call *>(user))(Subject(subject), Answer(verdicts, count));
         };
         const std::int32_t status =
-            tllm_capture_detect(get(), detail::c_text(path), callback, &call, report, report != nullptr ? sizeof *report : 0);
+            tllm_capture_detect(get(), detail::c_text(path), sizeof(tllm_subject), sizeof(tllm_verdict), callback, &call, report,
+                                report != nullptr ? sizeof *report : 0);
         call.rethrow();
         return detail::check(status);
     }
@@ -637,6 +641,10 @@ class Session : public detail::Handle<tllm_session, tllm_session_free> {
 
     /** Puts a flow, as far as it has come, into the queue. Never waits. Status::ok, need_more or queue_full. */
     [[nodiscard]] Status submit(const Flow &flow, std::uint64_t id) { return detail::check(tllm_session_submit(get(), flow.get(), id)); }
+    /** As submit(), for a flow at its end: the verdicts come also when the flow is gone. */
+    [[nodiscard]] Status submit_last(const Flow &flow, std::uint64_t id) {
+        return detail::check(tllm_session_submit_last(get(), flow.get(), id));
+    }
     /** Puts an HTTP request of `size` bytes into the queue. */
     [[nodiscard]] Status submit_request(const std::uint8_t *request, std::size_t size, std::uint64_t id) {
         return detail::check(tllm_session_submit_request(get(), request, size, id));
@@ -669,7 +677,7 @@ class Session : public detail::Handle<tllm_session, tllm_session_free> {
         const tllm_verdict_callback callback = [](void *user, const tllm_verdict *verdicts, std::size_t count) -> std::int32_t {
             return (*static_cast<Call *>(user))(Answer(verdicts, count));
         };
-        const std::int32_t status = tllm_session_each(get(), detail::microseconds(timeout), callback, &call, &answers);
+        const std::int32_t status = tllm_session_each(get(), detail::microseconds(timeout), sizeof(tllm_verdict), callback, &call, &answers);
         call.rethrow();
         detail::check(status);
         return answers;

@@ -34,7 +34,7 @@ int main(int argc, char **argv) {
     if ((argc > 2 ? tllm_model_open(argv[2], config, &model) : tllm_model_open_default(config, &model)) != TLLM_OK) return fail("model");
     if (tllm_engine_new(model, config, &engine) != TLLM_OK || tllm_engine_start(engine) != TLLM_OK) return fail("engine");
 
-    int32_t status = tllm_capture_detect(engine, argv[1], print, argv[1], &report, sizeof report);
+    int32_t status = tllm_capture_detect(engine, argv[1], sizeof(tllm_subject), sizeof(tllm_verdict), print, argv[1], &report, sizeof report);
     if (status == TLLM_OK || status == TLLM_ERR_CAPTURE)
         fprintf(stderr, "capture: %llu flows, %llu lines, %llu verdicts, %llu of them abstain\n", (unsigned long long)report.flows,
                 (unsigned long long)report.lines, (unsigned long long)report.verdicts, (unsigned long long)report.abstained);

@@ -1,30 +1,38 @@
 //! Wakes a host that waits for file descriptors.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::Fault;
+use crate::fork::forks;
 #[cfg(target_os = "linux")]
 use crate::status::TLLM_ERR_IO;
 #[cfg(not(target_os = "linux"))]
 use crate::status::TLLM_ERR_UNSUPPORTED;
 
 /// A descriptor that is readable while answers wait. It is made when it is first asked for.
+///
+/// In the low half of the word the descriptor plus one, 0 if there is none; in the high half [`forks`] when it was made: a child has its
+/// parent's, which is not to hear of the child's answers.
 #[derive(Debug)]
-pub(crate) struct Bell(AtomicI32);
-
-const NONE: i32 = -1;
+pub(crate) struct Bell(AtomicU64);
 
 impl Bell {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self(AtomicI32::new(NONE)))
+        Arc::new(Self(AtomicU64::new(0)))
+    }
+
+    /// This process's descriptor.
+    fn own(&self) -> Option<i32> {
+        let word = self.0.load(Ordering::Acquire);
+        let descriptor = i32::try_from((word as u32).checked_sub(1)?).ok()?;
+        (word >> 32 == u64::from(forks())).then_some(descriptor)
     }
 
     /// The descriptor. Called by the session's thread only.
     #[cfg(target_os = "linux")]
     pub(crate) fn descriptor(&self) -> Result<i32, Fault> {
-        let known = self.0.load(Ordering::Acquire);
-        if known != NONE {
+        if let Some(known) = self.own() {
             return Ok(known);
         }
         // SAFETY: the call takes no pointer.
@@ -33,7 +41,8 @@ impl Bell {
             let error = std::io::Error::last_os_error();
             return Err(Fault::new(TLLM_ERR_IO, format!("eventfd: {error}")));
         }
-        self.0.store(made, Ordering::Release);
+        let word = u64::from(forks()) << 32 | u64::from(made.unsigned_abs() + 1);
+        self.0.store(word, Ordering::Release);
         Ok(made)
     }
 
@@ -48,8 +57,7 @@ impl Bell {
 
     /// Makes it readable. It never waits: the counter would have to stand at 2^64 - 2.
     pub(crate) fn ring(&self) {
-        let descriptor = self.0.load(Ordering::Acquire);
-        if descriptor != NONE {
+        if let Some(descriptor) = self.own() {
             let one = 1_u64;
             // SAFETY: the descriptor is open as long as `self`, and the 8 bytes are there.
             let _written =
@@ -59,8 +67,7 @@ impl Bell {
 
     /// Makes it not readable. What arrives after this rings again.
     pub(crate) fn silence(&self) {
-        let descriptor = self.0.load(Ordering::Acquire);
-        if descriptor != NONE {
+        if let Some(descriptor) = self.own() {
             let mut count = 0_u64;
             // SAFETY: as in `ring`; without a ring the call returns at once, the descriptor does not block.
             let _read =
@@ -71,8 +78,8 @@ impl Bell {
 
 impl Drop for Bell {
     fn drop(&mut self) {
-        let descriptor = *self.0.get_mut();
-        if descriptor != NONE {
+        // A parent's stays open in a child: the host may have closed it there and given its number to something else.
+        if let Some(descriptor) = self.own() {
             // SAFETY: it is this bell's own, and nobody else has a reference to it any more.
             unsafe { libc::close(descriptor) };
         }

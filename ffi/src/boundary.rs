@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char};
+use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
@@ -31,6 +32,8 @@ thread_local! {
     };
     /// How many exported functions this thread is in.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
+    /// Where the last panic of this thread was, until it is logged.
+    static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 /// Runs the body of an exported function: its status goes out, a fault is kept for [`last_error`], a panic becomes one.
@@ -49,6 +52,7 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<i32, Fault>) -> i32 {
         }
         Err(payload) => {
             let text = panic_text(payload);
+            tracing::error!(panic = text, "a defect was caught");
             remember(TLLM_ERR_PANIC, text);
             TLLM_ERR_PANIC
         }
@@ -116,7 +120,8 @@ impl Drop for Inside {
     }
 }
 
-/// Rust writes a panic to standard error before it can be caught. The library never writes there: panics of its own go to the log.
+/// Rust writes a panic to standard error before it can be caught. The library never writes there: panics of its own go to the log, by
+/// whoever catches them. While a panic is on its way no callback of the host may run: a second panic in it would end the process.
 fn quiet_panics() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -126,12 +131,23 @@ fn quiet_panics() {
                 .name()
                 .is_some_and(|name| name.starts_with(trafficllm::WORKER_NAME));
             if is_worker || DEPTH.try_with(Cell::get).unwrap_or(0) > 0 {
-                tracing::error!(%panic, "a defect was caught");
+                let place = panic.location().map(ToString::to_string);
+                let _kept = PANICKED_AT.try_with(|kept| {
+                    if let Ok(mut kept) = kept.try_borrow_mut() {
+                        *kept = place;
+                    }
+                });
             } else {
                 before(panic);
             }
         }));
     });
+}
+
+/// File and line of this thread's last panic, if nobody has asked since.
+pub(crate) fn take_panic_place() -> Option<String> {
+    let taken = PANICKED_AT.try_with(|kept| kept.try_borrow_mut().ok()?.take());
+    taken.ok().flatten()
 }
 
 /// A text of the host: at most [`TEXT_BYTES_MAX`] bytes of UTF-8 and a NUL.
@@ -217,16 +233,51 @@ impl<T> Output<T> {
     }
 
     pub(crate) fn write(self, value: T) {
+        self.put(value);
+    }
+
+    /// As [`Output::write`], for what a call says that fails.
+    pub(crate) fn put(&self, value: T) {
         // SAFETY: `new` has checked what can be checked, and its caller vouches for the rest.
         unsafe { self.0.write(value) }
     }
 }
 
+/// A struct of the header. It only grows: a program that was compiled with an older header gives less room, one with a newer header more.
+///
+/// # Safety
+/// The struct is `repr(C)` and valid for any bytes.
+pub(crate) unsafe trait Growing: Copy {
+    /// Its size in the first header that had it. This number never changes: a program of that day asks for no more.
+    const FIRST_BYTES: usize;
+}
+
+/// Says which structs of the header grow, and from which size, on targets with pointers of 64 and of 32 bits.
+macro_rules! growing {
+    ($($name:ty = $wide:literal or $narrow:literal),+ $(,)?) => {
+        $(
+            // SAFETY: the struct is `repr(C)`, and all of its fields are numbers, bytes and raw pointers.
+            unsafe impl $crate::boundary::Growing for $name {
+                const FIRST_BYTES: usize = if cfg!(target_pointer_width = "64") {
+                    $wide
+                } else {
+                    $narrow
+                };
+            }
+            const _: () = assert!(
+                <$name as $crate::boundary::Growing>::FIRST_BYTES <= size_of::<$name>()
+                    && size_of::<$name>() <= $crate::boundary::STRUCT_BYTES_MAX
+            );
+        )+
+    };
+}
+pub(crate) use growing;
+
 /// Writes the first `size` bytes of a struct that only grows from version to version.
 ///
 /// # Safety
 /// `pointer` is NULL or points to `size` writable bytes.
-pub(crate) unsafe fn write_struct<T: Copy>(
+pub(crate) unsafe fn write_struct<T: Growing>(
     value: &T,
     pointer: *mut T,
     size: usize,
@@ -236,35 +287,50 @@ pub(crate) unsafe fn write_struct<T: Copy>(
         return Err(Fault::null(name));
     }
     check_struct_size::<T>(size, name)?;
-    // SAFETY: `size` bytes are writable there by the caller's promise; at most the struct's own are read. Bytes that a newer
-    // header knows and this library does not become zero.
-    unsafe {
-        let target = pointer.cast::<u8>();
-        std::ptr::copy_nonoverlapping(
-            std::ptr::from_ref(value).cast::<u8>(),
-            target,
-            size.min(size_of::<T>()),
-        );
-        if size > size_of::<T>() {
-            target
-                .add(size_of::<T>())
-                .write_bytes(0, size - size_of::<T>());
-        }
-    }
+    // SAFETY: `size` bytes are writable there by the caller's promise.
+    unsafe { copy_struct(value, pointer.cast(), size) };
     Ok(())
+}
+
+/// Copies as much of a struct as there is room for. Bytes that a newer header knows and this library does not become zero.
+///
+/// # Safety
+/// `size` bytes at `target` are writable.
+pub(crate) unsafe fn copy_struct<T: Growing>(value: &T, target: *mut u8, size: usize) {
+    let known = size.min(size_of::<T>());
+    // SAFETY: the caller's promise; at most the struct's own bytes are read.
+    unsafe {
+        std::ptr::copy_nonoverlapping(std::ptr::from_ref(value).cast::<u8>(), target, known);
+        target.add(known).write_bytes(0, size - known);
+    }
+}
+
+/// Reads a struct of `size` bytes: what an older header did not know is zero.
+///
+/// # Safety
+/// `size` bytes at `source` are readable.
+pub(crate) unsafe fn paste_struct<T: Growing>(source: *const u8, size: usize) -> T {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let known = size.min(size_of::<T>());
+    // SAFETY: the caller's promise, and a `T` is valid for any bytes.
+    unsafe {
+        std::ptr::copy_nonoverlapping(source, value.as_mut_ptr().cast::<u8>(), known);
+        value.assume_init()
+    }
 }
 
 /// Most bytes that a struct of a later version may have.
 pub(crate) const STRUCT_BYTES_MAX: usize = 4_096;
 
-/// Holds the size of a struct that the library writes to what may be: this library's, or that of a newer header.
-pub(crate) fn check_struct_size<T>(size: usize, name: &str) -> Result<(), Fault> {
-    if (size_of::<T>()..=STRUCT_BYTES_MAX).contains(&size) {
+/// Holds the size of a struct to what may be: this library's, or that of an older or a newer header.
+pub(crate) fn check_struct_size<T: Growing>(size: usize, name: &str) -> Result<(), Fault> {
+    if (T::FIRST_BYTES..=STRUCT_BYTES_MAX).contains(&size) {
         Ok(())
     } else {
         Err(Fault::structure(format!(
-            "{name}: expected the size of the struct, {} bytes or up to {STRUCT_BYTES_MAX} of a newer header, found {size}",
-            size_of::<T>()
+            "{name}: expected the size of the struct, {} bytes (as of other headers: {} to {STRUCT_BYTES_MAX}), found {size}",
+            size_of::<T>(),
+            T::FIRST_BYTES
         )))
     }
 }
@@ -323,4 +389,78 @@ pub(crate) fn name_of(field: &[c_char]) -> Result<&str, Fault> {
         .ok()
         .and_then(|text| text.to_str().ok())
         .ok_or_else(|| Fault::text("a name: expected UTF-8 with a NUL at its end".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A struct that had two fields in the first header and has a third one now.
+    #[repr(C)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    struct Grown {
+        first: u64,
+        second: u64,
+        later: u64,
+    }
+
+    // SAFETY: three numbers.
+    unsafe impl Growing for Grown {
+        const FIRST_BYTES: usize = 16;
+    }
+
+    const GROWN: Grown = Grown {
+        first: 1,
+        second: 2,
+        later: 3,
+    };
+
+    #[test]
+    fn a_program_of_an_older_header_gets_the_fields_that_it_knows() {
+        let mut room = [0xee_u64; 4];
+        // SAFETY: there is room for more than these bytes, three times.
+        unsafe {
+            write_struct(&GROWN, room.as_mut_ptr().cast(), 16, "grown").unwrap();
+            assert_eq!(room, [1, 2, 0xee, 0xee]);
+            write_struct(&GROWN, room.as_mut_ptr().cast(), 24, "grown").unwrap();
+            assert_eq!(room, [1, 2, 3, 0xee]);
+            write_struct(&GROWN, room.as_mut_ptr().cast(), 32, "grown").unwrap();
+            assert_eq!(room, [1, 2, 3, 0]);
+        }
+    }
+
+    #[test]
+    fn what_an_older_header_did_not_know_is_read_as_zero() {
+        let room = [1_u64, 2, 3, 4];
+        // SAFETY: there are 32 bytes.
+        let read = |size| unsafe { paste_struct::<Grown>(room.as_ptr().cast(), size) };
+        assert_eq!(read(16), Grown { later: 0, ..GROWN });
+        assert_eq!(read(24), GROWN);
+        assert_eq!(read(32), GROWN);
+    }
+
+    #[test]
+    fn sizes_that_no_header_had_are_refused() {
+        for size in [16, 17, 24, STRUCT_BYTES_MAX] {
+            assert!(check_struct_size::<Grown>(size, "grown").is_ok(), "{size}");
+        }
+        for size in [0, 8, 15, STRUCT_BYTES_MAX + 1, usize::MAX] {
+            let fault = check_struct_size::<Grown>(size, "grown").unwrap_err();
+            assert_eq!(fault.status, crate::status::TLLM_ERR_STRUCT);
+            assert!(fault.text.contains("24 bytes"), "{}", fault.text);
+        }
+    }
+
+    #[test]
+    fn a_panic_becomes_a_status_and_a_text_and_its_place_is_told_once() {
+        let status = guard(|| panic!("an expected number"));
+        assert_eq!(status, TLLM_ERR_PANIC);
+        assert_eq!(
+            last_error(),
+            (TLLM_ERR_PANIC, "an expected number".to_owned())
+        );
+        let place = take_panic_place().unwrap_or_default();
+        assert!(place.contains("boundary.rs:"), "{place}");
+        assert_eq!(take_panic_place(), None);
+    }
 }

@@ -10,13 +10,14 @@ use std::path::Path;
 use trafficllm::{Endpoints, FlowInfo, Outcome, OutcomeJson, Sink, Subject};
 
 use crate::boundary::{
-    check_struct_size, fill_name, guard, name_of, text, write_struct, write_text,
+    check_struct_size, copy_struct, fill_name, growing, guard, name_of, paste_struct, text,
+    write_struct, write_text,
 };
 use crate::engine::{engine_of, tllm_engine};
 use crate::fault::Fault;
 use crate::model::TLLM_MODEL_ID_BYTES;
 use crate::status::*;
-use crate::verdict::{entries_of_outcome, read_entries, tllm_verdict, verdicts_of};
+use crate::verdict::{Apart, entries_of_outcome, read_entries, tllm_verdict, verdicts_of};
 
 /// The subject is a flow of a capture.
 pub const TLLM_SUBJECT_FLOW: u32 = 1;
@@ -87,8 +88,10 @@ pub struct tllm_capture_report {
     pub reserved: [u64; 4],
 }
 
-/// Takes the verdicts on one flow or request: `count` entries at `verdicts`. Both pointers are valid until the callback returns. Another
-/// value than 0 ends the reading.
+growing!(tllm_subject = 184 or 184, tllm_capture_report = 104 or 104);
+
+/// Takes the verdicts on one flow or request: `count` entries at `verdicts`, as far apart as the `verdict_size` that was given. Both
+/// pointers are valid until the callback returns. Another value than 0 ends the reading.
 ///
 /// It is called on the thread that called tllm_capture_detect, in the order in which flows end. It may call every function of the
 /// library. It must not throw or jump out.
@@ -110,6 +113,10 @@ struct Forward {
     profile: String,
     model_id: String,
     entries: Vec<tllm_verdict>,
+    /// The subject and the entries as the host's header has them.
+    subject_size: usize,
+    subject: Vec<u64>,
+    apart: Apart,
     is_cancelled: bool,
 }
 
@@ -122,13 +129,21 @@ impl Sink for Forward {
             &self.model_id,
             &mut self.entries,
         );
+        // SAFETY: the list has `subject_size` bytes.
+        unsafe {
+            copy_struct(
+                &subject,
+                self.subject.as_mut_ptr().cast(),
+                self.subject_size,
+            )
+        };
         // SAFETY: the caller of `tllm_capture_detect` has vouched for callback and pointer; subject and entries live until it
         // returns.
         let answer = unsafe {
             (self.callback)(
                 self.user,
-                &raw const subject,
-                self.entries.as_ptr(),
+                self.subject.as_ptr().cast(),
+                self.apart.lay(&self.entries),
                 self.entries.len(),
             )
         };
@@ -143,11 +158,12 @@ impl Sink for Forward {
 
 /// Reads a file to its end and gives the verdicts on every flow to `callback`, with `user` handed on, as the command
 /// `trafficllm detect` does: pcap or pcapng, plain or gzip; of a file that ends in ".jsonl" the HTTP requests in the key "request" of its
-/// lines. The model that is active when it begins judges all of it. `report` may be NULL; `report_size` is sizeof(tllm_capture_report).
+/// lines. The model that is active when it begins judges all of it. `subject_size` is sizeof(tllm_subject), `verdict_size`
+/// sizeof(tllm_verdict), `report_size` sizeof(tllm_capture_report); `report` may be NULL.
 /// It waits for the engine, which must have been started unless "engine.workers" is 0.
 ///
 /// Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
 /// its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
 /// TLLM_ERR_FORKED.
 ///
@@ -158,6 +174,8 @@ impl Sink for Forward {
 pub unsafe extern "C" fn tllm_capture_detect(
     engine: *mut tllm_engine,
     path: *const c_char,
+    subject_size: usize,
+    verdict_size: usize,
     callback: tllm_subject_callback,
     user: *mut c_void,
     report: *mut tllm_capture_report,
@@ -170,6 +188,8 @@ pub unsafe extern "C" fn tllm_capture_detect(
         if !report.is_null() {
             check_struct_size::<tllm_capture_report>(report_size, "report")?;
         }
+        check_struct_size::<tllm_subject>(subject_size, "subject_size")?;
+        let apart = Apart::new(verdict_size)?;
         let state = engine_of(engine)?;
         let engine = state.get()?;
         let file = File::open(path)
@@ -181,6 +201,9 @@ pub unsafe extern "C" fn tllm_capture_detect(
             profile: String::new(),
             model_id: String::new(),
             entries: Vec::new(),
+            subject_size,
+            subject: vec![0; subject_size.div_ceil(size_of::<u64>())],
+            apart,
             is_cancelled: false,
         });
         let (generation, model) = (detection.generation(), detection.model());
@@ -273,9 +296,13 @@ pub unsafe extern "C" fn tllm_subject_json(
             ));
         }
         check_struct_size::<tllm_subject>(subject_size, "subject")?;
-        // SAFETY: the caller's promise; a subject is valid for any bytes.
-        let (subject, entries) =
-            unsafe { (subject.read(), read_entries(verdicts, verdict_size, count)?) };
+        // SAFETY: the caller's promise.
+        let (subject, entries): (tllm_subject, _) = unsafe {
+            (
+                paste_struct(subject.cast(), subject_size),
+                read_entries(verdicts, verdict_size, count)?,
+            )
+        };
         let verdicts = verdicts_of(&entries)?;
         let outcome = Outcome {
             source: 0,

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use trafficllm::{SettingError, Settings};
 
-use crate::boundary::{Output, guard, text, write_struct, write_text};
+use crate::boundary::{Output, growing, guard, text, write_struct, write_text};
 use crate::fault::Fault;
 use crate::handle::{Exclusive, Table};
 use crate::status::{TLLM_END, TLLM_ERR_KEY, TLLM_ERR_VALUE, TLLM_OK};
@@ -34,12 +34,16 @@ pub struct tllm_option {
     pub minimum: u64,
     /// Largest integer.
     pub maximum: u64,
+    /// Zero.
+    pub reserved: [u64; 2],
 }
+
+growing!(tllm_option = 72 or 52);
 
 const KIND: &str = "config";
 /// Most configs at a time.
 const CONFIGS_MAX: u32 = 4_096;
-static CONFIGS: Table<Box<Settings>> = Table::new(1, CONFIGS_MAX);
+static CONFIGS: Table<Box<Settings>, 4> = Table::new(1, CONFIGS_MAX);
 
 /// The settings of a handle, or the default ones for NULL.
 pub(crate) fn settings_of(config: *const tllm_config) -> Result<Settings, Fault> {
@@ -49,7 +53,7 @@ pub(crate) fn settings_of(config: *const tllm_config) -> Result<Settings, Fault>
     find(config).map(|settings| Settings::clone(&settings))
 }
 
-fn find(config: *const tllm_config) -> Result<Exclusive<'static, Box<Settings>>, Fault> {
+fn find(config: *const tllm_config) -> Result<Exclusive<'static, Box<Settings>, 4>, Fault> {
     CONFIGS
         .exclusive(config.addr())
         .map_err(|error| Fault::handle(KIND, error))
@@ -152,6 +156,7 @@ pub unsafe extern "C" fn tllm_config_option(
             default_value: texts.default_value.as_ptr(),
             minimum: info.minimum,
             maximum: info.maximum,
+            reserved: [0; 2],
         };
         // SAFETY: the caller's promise.
         unsafe { write_struct(&described, option, size, "option") }?;
@@ -161,7 +166,7 @@ pub unsafe extern "C" fn tllm_config_option(
 
 /// Frees a config; NULL is nothing to do.
 ///
-/// Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY.
+/// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_config_free(config: *mut tllm_config) -> i32 {
     guard(|| {

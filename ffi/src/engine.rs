@@ -2,21 +2,20 @@
 
 use std::ffi::c_char;
 use std::mem::ManuallyDrop;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use trafficllm::{Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
 
-use crate::boundary::{Output, guard, text, write_struct, write_text};
+use crate::boundary::{Output, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::fork::forks;
 use crate::handle::Table;
-use crate::model::{handle_of, model_of, tllm_model};
+use crate::model::{handle_of, load, model_of, tllm_model};
 use crate::signals::SignalsBlocked;
-use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_OK, TLLM_RUNNING};
+use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_ERR_LIMIT, TLLM_OK, TLLM_RUNNING};
 
 /// An engine: a model at work. Any number of threads use it at the same time. Sessions, flows and calls under way keep what they use
 /// of it alive after its handle is freed.
@@ -58,18 +57,30 @@ pub struct tllm_counters {
     pub worker_panics: u64,
     /// Live flow handles of the engine.
     pub flows: u64,
+    /// Packets of the flows that were freed; so are the three that follow.
+    pub packets: u64,
+    /// Packets that were counted only, because their flow kept no more.
+    pub packets_beyond_limit: u64,
+    /// Payload bytes of kept packets that found no room.
+    pub payload_bytes_cut: u64,
+    /// Packets whose time was before that of the packet before.
+    pub time_backwards: u64,
     /// Zero.
     pub reserved: [u64; 4],
 }
 
-/// What an engine holds in memory, in bytes.
+/// What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_memory {
-    /// Weights and adapters of the models that are alive; shared by all engines.
+    /// Weights and adapters of the active model; shared by all engines.
     pub model_bytes: u64,
+    /// The same of models that were replaced and have flows to finish.
+    pub retired_bytes: u64,
     /// Buffers of the workers.
     pub worker_bytes: u64,
+    /// Buffers of the sessions that judge synchronously.
+    pub classifier_bytes: u64,
     /// The queue, and what the sessions have reserved.
     pub queue_bytes: u64,
     /// The most that the live flows of the engine can take.
@@ -77,6 +88,31 @@ pub struct tllm_memory {
     /// Zero.
     pub reserved: [u64; 4],
 }
+
+/// How long flows and requests took from submission to their verdicts, since the engine was made.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct tllm_latency {
+    /// Flows and requests judged.
+    pub count: u64,
+    /// Sum of their times in microseconds.
+    pub sum_us: u64,
+    /// Half of them took at most so many microseconds. This and what follows is read off the histogram that tllm_engine_metrics
+    /// writes: right to within its steps, and at most 10 seconds.
+    pub median_us: u64,
+    /// Nine of ten took at most so many microseconds.
+    pub p90_us: u64,
+    /// 99 of a hundred took at most so many microseconds.
+    pub p99_us: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+growing!(
+    tllm_counters = 176 or 176,
+    tllm_memory = 80 or 80,
+    tllm_latency = 72 or 72,
+);
 
 /// [`RecorderCounters`] that several threads add to.
 #[derive(Debug, Default)]
@@ -154,25 +190,41 @@ impl EngineState {
         self.flow_config
     }
 
-    pub(crate) fn flows_max(&self) -> usize {
-        self.settings.flows_max()
-    }
-
     /// Room for verdicts that every answer fits into.
     pub(crate) fn verdicts_max(&self) -> usize {
         self.engine.verdicts_max().max(1)
     }
 
-    /// Counts one flow more, as long as the limit allows, or one less.
-    pub(crate) fn count_flow(&self, more: bool) -> bool {
-        let limit = self.flows_max();
+    /// Takes the place and the memory of one flow more, as far as limit and budget allow.
+    pub(crate) fn take_flow(&self) -> Result<(), Fault> {
+        let limit = self.settings.flows_max();
         let counted = self
             .flows
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| match more {
-                true => (flows < limit).then_some(flows + 1),
-                false => flows.checked_sub(1),
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| {
+                (flows < limit).then_some(flows + 1)
             });
-        counted.is_ok()
+        counted.map_err(|_| {
+            Fault::new(
+                TLLM_ERR_LIMIT,
+                format!("flow: expected at most engine.flows_max = {limit} at a time"),
+            )
+        })?;
+        let charged = self.engine.charge_flow_bytes(self.flow_bytes_max());
+        charged.map_err(|error| {
+            self.flows.fetch_sub(1, Ordering::Relaxed);
+            error.into()
+        })
+    }
+
+    /// Gives back what [`Self::take_flow`] has taken.
+    pub(crate) fn release_flow(&self) {
+        self.flows.fetch_sub(1, Ordering::Relaxed);
+        self.engine.release_flow_bytes(self.flow_bytes_max());
+    }
+
+    /// The most that a flow can take, in bytes.
+    fn flow_bytes_max(&self) -> usize {
+        FlowRecorder::bytes_max(&self.flow_config)
     }
 
     fn stop(&self, timeout: Duration) -> Result<i32, Fault> {
@@ -199,7 +251,7 @@ impl Drop for EngineState {
 const KIND: &str = "engine";
 /// Most engines at a time.
 const ENGINES_MAX: u32 = 1_024;
-static ENGINES: Table<Arc<EngineState>> = Table::new(3, ENGINES_MAX);
+static ENGINES: Table<Arc<EngineState>, 1> = Table::new(3, ENGINES_MAX);
 
 /// The engine of a handle.
 pub(crate) fn engine_of(engine: *const tllm_engine) -> Result<Arc<EngineState>, Fault> {
@@ -261,9 +313,10 @@ pub extern "C" fn tllm_engine_start(engine: *mut tllm_engine) -> i32 {
 }
 
 /// Takes no more flows from now on, gives the workers `timeout_us` to judge those that wait, abandons the rest and ends the workers.
-/// Answers that have come can still be polled. Returns TLLM_ABANDONED if flows were abandoned, TLLM_RUNNING if workers were still in a
-/// batch when the time was over: they end after it, and calling again waits for them. Calls of other threads go on meanwhile.
+/// Answers that have come can still be polled, and sessions that wait are woken. Calls of other threads go on meanwhile.
 ///
+/// Returns TLLM_OK; TLLM_ABANDONED if flows were abandoned; TLLM_RUNNING if workers were still in a batch when the time was over: they
+/// end after it, and calling again waits for them.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_engine_stop(engine: *mut tllm_engine, timeout_us: u64) -> i32 {
@@ -287,8 +340,8 @@ pub unsafe extern "C" fn tllm_engine_activate(
         // SAFETY: the caller's promise.
         let path = unsafe { text(path, "path") }?;
         let state = engine_of(engine)?;
-        let level = state.settings.level()?;
-        state.get()?.activate_bundle(Path::new(path), level)?;
+        let engine = state.get()?;
+        engine.activate_with(|| load(path, &state.settings))?;
         Ok(TLLM_OK)
     })
 }
@@ -342,7 +395,7 @@ pub unsafe extern "C" fn tllm_engine_counters(
     guard(|| {
         let state = engine_of(engine)?;
         let engine = state.get()?;
-        let read = engine.counters();
+        let (read, packets) = (engine.counters(), state.packets.read());
         let described = tllm_counters {
             submitted: read.submitted,
             done: read.done,
@@ -358,10 +411,42 @@ pub unsafe extern "C" fn tllm_engine_counters(
             batches: read.batches,
             worker_panics: read.worker_panics,
             flows: state.flows.load(Ordering::Relaxed) as u64,
+            packets: packets.packets,
+            packets_beyond_limit: packets.packets_beyond_limit,
+            payload_bytes_cut: packets.payload_bytes_cut,
+            time_backwards: packets.time_backwards,
             reserved: [0; 4],
         };
         // SAFETY: the caller's promise.
         unsafe { write_struct(&described, counters, size, "counters") }?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Says how long verdicts took. `size` is sizeof(tllm_latency).
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `latency` is NULL or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_latency(
+    engine: *const tllm_engine,
+    latency: *mut tllm_latency,
+    size: usize,
+) -> i32 {
+    guard(|| {
+        let read = engine_of(engine)?.get()?.latency();
+        let described = tllm_latency {
+            count: read.count,
+            sum_us: read.sum_us,
+            median_us: read.quantile_us(0.5),
+            p90_us: read.quantile_us(0.9),
+            p99_us: read.quantile_us(0.99),
+            reserved: [0; 4],
+        };
+        // SAFETY: the caller's promise.
+        unsafe { write_struct(&described, latency, size, "latency") }?;
         Ok(TLLM_OK)
     })
 }
@@ -381,12 +466,13 @@ pub unsafe extern "C" fn tllm_engine_memory(
     guard(|| {
         let state = engine_of(engine)?;
         let read = state.get()?.memory();
-        let flows = state.flows.load(Ordering::Relaxed) as u64;
         let described = tllm_memory {
             model_bytes: read.model_bytes as u64,
-            worker_bytes: read.worker_bytes.iter().sum::<usize>() as u64,
+            retired_bytes: read.retired_bytes as u64,
+            worker_bytes: (read.worker_bytes.iter().sum::<usize>() + read.spare_bytes) as u64,
+            classifier_bytes: read.classifier_bytes as u64,
             queue_bytes: read.queue_bytes as u64,
-            flow_bytes: flows * FlowRecorder::bytes_max(&state.flow_config) as u64,
+            flow_bytes: read.flow_bytes as u64,
             reserved: [0; 4],
         };
         // SAFETY: the caller's promise.
@@ -395,8 +481,8 @@ pub unsafe extern "C" fn tllm_engine_memory(
     })
 }
 
-/// Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`, `size` and `needed` see "Texts that come out"
-/// above; the text grows by some bytes with its numbers, so leave room.
+/// Writes counters, memory and latencies in Prometheus' text format 0.0.4; packets are counted when their flow is freed. For `buffer`,
+/// `size` and `needed` see "Texts that come out" above; the text grows by some bytes with its numbers, so leave room.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
 ///

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use trafficllm::{Direction, Endpoints, FlowRecorder, HostPacket, RecorderCounters, TcpFlags};
 
-use crate::boundary::{Output, STRUCT_BYTES_MAX, bytes, guard, write_struct};
+use crate::boundary::{
+    Growing, Output, bytes, check_struct_size, growing, guard, paste_struct, write_struct,
+};
 use crate::engine::{EngineState, engine_of, tllm_engine};
 use crate::fault::Fault;
-use crate::handle::{Exclusive, PLACES_MAX, Table};
-use crate::status::{TLLM_ERR_LIMIT, TLLM_FLOW_FULL, TLLM_OK};
+use crate::handle::{CHUNK_PLACES, CHUNKS_MAX, Exclusive, Table};
+use crate::status::{TLLM_FLOW_FULL, TLLM_OK};
 
 /// The packet was sent by the side that sent the flow's first packet.
 pub const TLLM_FROM_INITIATOR: u8 = 0;
@@ -28,7 +30,7 @@ pub struct tllm_flow {
 pub struct tllm_flow_info {
     /// sizeof(tllm_flow_info), set by tllm_flow_info_init.
     pub struct_size: u32,
-    /// IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6.
+    /// IP protocol number: 6 TCP, 17 UDP, 1 ICMP, 58 ICMPv6; any number is taken, 0 as well.
     pub protocol: u8,
     /// 4 or 6: what the addresses are; 0 if they are not told.
     pub ip_version: u8,
@@ -95,6 +97,12 @@ pub struct tllm_flow_stats {
     pub reserved: [u64; 2],
 }
 
+growing!(
+    tllm_flow_info = 64 or 64,
+    tllm_packet = 56 or 48,
+    tllm_flow_stats = 64 or 64,
+);
+
 /// A flow of the host.
 pub(crate) struct FlowState {
     pub(crate) recorder: FlowRecorder,
@@ -108,15 +116,17 @@ pub(crate) struct FlowState {
 impl Drop for FlowState {
     fn drop(&mut self) {
         self.engine.packets.add(self.recorder.counters());
-        self.engine.count_flow(false);
+        self.engine.release_flow();
     }
 }
 
 const KIND: &str = "flow";
-static FLOWS: Table<Box<FlowState>> = Table::new(5, PLACES_MAX);
+static FLOWS: Table<Box<FlowState>, CHUNKS_MAX> = Table::new(5, CHUNKS_MAX as u32 * CHUNK_PLACES);
 
 /// The flow of a handle, for this call alone.
-pub(crate) fn flow_of(flow: *const tllm_flow) -> Result<Exclusive<'static, Box<FlowState>>, Fault> {
+pub(crate) fn flow_of(
+    flow: *const tllm_flow,
+) -> Result<Exclusive<'static, Box<FlowState>, CHUNKS_MAX>, Fault> {
     FLOWS
         .exclusive(flow.addr())
         .map_err(|error| Fault::handle(KIND, error))
@@ -180,7 +190,7 @@ pub unsafe extern "C" fn tllm_packet_init(packet: *mut tllm_packet, size: usize)
 /// Free it with tllm_flow_free.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`), TLLM_ERR_LIMIT ("engine.flows_max"),
-/// TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
+/// TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `info` is NULL or was prepared by tllm_flow_info_init; `flow` is NULL or can be written.
@@ -195,20 +205,10 @@ pub unsafe extern "C" fn tllm_flow_new(
         let (endpoints, output) = unsafe { (endpoints(info)?, Output::new(flow, KIND)?) };
         let engine = engine_of(engine)?;
         engine.get()?;
-        if !engine.count_flow(true) {
-            return Err(Fault::new(
-                TLLM_ERR_LIMIT,
-                format!(
-                    "flow: expected at most engine.flows_max = {} at a time",
-                    engine.flows_max()
-                ),
-            ));
-        }
+        engine.take_flow()?;
         let recorder =
             FlowRecorder::new(engine.flow_config(), endpoints).map_err(trafficllm::Error::from);
-        let recorder = recorder.inspect_err(|_| {
-            engine.count_flow(false);
-        })?;
+        let recorder = recorder.inspect_err(|_| engine.release_flow())?;
         let made = FLOWS.insert(Box::new(FlowState {
             recorder,
             before: RecorderCounters::default(),
@@ -242,7 +242,7 @@ pub unsafe extern "C" fn tllm_flow_feed(flow: *mut tllm_flow, packet: *const tll
 
 /// Empties a flow for another connection, in the same memory. Verdicts of the old one that are still under way are dropped.
 ///
-/// Errors: as tllm_flow_new.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (`ip_version`).
 ///
 /// # Safety
 /// `info` is NULL or was prepared by tllm_flow_info_init.
@@ -289,9 +289,13 @@ pub unsafe extern "C" fn tllm_flow_describe(
     })
 }
 
-/// Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned. NULL is nothing to do.
+/// Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned, unless it was submitted
+/// with tllm_session_submit_last. NULL is nothing to do.
 ///
-/// Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY (another thread is feeding it: it is not freed).
+/// The last flow or session of an engine whose handle is freed ends the engine, and waits for the batches that its workers are in: free
+/// the engine after them where that matters.
+///
+/// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_flow_free(flow: *mut tllm_flow) -> i32 {
     guard(|| {
@@ -307,7 +311,7 @@ pub extern "C" fn tllm_flow_free(flow: *mut tllm_flow) -> i32 {
 ///
 /// # Safety
 /// `pointer` is NULL, misaligned, or points to a u32 with the struct's size and so many readable bytes.
-unsafe fn read_struct<T: Copy>(pointer: *const T, name: &str) -> Result<T, Fault> {
+unsafe fn read_struct<T: Growing>(pointer: *const T, name: &str) -> Result<T, Fault> {
     if pointer.is_null() {
         return Err(Fault::null(name));
     }
@@ -318,25 +322,22 @@ unsafe fn read_struct<T: Copy>(pointer: *const T, name: &str) -> Result<T, Fault
     }
     // SAFETY: the caller's promise.
     let size = unsafe { pointer.cast::<u32>().read() } as usize;
-    if size != size_of::<T>() {
-        crate::boundary::check_struct_size::<T>(size, name)?;
-        debug_assert!(size <= STRUCT_BYTES_MAX);
+    if size == size_of::<T>() {
+        // SAFETY: the struct has the bytes of a `T` by the caller's promise, and is valid for any bytes.
+        return Ok(unsafe { pointer.read() });
+    }
+    check_struct_size::<T>(size, name)?;
+    if let Some(unknown) = size.checked_sub(size_of::<T>()) {
         // SAFETY: the struct has `size` bytes by the caller's promise.
-        let rest = unsafe {
-            bytes(
-                pointer.cast::<u8>().add(size_of::<T>()),
-                size - size_of::<T>(),
-                name,
-            )
-        }?;
+        let rest = unsafe { bytes(pointer.cast::<u8>().add(size_of::<T>()), unknown, name) }?;
         if rest.iter().any(|&byte| byte != 0) {
             return Err(Fault::structure(format!(
                 "{name}: a field of a newer header is set that this library does not know"
             )));
         }
     }
-    // SAFETY: the struct has at least the bytes of a `T`, and is valid for any bytes.
-    Ok(unsafe { pointer.read() })
+    // SAFETY: as above.
+    Ok(unsafe { paste_struct(pointer.cast(), size) })
 }
 
 /// # Safety

@@ -12,7 +12,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::boundary::guard;
+use crate::boundary::{guard, take_panic_place};
 use crate::fault::Fault;
 use crate::status::{TLLM_ERR_ARGUMENT, TLLM_ERR_BUSY, TLLM_OK};
 
@@ -69,7 +69,7 @@ thread_local! {
 /// callback before is not running any more and will not be called again. Until the first call the library is silent.
 ///
 /// Errors: TLLM_ERR_ARGUMENT (no such level), TLLM_ERR_BUSY (called from a log callback, or one has not returned for
-/// a second).
+/// a second: the callback before stays).
 ///
 /// # Safety
 /// The callback can be called with `user` by any thread until another one is set.
@@ -177,6 +177,12 @@ impl Subscriber for Forward {
         };
         let mut line = Line::default();
         event.record(&mut line);
+        if level == TLLM_LOG_ERROR
+            && let Some(place) = take_panic_place()
+        {
+            // Writing into a string does not fail.
+            let _written = write!(line.fields, " at={place}");
+        }
         let text = |text: &str| CString::new(text.replace('\0', " ")).unwrap_or_default();
         let (target, message) = (text(event.metadata().target()), text(&line.text()));
         // A message about a message would go round for ever.

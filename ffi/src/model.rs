@@ -4,9 +4,9 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
-use trafficllm::{Bundle, Model, Settings, TaskKind};
+use trafficllm::{Bundle, Error, Model, Settings, TaskKind};
 
-use crate::boundary::{Output, bytes, fill_name, guard, text, write_struct, write_text};
+use crate::boundary::{Output, bytes, fill_name, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::handle::Table;
@@ -69,10 +69,12 @@ pub struct tllm_task_info {
     pub reserved: [u64; 2],
 }
 
+growing!(tllm_model_info = 152 or 152, tllm_task_info = 96 or 96);
+
 const KIND: &str = "model";
 /// Most model handles at a time.
 const MODELS_MAX: u32 = 4_096;
-static MODELS: Table<Arc<Model>> = Table::new(2, MODELS_MAX);
+static MODELS: Table<Arc<Model>, 4> = Table::new(2, MODELS_MAX);
 
 /// The model of a handle.
 pub(crate) fn model_of(model: *const tllm_model) -> Result<Arc<Model>, Fault> {
@@ -89,9 +91,9 @@ pub(crate) fn handle_of(model: Arc<Model>) -> Result<*mut tllm_model, Fault> {
 }
 
 /// Opens a bundle with settings.
-pub(crate) fn open(path: &str, settings: &Settings) -> Result<Arc<Model>, Fault> {
-    let bundle = Bundle::open(Path::new(path)).map_err(trafficllm::Error::from)?;
-    Ok(Arc::new(Model::load(&bundle, settings.level()?)?))
+pub(crate) fn load(path: &str, settings: &Settings) -> Result<Arc<Model>, Error> {
+    let bundle = Bundle::open(Path::new(path))?;
+    Model::load(&bundle, settings.level()?).map(Arc::new)
 }
 
 /// Opens the bundle at `path`, a directory or a packed file: checks every hash, loads the weights, runs the self-test. It starts no
@@ -112,7 +114,7 @@ pub unsafe extern "C" fn tllm_model_open(
         // SAFETY: the caller's promise.
         let (path, output) = unsafe { (text(path, "path")?, Output::new(model, KIND)?) };
         crate::fork::forks();
-        output.write(handle_of(open(path, &settings_of(config)?)?)?);
+        output.write(handle_of(load(path, &settings_of(config)?)?)?);
         Ok(TLLM_OK)
     })
 }
@@ -173,7 +175,7 @@ pub unsafe extern "C" fn tllm_model_open_memory(
         own.extend_from_slice(data);
         crate::fork::forks();
         let settings = settings_of(config)?;
-        let bundle = Bundle::from_bytes(own).map_err(trafficllm::Error::from)?;
+        let bundle = Bundle::from_bytes(own).map_err(Error::from)?;
         output.write(handle_of(Arc::new(Model::load(
             &bundle,
             settings.level()?,
@@ -193,7 +195,7 @@ pub unsafe extern "C" fn tllm_model_verify(path: *const c_char, config: *const t
     guard(|| {
         // SAFETY: the caller's promise.
         let path = unsafe { text(path, "path") }?;
-        open(path, &settings_of(config)?)?;
+        load(path, &settings_of(config)?)?;
         Ok(TLLM_OK)
     })
 }

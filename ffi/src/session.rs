@@ -14,7 +14,7 @@ use crate::fault::Fault;
 use crate::flow::{flow_of, tllm_flow};
 use crate::handle::{Exclusive, Table};
 use crate::status::*;
-use crate::verdict::{Entries, entries_of, tllm_verdict};
+use crate::verdict::{Apart, Entries, TLLM_ANSWER_ENTRIES_MAX, entries_of, tllm_verdict};
 
 /// A thread's way into an engine: submits flows, takes answers. One thread at a time, which is checked; any number of sessions share an
 /// engine.
@@ -23,11 +23,11 @@ pub struct tllm_session {
     _opaque: [u8; 0],
 }
 
-/// Takes one answer: `count` entries at `verdicts`, which are the library's and valid until the callback returns. Another value than 0
-/// ends the taking; this answer counts as taken.
+/// Takes one answer: `count` entries at `verdicts`, which are the library's and valid until the callback returns. They lie as far apart
+/// as the `verdict_size` that was given. Another value than 0 ends the taking; this answer counts as taken.
 ///
-/// It is called on the thread that called the function it was given to. It may call every function of the library but those on the same
-/// session, which answer TLLM_ERR_BUSY. It must not throw or jump out.
+/// It is called on the thread that called the function it was given to. It may call every function of the library; those on the same
+/// session answer TLLM_ERR_BUSY, but for tllm_session_free. It must not throw or jump out.
 pub type tllm_verdict_callback = Option<
     unsafe extern "C" fn(user: *mut c_void, verdicts: *const tllm_verdict, count: usize) -> i32,
 >;
@@ -37,8 +37,10 @@ struct SessionState {
     /// Made with the first synchronous call.
     classifier: ManuallyDrop<Option<Classifier>>,
     bell: Arc<Bell>,
-    /// Empty between calls: only its memory is kept.
+    /// The entries of one answer; between calls only their memory is kept, but for one that `is_held`.
     entries: Vec<tllm_verdict>,
+    /// Whether `entries` is an answer that was taken from the engine and found no room at the host.
+    is_held: bool,
     min_packets: u64,
     engine: Arc<EngineState>,
 }
@@ -57,43 +59,43 @@ impl Drop for SessionState {
 }
 
 impl SessionState {
-    /// Gives answers that have come, up to the callback's end, and says how many. `fits` is asked before each.
-    fn take(
-        &mut self,
-        mut fits: impl FnMut() -> bool,
-        mut take: impl FnMut(&[tllm_verdict]) -> bool,
-    ) -> usize {
+    /// Gives answers that have come, as long as `take` wants more. What it does not take is kept for the next call.
+    fn take(&mut self, mut take: impl FnMut(&[tllm_verdict]) -> Taken) {
         // Before looking: an answer that comes after this rings again.
         self.bell.silence();
-        let Self {
-            submitter, entries, ..
-        } = self;
-        let mut answers = 0;
         loop {
-            if !fits() {
-                // What may be left shall be heard.
-                self.bell.ring();
-                return answers;
+            let Self {
+                submitter, entries, ..
+            } = self;
+            if !self.is_held {
+                let taken = submitter.poll_at_most(1, |answer| {
+                    entries.clear();
+                    entries_of(answer, answer.id, |entry| entries.push(*entry));
+                });
+                if taken == 0 {
+                    return;
+                }
             }
-            let mut goes_on = false;
-            let taken = submitter.poll_at_most(1, |answer| {
-                entries.clear();
-                entries_of(answer, answer.id, |entry| entries.push(*entry));
-                goes_on = take(entries);
-            });
-            answers += taken;
-            if taken == 0 {
-                return answers;
-            }
-            if !goes_on {
-                self.bell.ring();
-                return answers;
+            // Should the host's callback end in a defect, this answer counts as taken.
+            self.is_held = false;
+            match take(&self.entries) {
+                Taken::GoesOn => {}
+                Taken::Last => break,
+                Taken::NoRoom => {
+                    self.is_held = true;
+                    break;
+                }
             }
         }
+        // What may be left shall be heard.
+        self.bell.ring();
     }
 
     /// Waits for an answer, or does the work itself where the engine has no workers.
     fn sleep(&mut self, timeout_us: u64) -> Result<(), Fault> {
+        if self.is_held {
+            return Ok(());
+        }
         self.engine.get()?.run_pending();
         self.submitter.sleep(Duration::from_micros(timeout_us));
         Ok(())
@@ -108,15 +110,25 @@ impl SessionState {
     }
 }
 
+/// What became of an answer that the host was given.
+enum Taken {
+    /// It was taken.
+    GoesOn,
+    /// It was taken, and no more is wanted.
+    Last,
+    /// It was not taken: there is no room for it.
+    NoRoom,
+}
+
 const KIND: &str = "session";
 /// Most sessions at a time.
 const SESSIONS_MAX: u32 = 4_096;
-static SESSIONS: Table<Box<SessionState>> = Table::new(4, SESSIONS_MAX);
+static SESSIONS: Table<Box<SessionState>, 4> = Table::new(4, SESSIONS_MAX);
 
 /// The session of a handle, for this call alone, if its engine is in this process.
 fn session_of(
     session: *const tllm_session,
-) -> Result<Exclusive<'static, Box<SessionState>>, Fault> {
+) -> Result<Exclusive<'static, Box<SessionState>, 4>, Fault> {
     let found = SESSIONS
         .exclusive(session.addr())
         .map_err(|error| Fault::handle(KIND, error))?;
@@ -160,7 +172,9 @@ pub unsafe extern "C" fn tllm_session_new(
             submitter: ManuallyDrop::new(submitter),
             classifier: ManuallyDrop::new(None),
             bell,
-            entries: Vec::with_capacity(engine.verdicts_max()),
+            // For any model that may be activated.
+            entries: reserved(TLLM_ANSWER_ENTRIES_MAX)?,
+            is_held: false,
             min_packets: engine.settings().min_packets(),
             engine,
         }));
@@ -171,24 +185,50 @@ pub unsafe extern "C" fn tllm_session_new(
 }
 
 /// Puts a flow, as far as it has come, into the queue. It never waits: neither for a worker nor for a lock. What is judged is copied, so
-/// the flow can be fed on, submitted again or freed at once; if it is freed, its verdicts are dropped. `id` comes back with them.
+/// the flow can be fed on, submitted again or freed at once; if it is freed, its verdicts are dropped. `id` comes back with them. A flow
+/// of another engine is taken too: the engine of the session judges it.
 ///
-/// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so.
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
+/// it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
+/// TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_session_submit(
     session: *mut tllm_session,
     flow: *const tllm_flow,
     id: u64,
 ) -> i32 {
-    guard(|| {
-        let mut session = session_of(session)?;
-        let flow = flow_of(flow)?;
-        let record = flow.recorder.flow();
-        if record.packets < session.min_packets {
-            return Ok(TLLM_NEED_MORE);
-        }
-        status_of(session.submitter.submit_for(record, id, &flow.owner))
+    guard(|| submit(session, flow, id, false))
+}
+
+/// As tllm_session_submit, but for a flow that has come to its end: its verdicts come also when the flow is freed before them.
+///
+/// Returns and errors: as tllm_session_submit.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_session_submit_last(
+    session: *mut tllm_session,
+    flow: *const tllm_flow,
+    id: u64,
+) -> i32 {
+    guard(|| submit(session, flow, id, true))
+}
+
+/// `is_last`: whether the verdicts are wanted without the flow.
+fn submit(
+    session: *mut tllm_session,
+    flow: *const tllm_flow,
+    id: u64,
+    is_last: bool,
+) -> Result<i32, Fault> {
+    let mut session = session_of(session)?;
+    let flow = flow_of(flow)?;
+    let record = flow.recorder.flow();
+    if record.packets < session.min_packets {
+        return Ok(TLLM_NEED_MORE);
+    }
+    status_of(match is_last {
+        true => session.submitter.submit(record, id),
+        false => session.submitter.submit_for(record, id, &flow.owner),
     })
 }
 
@@ -214,7 +254,8 @@ pub unsafe extern "C" fn tllm_session_submit_request(
 }
 
 /// Takes the answers that have come, as many as fit whole: `count` gets the number of entries. It never waits. `verdict_size` is
-/// sizeof(tllm_verdict), `capacity` the entries that there is room for, at least as many as the model has tasks.
+/// sizeof(tllm_verdict), `capacity` the entries that there is room for: at least as many as the model has tasks;
+/// TLLM_ANSWER_ENTRIES_MAX is enough for every model. On TLLM_ERR_BUFFER `count` gets the entries that are needed.
 ///
 /// Returns TLLM_OK if there was an answer, TLLM_PENDING if not. Answers come in any order.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
@@ -234,7 +275,8 @@ pub unsafe extern "C" fn tllm_session_poll(
 }
 
 /// As tllm_session_poll, but where nothing has come yet it sleeps until something does, until `timeout_us` is over, or until nothing
-/// is under way. In an engine without workers it does the work itself.
+/// is under way. In an engine without workers it does the work itself, and a batch under way is finished also after the time is over.
+/// An engine that was not started yet gives nothing: the time passes.
 ///
 /// Returns and errors: as tllm_session_poll.
 ///
@@ -251,36 +293,39 @@ pub unsafe extern "C" fn tllm_session_wait(
 ) -> i32 {
     guard(|| {
         let mut session = session_of(session)?;
-        let most = session.engine.verdicts_max();
         // SAFETY: the caller's promise.
-        let (output, mut entries) = unsafe {
-            (
-                Output::new(count, "count")?,
-                Entries::new(verdicts, verdict_size, capacity, most)?,
-            )
+        let output = unsafe { Output::new(count, "count") }?;
+        let most = match session.is_held {
+            true => session.entries.len(),
+            false => session.engine.verdicts_max(),
         };
+        // SAFETY: the caller's promise.
+        let made = unsafe { Entries::new(verdicts, verdict_size, capacity, most) };
+        let mut entries = told_needed(made, most, &output)?;
         if timeout_us > 0 {
             session.sleep(timeout_us)?;
         }
-        let room = std::cell::Cell::new(entries.room());
-        session.take(
-            || room.get() >= most,
-            |answer| {
-                answer.iter().for_each(|entry| entries.push(entry));
-                room.set(entries.room());
-                true
-            },
-        );
+        session.take(|answer| {
+            if entries.room() < answer.len() {
+                return Taken::NoRoom;
+            }
+            answer.iter().for_each(|entry| entries.push(entry));
+            match entries.room() {
+                0 => Taken::Last,
+                _ => Taken::GoesOn,
+            }
+        });
         let found = entries.count;
         output.write(found);
         Ok(if found > 0 { TLLM_OK } else { TLLM_PENDING })
     })
 }
 
-/// As tllm_session_wait, but gives each answer to `callback`, with `user` handed on. `answers` may be NULL; else it gets their number.
+/// As tllm_session_wait, but gives each answer to `callback`, with `user` handed on. `verdict_size` is sizeof(tllm_verdict). `answers` may
+/// be NULL; else it gets their number.
 ///
 /// Returns TLLM_OK if there was an answer, TLLM_PENDING if not, TLLM_CANCELLED if the callback ended it.
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_FORKED.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_MEMORY, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// The callback can be called with `user` until this returns; `answers` is NULL or can be written.
@@ -288,6 +333,7 @@ pub unsafe extern "C" fn tllm_session_wait(
 pub unsafe extern "C" fn tllm_session_each(
     session: *mut tllm_session,
     timeout_us: u64,
+    verdict_size: usize,
     callback: tllm_verdict_callback,
     user: *mut c_void,
     answers: *mut usize,
@@ -296,19 +342,21 @@ pub unsafe extern "C" fn tllm_session_each(
         let callback = callback.ok_or_else(|| Fault::null("callback"))?;
         // SAFETY: the caller's promise.
         let output = unsafe { Output::optional(answers, "answers") }?;
+        let mut apart = Apart::new(verdict_size)?;
         let mut session = session_of(session)?;
         if timeout_us > 0 {
             session.sleep(timeout_us)?;
         }
-        let mut is_cancelled = false;
-        let found = session.take(
-            || true,
-            |entries| {
-                // SAFETY: the caller's promise; the entries live until the call returns.
-                is_cancelled = unsafe { callback(user, entries.as_ptr(), entries.len()) } != 0;
-                !is_cancelled
-            },
-        );
+        let (mut found, mut is_cancelled) = (0_usize, false);
+        session.take(|entries| {
+            found += 1;
+            // SAFETY: the caller's promise; the entries live until the call returns.
+            is_cancelled = unsafe { callback(user, apart.lay(entries), entries.len()) } != 0;
+            match is_cancelled {
+                true => Taken::Last,
+                false => Taken::GoesOn,
+            }
+        });
         if let Some(output) = output {
             output.write(found);
         }
@@ -321,7 +369,8 @@ pub unsafe extern "C" fn tllm_session_each(
 }
 
 /// Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
-/// ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer.
+/// ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
+/// a child of a fork ask again: it has one of its own.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
 ///
@@ -355,14 +404,16 @@ pub unsafe extern "C" fn tllm_session_in_flight(
     guard(|| {
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(flows, "flows") }?;
-        output.write(session_of(session)?.submitter.in_flight());
+        let session = session_of(session)?;
+        output.write(session.submitter.in_flight() + usize::from(session.is_held));
         Ok(TLLM_OK)
     })
 }
 
 /// Judges `count` flows on the calling thread, without the queue and whether the engine is started or not. The answers come in the order
 /// of the flows, each with the flow's index as `id`; the number of all entries goes to `entries`. `capacity` must be at least `count`
-/// times the number of the model's tasks. It waits for the model: not for the packet path.
+/// times the number of the model's tasks; on TLLM_ERR_BUFFER `entries` gets what is needed. Another error may leave some entries written.
+/// It waits for the model: not for the packet path.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (also for a flow that is named twice), TLLM_ERR_STRUCT, TLLM_ERR_BUFFER, TLLM_ERR_MEMORY,
 /// TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (more than 65,536 flows), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
@@ -382,15 +433,14 @@ pub unsafe extern "C" fn tllm_session_classify(
 ) -> i32 {
     guard(|| {
         let mut session = session_of(session)?;
-        let least = session.engine.verdicts_max().saturating_mul(count);
         // SAFETY: the caller's promise.
-        let (output, mut into, handles) = unsafe {
-            (
-                Output::new(entries, "entries")?,
-                Entries::new(verdicts, verdict_size, capacity, least)?,
-                handles(flows, count)?,
-            )
-        };
+        let (output, handles) =
+            unsafe { (Output::new(entries, "entries")?, handles(flows, count)?) };
+        // From here on the model stays the same to the end of the call.
+        let least = session.classifier()?.prepare().max(1).saturating_mul(count);
+        // SAFETY: the caller's promise.
+        let made = unsafe { Entries::new(verdicts, verdict_size, capacity, least) };
+        let mut into = told_needed(made, least, &output)?;
         let mut states = reserved(count)?;
         for &flow in handles {
             states.push(flow_of(flow)?);
@@ -440,15 +490,17 @@ pub unsafe extern "C" fn tllm_session_classify_request(
 ) -> i32 {
     guard(|| {
         let mut session = session_of(session)?;
-        let least = session.engine.verdicts_max();
         // SAFETY: the caller's promise.
-        let (output, mut into, request) = unsafe {
+        let (output, request) = unsafe {
             (
                 Output::new(entries, "entries")?,
-                Entries::new(verdicts, verdict_size, capacity, least)?,
                 bytes(request, size, "request")?,
             )
         };
+        let least = session.classifier()?.prepare().max(1);
+        // SAFETY: the caller's promise.
+        let made = unsafe { Entries::new(verdicts, verdict_size, capacity, least) };
+        let mut into = told_needed(made, least, &output)?;
         session.classifier()?.classify_request(request, |answer| {
             entries_of(answer, 0, |entry| into.push(entry));
         })?;
@@ -459,7 +511,7 @@ pub unsafe extern "C" fn tllm_session_classify_request(
 
 /// Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
 ///
-/// Errors: TLLM_ERR_HANDLE, TLLM_ERR_BUSY.
+/// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_session_free(session: *mut tllm_session) -> i32 {
     guard(|| {
@@ -468,6 +520,19 @@ pub extern "C" fn tllm_session_free(session: *mut tllm_session) -> i32 {
             drop(removed.map_err(|error| Fault::handle(KIND, error))?);
         }
         Ok(TLLM_OK)
+    })
+}
+
+/// Writes what is needed where the host's array is too small.
+fn told_needed(
+    made: Result<Entries, Fault>,
+    needed: usize,
+    output: &Output<usize>,
+) -> Result<Entries, Fault> {
+    made.inspect_err(|fault| {
+        if fault.status == TLLM_ERR_BUFFER {
+            output.put(needed);
+        }
     })
 }
 

@@ -4,7 +4,9 @@ use std::ffi::c_char;
 
 use trafficllm::{Answer, Judgement, Verdict, VerdictsJson};
 
-use crate::boundary::{STRUCT_BYTES_MAX, check_struct_size, fill_name, guard, name_of, write_text};
+use crate::boundary::{
+    check_struct_size, copy_struct, fill_name, growing, guard, name_of, paste_struct, write_text,
+};
 use crate::fault::Fault;
 use crate::model::{TLLM_LABEL_BYTES, TLLM_MODEL_ID_BYTES, TLLM_TASK_BYTES};
 use crate::status::*;
@@ -43,6 +45,8 @@ pub struct tllm_verdict {
     /// Zero.
     pub reserved: [u64; 2],
 }
+
+growing!(tllm_verdict = 280 or 280);
 
 impl tllm_verdict {
     const EMPTY: Self = Self {
@@ -137,8 +141,51 @@ fn fill(entry: &mut tllm_verdict, verdict: &Verdict<'_>) {
     fill_name(&mut entry.label_name, verdict.label);
 }
 
-/// Most entries of one answer: no bundle has more tasks.
-const ENTRIES_MAX: usize = 64;
+/// Most entries of one answer: no bundle has more tasks. Room for so many is enough for any answer of any model.
+pub const TLLM_ANSWER_ENTRIES_MAX: usize = 64;
+const _: () = assert!(TLLM_ANSWER_ENTRIES_MAX == trafficllm::TASKS_MAX);
+
+/// Gives a callback the entries of an answer as far apart as its header has them.
+pub(crate) struct Apart {
+    size: usize,
+    /// Memory for them with the alignment of a verdict; not used where the host's header is this library's.
+    words: Vec<u64>,
+}
+
+impl Apart {
+    /// For entries of `size` bytes.
+    pub(crate) fn new(size: usize) -> Result<Self, Fault> {
+        check_struct_size::<tllm_verdict>(size, "verdict_size")?;
+        if !size.is_multiple_of(align_of::<tllm_verdict>()) {
+            return Err(Fault::argument(format!(
+                "verdict_size: expected a multiple of {}, found {size}",
+                align_of::<tllm_verdict>()
+            )));
+        }
+        let mut words = Vec::new();
+        if size != size_of::<tllm_verdict>() {
+            let bytes = size * TLLM_ANSWER_ENTRIES_MAX;
+            let made = words.try_reserve_exact(bytes.div_ceil(size_of::<u64>()));
+            made.map_err(|_| Fault::memory("the entries of an answer", bytes))?;
+            words.resize(bytes.div_ceil(size_of::<u64>()), 0);
+        }
+        Ok(Self { size, words })
+    }
+
+    /// The first of the entries, for as long as neither they nor this changes.
+    pub(crate) fn lay(&mut self, entries: &[tllm_verdict]) -> *const tllm_verdict {
+        if self.words.is_empty() {
+            return entries.as_ptr();
+        }
+        debug_assert!(entries.len() <= TLLM_ANSWER_ENTRIES_MAX);
+        let first = self.words.as_mut_ptr().cast::<u8>();
+        for (index, entry) in entries.iter().take(TLLM_ANSWER_ENTRIES_MAX).enumerate() {
+            // SAFETY: there is memory for TLLM_ANSWER_ENTRIES_MAX entries of that size, and `index` is less.
+            unsafe { copy_struct(entry, first.add(index * self.size), self.size) };
+        }
+        first.cast_const().cast()
+    }
+}
 
 /// The host's array of verdicts, as far as it is filled.
 pub(crate) struct Entries {
@@ -195,19 +242,8 @@ impl Entries {
         if self.count >= self.capacity {
             return;
         }
-        // SAFETY: `count` is less than `capacity`, so that these `size` bytes are writable by the promise that `new` got. A newer
-        // header's further bytes become zero.
-        unsafe {
-            let target = self.first.add(self.count * self.size);
-            std::ptr::copy_nonoverlapping(
-                std::ptr::from_ref(entry).cast::<u8>(),
-                target,
-                size_of::<tllm_verdict>(),
-            );
-            target
-                .add(size_of::<tllm_verdict>())
-                .write_bytes(0, self.size - size_of::<tllm_verdict>());
-        }
+        // SAFETY: `count` is less than `capacity`, so that these `size` bytes are writable by the promise that `new` got.
+        unsafe { copy_struct(entry, self.first.add(self.count * self.size), self.size) };
         self.count += 1;
     }
 }
@@ -233,20 +269,14 @@ pub(crate) unsafe fn read_entries(
             "verdicts: the entries are not aligned".to_owned(),
         ));
     }
-    if count > ENTRIES_MAX {
+    if count > TLLM_ANSWER_ENTRIES_MAX {
         return Err(Fault::argument(format!(
-            "count: expected at most {ENTRIES_MAX}, the entries of one answer, found {count}"
+            "count: expected at most {TLLM_ANSWER_ENTRIES_MAX}, the entries of one answer, found {count}"
         )));
     }
-    // SAFETY: the caller's promise; a verdict is valid for any bytes.
-    let read = |index: usize| unsafe {
-        verdicts
-            .cast::<u8>()
-            .add(index * size)
-            .cast::<tllm_verdict>()
-            .read()
-    };
-    debug_assert!(size <= STRUCT_BYTES_MAX);
+    // SAFETY: the caller's promise.
+    let read =
+        |index: usize| unsafe { paste_struct(verdicts.cast::<u8>().add(index * size), size) };
     Ok((0..count).map(read).collect())
 }
 
@@ -256,6 +286,12 @@ pub(crate) fn verdicts_of(entries: &[tllm_verdict]) -> Result<Vec<Verdict<'_>>, 
         .iter()
         .filter(|entry| matches!(entry.status, TLLM_OK | TLLM_ABSTAINED));
     let named = judged.map(|entry| {
+        if !entry.score.is_finite() {
+            return Err(Fault::argument(format!(
+                "verdicts: score: expected a number, found {}",
+                entry.score
+            )));
+        }
         Ok(Verdict {
             task: name_of(&entry.task_name)?,
             label: name_of(&entry.label_name)?,

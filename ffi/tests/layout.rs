@@ -54,14 +54,15 @@ macro_rules! layout {
 
 fn structs() -> Vec<Struct> {
     layout! {
-        tllm_option { key, kind, unit, help, default_value, minimum, maximum }
+        tllm_option { key, kind, unit, help, default_value, minimum, maximum, reserved }
         tllm_model_info { id, profile, level, memory_bytes, tasks, tokens_max, reserved }
         tllm_task_info { name, kind, labels, threshold, reserved0, reserved }
         tllm_counters {
             submitted, done, shed, expired, abandoned, failed, in_flight, waiting, generation, activations, activations_failed,
-            batches, worker_panics, flows, reserved
+            batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards, reserved
         }
-        tllm_memory { model_bytes, worker_bytes, queue_bytes, flow_bytes, reserved }
+        tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
+        tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, reserved }
         tllm_flow_info {
             struct_size, protocol, ip_version, initiator_port, responder_port, reserved0, reserved1, initiator, responder, reserved
         }

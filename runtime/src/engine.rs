@@ -10,6 +10,7 @@ mod detection;
 #[cfg(any(test, feature = "faults"))]
 mod faults;
 mod generation;
+mod inline;
 mod judge;
 mod options;
 mod queue;
@@ -34,8 +35,8 @@ use trafficllm_traffic::{FlowConfig, RecorderCounters};
 use crate::error::Error;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use counters::Counts;
-use generation::try_lock;
+use counters::Swap;
+use inline::Inline;
 use shared::Shared;
 use worker::{Pool, Worker};
 
@@ -65,7 +66,7 @@ pub struct Engine {
     workers: usize,
     shared: Arc<Shared>,
     /// What runs the model on the caller's thread; `None` where there are workers.
-    inline: Option<Box<Mutex<Worker>>>,
+    inline: Option<Box<Inline>>,
     pool: Mutex<Pool>,
 }
 
@@ -81,13 +82,13 @@ impl Engine {
         let mut inline = None;
         let mut idle = VecDeque::new();
         if options.workers == 0 {
-            inline = Some(Box::new(Mutex::new(Worker::new(&shared, 0)?)));
+            inline = Some(Box::new(Inline::new(Worker::new(&shared, 0)?)));
         } else {
             for number in 0..options.workers {
                 idle.push_back(Worker::new(&shared, number)?);
             }
         }
-        shared.check_budget("the workers", 0)?;
+        shared.lock_making().check_budget("the workers", 0)?;
         Ok(Self {
             flows,
             workers: options.workers,
@@ -115,6 +116,9 @@ impl Engine {
     ///
     /// It does not wait longer than that for a worker that the system does not let run: such a worker is left behind, and ends by
     /// itself. It may be called again, to wait for that.
+    ///
+    /// Whoever sleeps in [`Submitter::wait`] returns, and every function that is told of answers ([`Engine::submitter_with`]) is called
+    /// once more, on this thread.
     pub fn stop(&self, timeout: Duration) -> Stopped {
         let now = Instant::now();
         // Longer than anybody waits, where the time has no end.
@@ -124,22 +128,23 @@ impl Engine {
         // Who is just starting workers has started them now.
         let is_own = self.lock_pool().is_own();
         if let Some(inline) = &self.inline {
-            // Another thread that is at work does what this one would.
-            let mut worker = try_lock(inline);
-            while worker.is_none() && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(1));
-                worker = try_lock(inline);
-            }
-            if let Some(mut worker) = worker {
+            let finish = |worker: &mut Worker| {
                 worker.run_waiting(Some(until));
                 worker.send_home();
+            };
+            // Another thread that is at work does what this one would; this one itself goes on when the stop has returned.
+            while inline.try_work(finish).is_none()
+                && !inline.is_own_work()
+                && Instant::now() < until
+            {
+                std::thread::sleep(Duration::from_millis(1));
             }
         } else if is_own {
             self.shared.wait_for_workers(until);
         }
-        self.shared.close();
-        let flows = self.shared.queue.abandon_all(until);
-        self.shared.add_sent_home(flows);
+        let is_first = self.shared.close();
+        self.shared.send_home_waiting(until);
+        self.shared.tell_stopped(until, is_first);
         let mut pool = self.lock_pool();
         let running_workers = if is_own {
             self.shared.running_workers()
@@ -158,26 +163,14 @@ impl Engine {
     }
 
     /// Lets another model judge what is submitted from now on, and gives back its number; the first model is 1. Flows that are under
-    /// way, and detections, end with the model that they began with, which is freed when the last of them is done.
+    /// way, and detections, end with the model that they began with. It is freed when the last of them is done: by a worker or, where none
+    /// runs, by the next [`Engine::run_pending`], `activate`, [`Engine::stop`] or the engine's end, and never by a [`Submitter`].
     ///
     /// # Errors
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
     /// fit, [`Error::Memory`], [`Error::Stopped`]. Nothing changes then, and [`EngineCounters::swaps_failed`] counts it.
     pub fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
-        let counts = &self.shared.counts;
-        let id = model.id().to_owned();
-        let activated = self.shared.activate(model);
-        match &activated {
-            Ok(generation) => {
-                Counts::add(&counts.swaps, 1);
-                tracing::info!(generation, id, "a model was activated");
-            }
-            Err(error) => {
-                Counts::add(&counts.swaps_failed, 1);
-                tracing::warn!(id, %error, "a model was refused; the model before goes on");
-            }
-        }
-        activated
+        self.activate_with(|| Ok(model))
     }
 
     /// Opens the bundle at `path`, verifies it, runs its self-test and lets it judge, as [`Engine::activate`] does.
@@ -186,12 +179,34 @@ impl Engine {
     /// Those of [`Bundle::open`], [`Model::load`] and [`Engine::activate`]. Nothing changes then, and
     /// [`EngineCounters::swaps_failed`] counts it.
     pub fn activate_bundle(&self, path: &Path, level: Level) -> Result<u64, Error> {
-        let opened = Bundle::open(path).map_err(Error::from);
-        match opened.and_then(|bundle| Model::load(&bundle, level)) {
-            Ok(model) => self.activate(Arc::new(model)),
+        self.activate_with(|| Model::load(&Bundle::open(path)?, level).map(Arc::new))
+    }
+
+    /// As [`Engine::activate`], with the model that `open` gives: whatever goes wrong in it counts as a model that was refused, a panic as
+    /// well.
+    ///
+    /// # Errors
+    /// Those of `open` and of [`Engine::activate`].
+    pub fn activate_with(
+        &self,
+        open: impl FnOnce() -> Result<Arc<Model>, Error>,
+    ) -> Result<u64, Error> {
+        let counts = &self.shared.counts;
+        let mut swap = Swap::new(counts);
+        let activated = open().and_then(|model| {
+            let id = model.id().to_owned();
+            let generation = self.shared.activate(model)?;
+            Ok((generation, id))
+        });
+        swap.is_done = activated.is_ok();
+        drop(swap);
+        match activated {
+            Ok((generation, id)) => {
+                tracing::info!(generation, id, "a model was activated");
+                Ok(generation)
+            }
             Err(error) => {
-                Counts::add(&self.shared.counts.swaps_failed, 1);
-                tracing::warn!(path = %path.display(), %error, "a bundle was refused; the model before goes on");
+                tracing::warn!(%error, "a model was refused; the model before goes on");
                 Err(error)
             }
         }
@@ -212,9 +227,10 @@ impl Engine {
         Submitter::new(&self.shared, self.shared.queue.waiting_max(), true, None)
     }
 
-    /// As [`Engine::submitter`]; `notify` is called when answers arrive and none were waiting to be taken. The thread that sends the
-    /// answers home calls it, a worker or the one that stops the engine: it must be quick, and wakes whoever polls. It may be
-    /// called once more shortly after the submitter was dropped.
+    /// As [`Engine::submitter`]; `notify` is called when answers arrive and none were waiting to be taken, and when the engine is stopped.
+    /// The thread that sends the answers home calls it, a worker, the one that stops the engine or, where that comes in between,
+    /// the one that submits: it must be quick, and wakes whoever polls. It may be called without a reason, and once more shortly
+    /// after the submitter was dropped.
     ///
     /// # Errors
     /// As [`Engine::submitter`].
@@ -233,13 +249,25 @@ impl Engine {
     }
 
     /// Without workers, judges all that waits in the queue, on this thread; gives back the number of flows. With workers there is
-    /// nothing to do, and it does nothing. One thread at a time does the work, another one waits for it.
+    /// nothing to do, and it does nothing.
+    ///
+    /// One thread at a time does the work. Called meanwhile, by another thread or by a function that the work calls (one that is told of
+    /// answers, the subscriber of the log), it does nothing and gives back 0 at once: who is at work goes on until nothing waits.
     pub fn run_pending(&self) -> usize {
-        // Panics of the work are caught before they could poison the lock.
-        self.inline.as_ref().map_or(0, |worker| {
-            let mut worker = worker.lock().unwrap_or_else(PoisonError::into_inner);
-            worker.run_waiting(None)
-        })
+        self.try_run_pending().unwrap_or(0)
+    }
+
+    /// As [`Engine::run_pending`]; `None` where a thread is at it already.
+    fn try_run_pending(&self) -> Option<usize> {
+        let inline = self.inline.as_ref()?;
+        inline.try_work(|worker| worker.run_waiting(None))
+    }
+
+    /// Whether this thread runs the model for the engine, further up.
+    fn is_own_work(&self) -> bool {
+        self.inline
+            .as_ref()
+            .is_some_and(|inline| inline.is_own_work())
     }
 
     /// What became of the flows that were submitted.
@@ -258,6 +286,20 @@ impl Engine {
     #[must_use]
     pub fn queue_depth(&self) -> usize {
         self.shared.queue.depth()
+    }
+
+    /// Counts the memory of a flow that the host begins to feed, [`trafficllm_traffic::FlowRecorder::bytes_max`] as a rule, for
+    /// [`EngineOptions::memory_bytes_max`]. It waits for nobody. What the engine makes at the same moment counts as made.
+    ///
+    /// # Errors
+    /// [`Error::MemoryBudget`]; nothing is counted then.
+    pub fn charge_flow_bytes(&self, bytes: usize) -> Result<(), Error> {
+        self.shared.charge_flow_bytes(bytes)
+    }
+
+    /// Takes back what [`Engine::charge_flow_bytes`] has counted, when the flow is freed; never more than that. It waits for nobody.
+    pub fn release_flow_bytes(&self, bytes: usize) {
+        self.shared.release_flow_bytes(bytes);
     }
 
     /// What the engine holds in memory.
@@ -280,11 +322,7 @@ impl Engine {
             queue_flows: self.queue_depth() as u64,
             live_flows,
             packets,
-            memory_bytes: &[
-                ("model", memory.model_bytes),
-                ("workers", memory.worker_bytes.iter().sum()),
-                ("queue", memory.queue_bytes),
-            ],
+            memory_bytes: &memory.parts(),
             latency: self.latency(),
         };
         metrics.to_string()
@@ -302,7 +340,9 @@ impl Engine {
         self.shared.generations.number()
     }
 
-    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them.
+    /// Most verdicts that an answer can have: the chosen tasks of the model that has had most of them. It never gets less, and every flow
+    /// that was submitted before this call has an answer of so many at most, whatever is activated later. For a
+    /// [`Classifier`], whose flows are submitted in the call itself, see [`Classifier::prepare`].
     #[must_use]
     pub fn verdicts_max(&self) -> usize {
         self.shared.generations.verdicts_max()
@@ -314,11 +354,24 @@ impl Engine {
         self.shared.faults.poison(id);
     }
 
+    /// Whoever makes tokens of the flow with this id, to submit or classify it, panics, from now on; `None` ends that.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn poison_encoding(&self, id: Option<u64>) {
+        self.shared.faults.poison_encoding(id);
+    }
+
     /// Whoever runs the flow with this id stands still in its batch, as if the system did not let it run, until this is called
     /// again; `None` ends that.
     #[cfg(any(test, feature = "faults"))]
     pub fn hold(&self, id: Option<u64>) {
         self.shared.faults.hold(id);
+    }
+
+    /// Whoever makes tokens of the flow with this id, to submit or classify it, stands still before that until this is called again;
+    /// `None` ends that.
+    #[cfg(any(test, feature = "faults"))]
+    pub fn hold_encoding(&self, id: Option<u64>) {
+        self.shared.faults.hold_encoding(id);
     }
 
     fn lock_pool(&self) -> MutexGuard<'_, Pool> {
@@ -333,6 +386,7 @@ impl Drop for Engine {
         // No lock: in a process that was forked off, it may be held by a thread that does not exist.
         let pool = self.pool.get_mut().unwrap_or_else(PoisonError::into_inner);
         pool.join_unless_given_up();
-        self.shared.queue.abandon_all(Instant::now());
+        self.shared.send_home_waiting(Instant::now());
+        self.shared.generations.try_release();
     }
 }

@@ -2,8 +2,8 @@
 
 use trafficllm_kernels::KernelError;
 use trafficllm_model::ModelError;
-use trafficllm_traffic::FlowConfigError;
 use trafficllm_traffic::token::TokenError;
+use trafficllm_traffic::{FlowConfigError, MemoryError, RecorderError};
 
 use crate::settings::SettingError;
 
@@ -87,6 +87,9 @@ pub enum Error {
     /// The engine was stopped: it judges nothing any more.
     #[error("the engine was stopped")]
     Stopped,
+    /// The engine has no workers and this thread is just judging for it: a detection that is called from within would wait for itself.
+    #[error("this thread is judging for the engine already: it cannot wait for its own work")]
+    OwnWork,
     /// What was asked for would exceed [`crate::EngineOptions::memory_bytes_max`].
     #[error(
         "{what}: expected at most {budget_bytes} bytes in all, as memory_bytes_max says, found {needed_bytes}"
@@ -99,7 +102,7 @@ pub enum Error {
         /// What the engine would then hold in bytes.
         needed_bytes: usize,
     },
-    /// The system has no memory for a part of the engine.
+    /// The system has no memory for a part of the engine, or for a flow that a host feeds.
     #[error("{what}: no memory for {bytes} bytes")]
     Memory {
         /// What it was for.
@@ -107,4 +110,13 @@ pub enum Error {
         /// How much.
         bytes: usize,
     },
+}
+
+impl From<RecorderError> for Error {
+    fn from(error: RecorderError) -> Self {
+        match error {
+            RecorderError::Config(error) => Self::FlowConfig(error),
+            RecorderError::Memory(MemoryError { what, bytes }) => Self::Memory { what, bytes },
+        }
+    }
 }

@@ -53,8 +53,9 @@ pub use model::Model;
 pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 pub use settings::{SettingError, SettingInfo, SettingKind, Settings};
 pub use trafficllm_kernels::Level;
+pub use trafficllm_model::limits::TASKS_MAX;
 pub use trafficllm_model::{Bundle, Manifest, ModelError, TaskKind};
 pub use trafficllm_traffic::{
     CaptureError, Direction, Endpoints, Flow, FlowConfig, FlowConfigError, FlowCounters,
-    FlowRecorder, HostPacket, RecorderCounters, Skip, SkipCounters, TcpFlags,
+    FlowRecorder, HostPacket, RecorderCounters, RecorderError, Skip, SkipCounters, TcpFlags,
 };

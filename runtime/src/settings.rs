@@ -475,7 +475,7 @@ static OPTIONS: [SettingInfo; 19] = [
         MEMORY,
         [0, 0, isize::MAX as u64],
         "bytes",
-        "Most memory of models, workers, queue and sessions together; 0 means no budget.",
+        "Most memory of models, workers, queue, sessions and flows together; 0 means no budget.",
     ),
     SettingInfo::integer(
         STOP_TIMEOUT,

@@ -10,13 +10,17 @@ mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use common::{FLOW_TASKS, captures, recorded_flows, small_bundle};
-use trafficllm::{Engine, EngineOptions, Flow, Judgement, Level, Model, Outcome, Sink};
+use trafficllm::{
+    Direction, Endpoints, Engine, EngineOptions, Flow, FlowConfig, FlowRecorder, HostPacket,
+    Judgement, Level, Model, Outcome, Sink, TcpFlags,
+};
 use trafficllm_model::{Item, Scratch};
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -151,7 +155,7 @@ fn submit(model: &Arc<Model>, flows: &[Flow], workers: usize, tasks: &[&str]) {
             }
         }
     };
-    // What makes tokens is the only thing that grows, and what it needs depends on the flows alone.
+    // Workers that have just been started allocate what the system's library needs for them.
     pass(flows.len());
     wait_for_threads_to_sleep();
     let memory = engine.memory();
@@ -167,6 +171,81 @@ fn submit(model: &Arc<Model>, flows: &[Flow], workers: usize, tasks: &[&str]) {
         "the reported memory is what is held"
     );
     assert_eq!(answers, engine.counters().done);
+}
+
+/// A flow with these packets of the initiator, an answer of the responder behind them.
+fn flow_of(payloads: &[&[u8]]) -> Flow {
+    let endpoints = Endpoints {
+        initiator: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        responder: IpAddr::V4(Ipv4Addr::BROADCAST),
+        initiator_port: 40_000,
+        responder_port: 80,
+        protocol: 6,
+    };
+    let config = FlowConfig {
+        max_packets: 1_024,
+        max_payload_bytes: 65_535,
+        max_payloads: 16,
+        ..FlowConfig::default()
+    };
+    let mut recorder = FlowRecorder::new(config, endpoints).unwrap();
+    let mut push = |direction, payload: &[u8]| {
+        recorder.push(&HostPacket {
+            direction,
+            time_ns: 0,
+            ip_bytes: 40 + payload.len() as u32,
+            payload_bytes: payload.len() as u32,
+            tcp_flags: TcpFlags(TcpFlags::ACK),
+            payload,
+        });
+    };
+    for payload in payloads {
+        push(Direction::FromInitiator, payload);
+    }
+    push(Direction::FromResponder, b"HTTP/1.1 200 OK\r\n\r\n");
+    recorder.flow().clone()
+}
+
+/// The first flow that a submitter ever sees may be the largest there is.
+fn submit_first(model: &Arc<Model>) {
+    let long = [b"POST /".as_slice(), &b"~^".repeat(6_000)].concat();
+    let body = b"x=1%20&".repeat(3_000);
+    let lines = "a: b\r\n".repeat(500);
+    let flows = [
+        flow_of(&[b"GET /a HTTP/1.1\r\n", b"Host: b\r\n", b"\r\n"]),
+        flow_of(&[
+            b"POST /a HTTP/1.1\r\n",
+            lines.as_bytes(),
+            b"\r\n",
+            &body,
+            &body,
+        ]),
+        flow_of(&[&long[..4_000], &long[4_000..]]),
+        flow_of(&[&long]),
+        // It begins like a request, and only the second packet shows that it is none.
+        flow_of(&[b"GET /no-version", b" at all\r\n\r\n"]),
+        flow_of(&[[0x16; 60_000].as_slice(); 16]),
+        flow_of(&[[b'~'; 1_400].as_slice(); 1_000]),
+    ];
+    for first in 0..flows.len() {
+        let engine = Engine::new(Arc::clone(model), EngineOptions::default()).unwrap();
+        let mut submitter = engine.submitter().unwrap();
+        let memory = engine.memory();
+        let allocated = allocations(|| {
+            for flow in flows[first..].iter().chain(&flows) {
+                submitter.submit(flow, 0).unwrap();
+            }
+        });
+        assert_eq!(allocated, 0, "flow {first} first");
+        let allocated = allocations(|| {
+            submitter.submit_request(&long, 0).unwrap();
+            submitter
+                .submit_request(b"GET / HTTP/1.1\r\n\r\n", 0)
+                .unwrap();
+        });
+        assert_eq!(allocated, 0, "a request after flow {first}");
+        assert_eq!(engine.memory(), memory);
+    }
 }
 
 /// Counts outcomes and verdicts.
@@ -245,6 +324,7 @@ fn nothing_is_allocated_for_a_flow() {
         submit(&model, &flows, workers, &FLOW_TASKS);
     }
     submit(&model, &flows, 0, &[]);
+    submit_first(&model);
     let per_flow = detect(&model);
     assert!(
         per_flow <= DETECTION_ALLOCATIONS_MAX,

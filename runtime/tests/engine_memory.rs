@@ -11,15 +11,21 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use common::{recorded_flows, small_bundle};
 use serde_json::Value;
 use trafficllm::limits::QUEUE_FLOWS_MAX;
-use trafficllm::{Engine, EngineOptions, Error, Judgement, Level, Model, ModelError};
+use trafficllm::{
+    Engine, EngineOptions, Error, Flow, Judgement, Level, Model, ModelError, SubmitError,
+};
 
 /// Allocations of this size and more are counted, and may fail.
 const LARGE_BYTES: usize = 1 << 14;
+
+/// The same where a slot is to fail, which is smaller.
+static COUNTED_BYTES: AtomicUsize = AtomicUsize::new(LARGE_BYTES);
 
 /// Large allocations until one fails; none does while it is negative.
 static LEFT: AtomicI64 = AtomicI64::new(-1);
@@ -28,7 +34,9 @@ struct Failing;
 
 impl Failing {
     fn fails(bytes: usize) -> bool {
-        bytes >= LARGE_BYTES && LEFT.load(SeqCst) >= 0 && LEFT.fetch_sub(1, SeqCst) == 0
+        bytes >= COUNTED_BYTES.load(SeqCst)
+            && LEFT.load(SeqCst) >= 0
+            && LEFT.fetch_sub(1, SeqCst) == 0
     }
 }
 
@@ -108,8 +116,8 @@ fn memory_that_is_refused_is_an_error() {
     assert!(failed >= 2, "{failed}");
     let empty = engine.memory();
     let (failed, mut submitter) = with_every_failure(|| engine.submitter());
-    // The lane, the free slots, and the answers on both sides.
-    assert_eq!(failed, 4);
+    // The lane, the free slots, the answers on both sides, and the room for encoding.
+    assert_eq!(failed, 5);
     let with_one = engine.memory();
     assert!(with_one.queue_bytes > empty.queue_bytes);
     let (failed, classifier) = with_every_failure(|| engine.classifier());
@@ -135,6 +143,41 @@ fn memory_that_is_refused_is_an_error() {
         detection.finish()
     });
     assert!(failed >= 1, "{failed}");
+    slots_of_a_classifier_that_cannot_grow(&first, second, &flows);
+}
+
+fn slots_of_a_classifier_that_cannot_grow(first: &Arc<Model>, second: Arc<Model>, flows: &[Flow]) {
+    let flows: Vec<&Flow> = flows.iter().take(7).collect();
+    let options = EngineOptions {
+        // All of them are one batch.
+        batch_tokens: 8_192,
+        ..EngineOptions::default()
+    };
+    let engine = Engine::new(Arc::clone(first), options).unwrap();
+    let mut classifier = engine.classifier().unwrap();
+    engine.activate(second).unwrap();
+    let mut judge = |count: usize, granted| {
+        COUNTED_BYTES.store(240 * 4, SeqCst);
+        LEFT.store(granted, SeqCst);
+        let mut answers = 0;
+        let judged = classifier.classify(&flows[..count], |_, _| answers += 1);
+        let has_failed = LEFT.swap(-1, SeqCst) < 0;
+        COUNTED_BYTES.store(LARGE_BYTES, SeqCst);
+        assert_eq!(has_failed, granted == 0);
+        (judged, answers)
+    };
+    // The first flow finds no room, and those after it are not tried.
+    assert_eq!(judge(5, 0), (Err(SubmitError::NoMemory), 0));
+    assert_eq!(engine.counters().shed, 5);
+    // Five slots have grown: the sixth flow finds no room.
+    assert_eq!(judge(5, 1_000), (Ok(()), 5));
+    assert_eq!(judge(7, 0), (Err(SubmitError::NoMemory), 5));
+    assert_eq!((engine.counters().done, engine.counters().shed), (10, 7));
+    engine.stop(Duration::ZERO);
+    assert_eq!(judge(7, 0), (Err(SubmitError::Closed), 0));
+    let counters = engine.counters();
+    assert_eq!((counters.done, counters.shed), (10, 7));
+    assert_eq!((counters.abandoned, counters.in_flight()), (7, 0));
 }
 
 struct Discard;

@@ -11,6 +11,7 @@ mod common;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -18,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use common::{FLOW_TASKS, capture, recorded_flows, small_bundle};
 use serde_json::Value;
-use trafficllm::limits::BATCH_TOKENS_MIN;
 use trafficllm::{
     Answer, Engine, EngineOptions, Error, Flow, Judgement, Level, Manifest, Model, Outcome, Sink,
     SubmitError, Submitter,
@@ -272,44 +272,6 @@ fn a_model_that_cannot_take_over_changes_nothing_and_is_counted() {
     }
 }
 
-#[test]
-fn a_memory_budget_is_kept_at_every_door() {
-    let model = with_threshold(0.0);
-    let unlimited = started(&model, EngineOptions::default());
-    let empty = unlimited.memory().total_bytes();
-    let with = |memory_bytes_max| EngineOptions {
-        memory_bytes_max,
-        ..EngineOptions::default()
-    };
-    let refused = |error: Option<Error>| {
-        let error = error.unwrap();
-        assert!(matches!(error, Error::MemoryBudget { .. }), "{error}");
-    };
-    refused(Engine::new(Arc::clone(&model), with(empty - 1)).err());
-    let engine = Engine::new(Arc::clone(&model), with(empty)).unwrap();
-    refused(engine.submitter().err());
-    refused(engine.classifier().err());
-    assert_eq!(engine.memory().total_bytes(), empty, "nothing was kept");
-    let submitter = unlimited.submitter().unwrap();
-    let one = unlimited.memory().total_bytes();
-    drop(submitter);
-    for (budget, fits) in [(one, true), (one - 1, false)] {
-        let engine = Engine::new(Arc::clone(&model), with(budget)).unwrap();
-        // One that is gone makes room for the next.
-        for _ in 0..2 {
-            assert_eq!(engine.submitter().is_ok(), fits);
-        }
-    }
-    let classifier = unlimited.classifier().unwrap();
-    let one = unlimited.memory().total_bytes();
-    drop(classifier);
-    assert_eq!(unlimited.memory().total_bytes(), empty);
-    let engine = Engine::new(Arc::clone(&model), with(one)).unwrap();
-    assert!(engine.classifier().is_ok());
-    let engine = Engine::new(Arc::clone(&model), with(one - 1)).unwrap();
-    refused(engine.classifier().err());
-}
-
 /// Waits for a model to be freed.
 fn is_freed(model: &Weak<Model>) -> bool {
     let end = Instant::now() + LONG;
@@ -317,6 +279,36 @@ fn is_freed(model: &Weak<Model>) -> bool {
         thread::sleep(Duration::from_millis(1));
     }
     model.strong_count() == 0
+}
+
+#[test]
+fn whatever_goes_wrong_in_opening_a_model_is_counted() {
+    let first = with_threshold(0.0);
+    let engine = started(&first, EngineOptions::default());
+    let folder = tempfile::tempdir().unwrap();
+    let missing = engine.activate_bundle(&folder.path().join("none"), Level::detect());
+    assert!(missing.is_err());
+    let broken = folder.path().join("broken.tllm");
+    let mut bytes = small_bundle(|_| ()).to_packed().unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&broken, bytes).unwrap();
+    assert!(engine.activate_bundle(&broken, Level::detect()).is_err());
+    let wrong = folder.path().join("wrong.tllm");
+    let bundle = small_bundle(|manifest| manifest.self_test[0].score += 0.1);
+    bundle.write_packed(&wrong).unwrap();
+    assert!(engine.activate_bundle(&wrong, Level::detect()).is_err());
+    let level = || Model::level_from_environment().and(Err(Error::Stopped));
+    assert!(matches!(engine.activate_with(level), Err(Error::Stopped)));
+    let panics = || engine.activate_with(|| panic!("in opening"));
+    assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+    let counters = engine.counters();
+    assert_eq!((counters.swaps, counters.swaps_failed), (0, 5));
+    assert_eq!((engine.generation(), engine.model().id()), (1, first.id()));
+    let good = folder.path().join("good.tllm");
+    small_bundle(|_| ()).write_packed(&good).unwrap();
+    assert_eq!(engine.activate_bundle(&good, Level::detect()).unwrap(), 2);
+    let counters = engine.counters();
+    assert_eq!((counters.swaps, counters.swaps_failed), (1, 5));
 }
 
 #[test]
@@ -343,6 +335,7 @@ fn a_model_is_freed_with_its_last_flow() {
         take_all(&engine, &mut busy, |answer| {
             assert_eq!(answer.generation, 1)
         });
+        engine.run_pending();
         assert!(is_freed(&freed), "with {count} workers");
         assert_eq!(engine.memory().retired_bytes, 0);
     }
@@ -369,6 +362,113 @@ fn a_model_is_freed_with_the_submitter_or_the_detection_that_held_it() {
         drop(submitter);
         engine.run_pending();
         assert!(is_freed(&freed), "with {count} workers");
+    }
+}
+
+#[test]
+fn no_submitter_frees_a_model() {
+    let second = with_threshold(1.0);
+    let flows = recorded_flows(&second);
+    // Who frees it: where there is no worker, and where the workers have ended.
+    type Free = fn(Engine);
+    let frees: [(usize, Free); 4] = [
+        (0, |engine| _ = engine.run_pending()),
+        (0, |engine| _ = engine.activate(engine.model()).unwrap()),
+        (1, |engine| _ = engine.stop(LONG)),
+        (1, drop),
+    ];
+    for ((count, free), drops) in frees
+        .into_iter()
+        .flat_map(|how| [(how, false), (how, true)])
+    {
+        let first = with_threshold(0.0);
+        let engine = started(&first, workers(count));
+        let freed = Arc::downgrade(&first);
+        drop(first);
+        let mut submitter = engine.submitter().unwrap();
+        submitter.submit(&flows[0], 0).unwrap();
+        let end = Instant::now() + LONG;
+        while engine.latency().count == 0 {
+            assert!(Instant::now() < end, "nobody judges");
+            engine.run_pending();
+        }
+        engine.activate(Arc::clone(&second)).unwrap();
+        if count > 0 {
+            engine.stop(LONG);
+        }
+        if drops {
+            drop(submitter);
+        } else {
+            assert_eq!(submitter.poll(|answer| assert_eq!(answer.generation, 1)), 1);
+        }
+        assert_eq!(freed.strong_count(), 1, "the submitter did not free it");
+        free(engine);
+        assert_eq!(freed.strong_count(), 0);
+    }
+}
+
+#[test]
+fn what_an_answer_can_hold_is_known_before_the_call() {
+    let large = with_threshold(0.0);
+    let small = model(|manifest| manifest.tasks.truncate(1));
+    let flows = recorded_flows(&large);
+    let engine = started(&small, EngineOptions::default());
+    let mut classifier = engine.classifier().unwrap();
+    let mut generation_of = |prepared: Option<usize>| {
+        let mut found = 0;
+        classifier
+            .classify(&[&flows[0]], |_, answer| {
+                let Judgement::Verdicts(verdicts) = answer.judgement else {
+                    panic!("{answer:?}");
+                };
+                assert!(prepared.is_none_or(|most| verdicts.len() <= most));
+                found = answer.generation;
+            })
+            .unwrap();
+        (found, classifier.prepare())
+    };
+    assert_eq!(generation_of(None), (1, 1));
+    assert_eq!(engine.verdicts_max(), 1);
+    engine.activate(Arc::clone(&large)).unwrap();
+    assert_eq!(generation_of(Some(1)), (1, 3), "it was prepared before");
+    assert_eq!(engine.verdicts_max(), 3);
+    engine.activate(Arc::clone(&small)).unwrap();
+    assert_eq!(generation_of(Some(3)), (2, 1));
+    assert_eq!(engine.verdicts_max(), 3, "it does not get less");
+    engine.activate(large).unwrap();
+    assert_eq!(generation_of(Some(1)), (3, 3));
+    // A request that is none uses it up as well.
+    engine.activate(small).unwrap();
+    let refused = classifier.classify_request(b"none", |_| panic!("an answer"));
+    assert!(matches!(refused, Err(SubmitError::NotARequest(_))));
+    classifier
+        .classify(&[&flows[0]], |_, answer| assert_eq!(answer.generation, 5))
+        .unwrap();
+}
+
+#[test]
+fn a_prepared_model_is_kept_for_the_call_and_no_longer() {
+    let second = with_threshold(1.0);
+    let flows = recorded_flows(&second);
+    for drops in [false, true] {
+        let first = with_threshold(0.0);
+        let engine = started(&first, EngineOptions::default());
+        let freed = Arc::downgrade(&first);
+        drop(first);
+        let mut classifier = engine.classifier().unwrap();
+        classifier.prepare();
+        engine.activate(Arc::clone(&second)).unwrap();
+        assert!(freed.strong_count() > 0, "the next call needs it");
+        if drops {
+            drop(classifier);
+        } else {
+            classifier.prepare();
+            classifier.prepare();
+            classifier
+                .classify(&[&flows[0]], |_, answer| assert_eq!(answer.generation, 2))
+                .unwrap();
+        }
+        assert!(is_freed(&freed));
     }
 }
 
@@ -409,46 +509,6 @@ fn slots_grow_for_a_model_that_looks_further() {
     engine.activate(Arc::clone(&first)).unwrap();
     judge(&of_first);
     assert_eq!(engine.memory().queue_bytes, after, "slots do not shrink");
-}
-
-#[test]
-fn the_buffers_for_a_larger_model_are_there_before_it_is() {
-    let look = |tokens: u64| {
-        model(|manifest| {
-            manifest.profile["max_tokens"] = Value::from(tokens);
-        })
-    };
-    let (first, second) = (look(60), look(300));
-    let options = |workers| EngineOptions {
-        workers,
-        batch_tokens: BATCH_TOKENS_MIN,
-        ..EngineOptions::default()
-    };
-    let engine = started(&first, options(0));
-    let before = engine.memory();
-    assert_eq!(before.spare_bytes, 0);
-    engine.activate(look(60)).unwrap();
-    assert_eq!(engine.memory(), before, "a model of the same size");
-    engine.activate(Arc::clone(&second)).unwrap();
-    assert!(engine.memory().spare_bytes > 0);
-    let mut submitter = engine.submitter().unwrap();
-    submitter.submit(&recorded_flows(&first)[0], 0).unwrap();
-    assert_eq!(engine.run_pending(), 1);
-    let after = engine.memory();
-    assert_eq!(after.spare_bytes, 0);
-    assert!(after.worker_bytes[0] > before.worker_bytes[0]);
-    // Workers that have nothing to do take them as well.
-    let engine = started(&first, options(3));
-    engine.activate(second).unwrap();
-    let end = Instant::now() + LONG;
-    while engine.memory().spare_bytes > 0 {
-        assert!(Instant::now() < end, "{:?}", engine.memory());
-        thread::yield_now();
-    }
-    while engine.memory().worker_bytes != [after.worker_bytes[0]; 3] {
-        assert!(Instant::now() < end, "{:?}", engine.memory());
-        thread::yield_now();
-    }
 }
 
 #[test]

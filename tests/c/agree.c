@@ -194,7 +194,7 @@ static void agree(tllm_engine *engine, const char *path)
     }
     tllm_capture_report report;
     others = 0;
-    OK(tllm_capture_detect(engine, path, compare, NULL, &report, sizeof report));
+    OK(tllm_capture_detect(engine, path, SIZES, compare, NULL, &report, sizeof report));
     CHECK(report.flows == flows + others);
     for (size_t at = 0; at < flows; at++) {
         CHECK(connections[at].matched == 1);

@@ -28,12 +28,11 @@ static void *find_it_in_use(void *unused)
     STATUS(TLLM_ERR_BUSY, tllm_session_submit_request(session, (const uint8_t *)"GET / HTTP/1.1\r\n\r\n", 18, 2));
     STATUS(TLLM_ERR_BUSY, tllm_session_poll(session, verdicts, sizeof verdicts[0], 8, &count));
     STATUS(TLLM_ERR_BUSY, tllm_session_wait(session, 1000000, verdicts, sizeof verdicts[0], 8, &count));
-    STATUS(TLLM_ERR_BUSY, tllm_session_each(session, 1000000, hold, NULL, &count));
+    STATUS(TLLM_ERR_BUSY, tllm_session_each(session, 1000000, sizeof(tllm_verdict), hold, NULL, &count));
     STATUS(TLLM_ERR_BUSY, tllm_session_fd(session, &descriptor));
     STATUS(TLLM_ERR_BUSY, tllm_session_in_flight(session, &count));
     STATUS(TLLM_ERR_BUSY, tllm_session_classify(session, flows, 1, verdicts, sizeof verdicts[0], 8, &count));
     STATUS(TLLM_ERR_BUSY, tllm_session_classify_request(session, (const uint8_t *)"GET / HTTP/1.1\r\n\r\n", 18, verdicts, sizeof verdicts[0], 8, &count));
-    STATUS(TLLM_ERR_BUSY, tllm_session_free(session));
     /* Flow and engine are not the session's. */
     feed(flow, 1, 1);
     (void)counters_of(engine);
@@ -48,7 +47,7 @@ static void a_session_in_use(void)
     CHECK(pthread_barrier_init(&barrier, NULL, 2) == 0);
     OK(tllm_session_submit(session, flow, 1));
     CHECK(pthread_create(&other, NULL, find_it_in_use, NULL) == 0);
-    OK(tllm_session_each(session, 1000000, hold, NULL, &answers));
+    OK(tllm_session_each(session, 1000000, sizeof(tllm_verdict), hold, NULL, &answers));
     CHECK(answers == 1);
     CHECK(pthread_join(other, NULL) == 0);
     CHECK(pthread_barrier_destroy(&barrier) == 0);

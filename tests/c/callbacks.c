@@ -34,30 +34,107 @@ static void each(void)
 {
     size_t answers = 88;
     given.thread = pthread_self();
-    STATUS(TLLM_PENDING, tllm_session_each(session, 0, count_answers, &given, &answers));
+    STATUS(TLLM_PENDING, tllm_session_each(session, 0, sizeof(tllm_verdict), count_answers, &given, &answers));
     CHECK(answers == 0);
-    STATUS(TLLM_PENDING, tllm_session_each(session, UINT64_MAX, count_answers, &given, NULL));
+    STATUS(TLLM_PENDING, tllm_session_each(session, UINT64_MAX, sizeof(tllm_verdict), count_answers, &given, NULL));
     submit(10);
-    OK(tllm_session_each(session, 1000000, count_answers, &given, &answers));
+    OK(tllm_session_each(session, 1000000, sizeof(tllm_verdict), count_answers, &given, &answers));
     CHECK(answers == 10 && given.answers == 10);
     /* Cancelled: the answer at which it was counts as taken, the others stay. */
     submit(10);
     given.answers = 0;
     given.stop_after = 4;
-    STATUS(TLLM_CANCELLED, tllm_session_each(session, 1000000, count_answers, &given, &answers));
+    STATUS(TLLM_CANCELLED, tllm_session_each(session, 1000000, sizeof(tllm_verdict), count_answers, &given, &answers));
     CHECK(answers == 4 && given.answers == 4);
     OK(tllm_session_in_flight(session, &answers));
     CHECK(answers == 6);
     given.stop_after = 0;
-    OK(tllm_session_each(session, 0, count_answers, &given, &answers));
+    OK(tllm_session_each(session, 0, sizeof(tllm_verdict), count_answers, &given, &answers));
     CHECK(answers == 6 && given.answers == 10);
     /* Cancelled at the last one. */
     submit(1);
     given.answers = 0;
     given.stop_after = 1;
-    STATUS(TLLM_CANCELLED, tllm_session_each(session, 1000000, count_answers, &given, &answers));
+    STATUS(TLLM_CANCELLED, tllm_session_each(session, 1000000, sizeof(tllm_verdict), count_answers, &given, &answers));
     CHECK(answers == 1);
-    STATUS(TLLM_PENDING, tllm_session_each(session, 1000000, count_answers, &given, &answers));
+    STATUS(TLLM_PENDING, tllm_session_each(session, 1000000, sizeof(tllm_verdict), count_answers, &given, &answers));
+}
+
+/* A program of a newer header: its structs are longer, and lie further apart. */
+struct newer_verdict {
+    tllm_verdict known;
+    uint64_t later[3];
+};
+struct newer_subject {
+    tllm_subject known;
+    uint64_t later;
+};
+
+static int32_t newer_answer(void *user, const tllm_verdict *verdicts, size_t count)
+{
+    const struct newer_verdict *entries = (const struct newer_verdict *)(const void *)verdicts;
+    (void)user;
+    CHECK(count == entries[0].known.entries);
+    for (size_t at = 0; at < count; at++) {
+        CHECK(entries[at].known.position == at && entries[at].known.id == entries[0].known.id);
+        CHECK(strlen(entries[at].known.task_name) > 0 && strlen(entries[at].known.model_id) == 16);
+        CHECK(entries[at].later[0] == 0 && entries[at].later[2] == 0);
+    }
+    given.answers += count > 1;
+    return 0;
+}
+
+static int32_t newer_outcome(void *user, const tllm_subject *subject, const tllm_verdict *verdicts, size_t count)
+{
+    const struct newer_subject *newer = (const struct newer_subject *)(const void *)subject;
+    CHECK(newer->later == 0 && newer->known.packets > 0 && strlen(newer->known.model_id) == 16);
+    return newer_answer(user, verdicts, count);
+}
+
+static void newer_header(void)
+{
+    tllm_capture_report report;
+    given.answers = 0;
+    OK(tllm_session_submit(session, flow, 1));
+    OK(tllm_session_each(session, 1000000, sizeof(struct newer_verdict), newer_answer, NULL, NULL));
+    CHECK(given.answers == 1);
+    OK(tllm_capture_detect(engine, path_of("captures/smtp.pcap"), sizeof(struct newer_subject), sizeof(struct newer_verdict), newer_outcome, NULL, &report, sizeof report));
+    CHECK(given.answers == 1 + report.flows);
+    STATUS(TLLM_ERR_STRUCT, tllm_session_each(session, 0, sizeof(tllm_verdict) - 1, newer_answer, NULL, NULL));
+    STATUS(TLLM_ERR_STRUCT, tllm_session_each(session, 0, 4104, newer_answer, NULL, NULL));
+    STATUS(TLLM_ERR_ARGUMENT, tllm_session_each(session, 0, sizeof(tllm_verdict) + 4, newer_answer, NULL, NULL));
+    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), sizeof(tllm_subject) - 1, sizeof(tllm_verdict), newer_outcome, NULL, NULL, 0));
+    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), sizeof(tllm_subject), 0, newer_outcome, NULL, NULL, 0));
+}
+
+/* A callback frees the session that it is called from: the handle ends at once, the session with the call. */
+static int32_t free_session(void *user, const tllm_verdict *verdicts, size_t count)
+{
+    tllm_verdict before = verdicts[0];
+    (void)count;
+    if (given.answers++ == 0) {
+        OK(tllm_session_free(user));
+    }
+    STATUS(TLLM_ERR_HANDLE, tllm_session_free(user));
+    STATUS(TLLM_ERR_HANDLE, tllm_session_submit(user, flow, 1));
+    CHECK(memcmp(&before, &verdicts[0], sizeof before) == 0);
+    return given.answers == 2;
+}
+
+static void freed_inside(void)
+{
+    tllm_session *ending = session_of(engine);
+    tllm_counters before = counters_of(engine);
+    size_t answers = 0;
+    for (uint64_t id = 0; id < 3; id++) {
+        OK(tllm_session_submit(ending, flow, id));
+    }
+    given.answers = 0;
+    STATUS(TLLM_CANCELLED, tllm_session_each(ending, 1000000, sizeof(tllm_verdict), free_session, ending, &answers));
+    CHECK(answers == 2);
+    STATUS(TLLM_ERR_HANDLE, tllm_session_free(ending));
+    tllm_counters after = counters_of(engine);
+    CHECK(after.done == before.done + 2 && after.abandoned == before.abandoned + 1 && after.in_flight == before.in_flight);
 }
 
 /* Everything that a callback may call; the calls on its own session are refused. */
@@ -72,16 +149,15 @@ static int32_t call_back(void *user, const tllm_verdict *verdicts, size_t count)
     FAILS(TLLM_ERR_BUSY, "session", tllm_session_submit(session, flow, 5));
     STATUS(TLLM_ERR_BUSY, tllm_session_poll(session, own, sizeof own[0], 8, &entries));
     STATUS(TLLM_ERR_BUSY, tllm_session_wait(session, UINT64_MAX, own, sizeof own[0], 8, &entries));
-    STATUS(TLLM_ERR_BUSY, tllm_session_each(session, UINT64_MAX, call_back, NULL, &entries));
+    STATUS(TLLM_ERR_BUSY, tllm_session_each(session, UINT64_MAX, sizeof(tllm_verdict), call_back, NULL, &entries));
     STATUS(TLLM_ERR_BUSY, tllm_session_classify(session, flows, 1, own, sizeof own[0], 8, &entries));
     STATUS(TLLM_ERR_BUSY, tllm_session_fd(session, &descriptor));
     STATUS(TLLM_ERR_BUSY, tllm_session_in_flight(session, &entries));
-    STATUS(TLLM_ERR_BUSY, tllm_session_free(session));
     /* Another session of the same engine, with a callback inside. */
     tllm_session *other = session_of(engine);
     given.answers = given.stop_after = 0;
     OK(tllm_session_submit(other, flow, 1));
-    OK(tllm_session_each(other, 10000000, count_answers, &given, &entries));
+    OK(tllm_session_each(other, 10000000, sizeof(tllm_verdict), count_answers, &given, &entries));
     CHECK(entries == 1);
     OK(tllm_session_classify(other, flows, 1, own, sizeof own[0], 8, &entries));
     OK(tllm_session_free(other));
@@ -102,7 +178,7 @@ static void reentrant(void)
     submit(2);
     while (answers < 2) {
         size_t some = 0;
-        int32_t status = tllm_session_each(session, 1000000, call_back, NULL, &some);
+        int32_t status = tllm_session_each(session, 1000000, sizeof(tllm_verdict), call_back, NULL, &some);
         CHECK(status == TLLM_OK || status == TLLM_PENDING);
         answers += some;
     }
@@ -133,29 +209,29 @@ static void capture(void)
 {
     tllm_capture_report report, whole;
     memset(&report, 0xee, sizeof report);
-    OK(tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, sizeof report));
+    OK(tllm_capture_detect(engine, path_of(some_capture), SIZES, count_subjects, &read_, &report, sizeof report));
     CHECK(report.flows >= 3 && read_.subjects == report.flows && report.packets > report.flows);
     CHECK(report.packet_bytes > 0 && report.verdicts >= report.flows && report.abstained <= report.verdicts);
     CHECK(report.lines == 0 && report.bad_lines == 0 && report.reserved[3] == 0);
     whole = report;
     read_.subjects = 0;
-    OK(tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, NULL, 0));
+    OK(tllm_capture_detect(engine, path_of(some_capture), SIZES, count_subjects, &read_, NULL, 0));
     CHECK(read_.subjects == whole.flows);
     read_.subjects = 0;
     read_.stop_after = 2;
-    STATUS(TLLM_CANCELLED, tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, sizeof report));
+    STATUS(TLLM_CANCELLED, tllm_capture_detect(engine, path_of(some_capture), SIZES, count_subjects, &read_, &report, sizeof report));
     CHECK(read_.subjects == 2);
     read_.stop_after = 0;
     /* A capture that ends in the middle: what was read is judged and reported. */
     read_.subjects = 0;
     memset(&report, 0xee, sizeof report);
-    FAILS(TLLM_ERR_CAPTURE, "record-cut", tllm_capture_detect(engine, path_of("hostile/captures/record-cut.pcap"), count_subjects, &read_, &report, sizeof report));
+    FAILS(TLLM_ERR_CAPTURE, "record-cut", tllm_capture_detect(engine, path_of("hostile/captures/record-cut.pcap"), SIZES, count_subjects, &read_, &report, sizeof report));
     CHECK(report.packets < 100 && report.flows == read_.subjects);
-    STATUS(TLLM_ERR_CAPTURE, tllm_capture_detect(engine, path_of("hostile/captures/text.pcap"), count_subjects, &read_, &report, sizeof report));
-    STATUS(TLLM_ERR_CAPTURE, tllm_capture_detect(engine, path_of("captures"), count_subjects, &read_, NULL, 0));
+    STATUS(TLLM_ERR_CAPTURE, tllm_capture_detect(engine, path_of("hostile/captures/text.pcap"), SIZES, count_subjects, &read_, &report, sizeof report));
+    STATUS(TLLM_ERR_CAPTURE, tllm_capture_detect(engine, path_of("captures"), SIZES, count_subjects, &read_, NULL, 0));
     memset(&report, 0xee, sizeof report);
-    FAILS(TLLM_ERR_IO, "no-such-file", tllm_capture_detect(engine, path_of("no-such-file"), count_subjects, &read_, &report, sizeof report));
-    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), count_subjects, &read_, &report, 8));
+    FAILS(TLLM_ERR_IO, "no-such-file", tllm_capture_detect(engine, path_of("no-such-file"), SIZES, count_subjects, &read_, &report, sizeof report));
+    STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), SIZES, count_subjects, &read_, &report, 8));
     CHECK(((uint8_t *)&report)[0] == 0xee);
 }
 
@@ -171,7 +247,7 @@ static void request_file(void)
 {
     tllm_capture_report report;
     read_.subjects = 0;
-    OK(tllm_capture_detect(engine, path_of("captures/requests.jsonl"), count_requests, &read_, &report, sizeof report));
+    OK(tllm_capture_detect(engine, path_of("captures/requests.jsonl"), SIZES, count_requests, &read_, &report, sizeof report));
     CHECK(report.lines > 2 && read_.subjects + report.bad_lines == report.lines && report.flows == 0);
 }
 
@@ -185,7 +261,7 @@ static int32_t call_everything(void *user, const tllm_subject *subject, const tl
     if (read_.depth == 0) {
         read_.depth++;
         read_.subjects = 0;
-        OK(tllm_capture_detect(engine, path_of("captures/ssh.pcap"), count_subjects, user, NULL, 0));
+        OK(tllm_capture_detect(engine, path_of("captures/ssh.pcap"), SIZES, count_subjects, user, NULL, 0));
         CHECK(read_.subjects > 0);
         OK(tllm_engine_activate(engine, path_of(OTHER)));
         OK(tllm_engine_activate(engine, path_of(SMALL)));
@@ -213,14 +289,14 @@ static void capture_reentrant(void)
 {
     tllm_capture_report report;
     read_.depth = 0;
-    OK(tllm_capture_detect(engine, path_of(some_capture), call_everything, &read_, &report, sizeof report));
+    OK(tllm_capture_detect(engine, path_of(some_capture), SIZES, call_everything, &read_, &report, sizeof report));
     for (unsigned workers = 0; workers < 2; workers++) {
         static const char *const none[] = {"engine.workers=0", NULL};
         static const char *const one[] = {"engine.workers=1", NULL};
         tllm_engine *ending = engine_with(workers ? one : none);
         OK(tllm_engine_start(ending));
         read_.subjects = 0;
-        int32_t status = tllm_capture_detect(ending, path_of(some_capture), stop_all, ending, &report, sizeof report);
+        int32_t status = tllm_capture_detect(ending, path_of(some_capture), SIZES, stop_all, ending, &report, sizeof report);
         CHECK(status == TLLM_ERR_STOPPED || (status == TLLM_OK && read_.subjects == report.flows));
         STATUS(TLLM_ERR_HANDLE, tllm_engine_free(ending));
     }
@@ -230,12 +306,12 @@ static void not_started(void)
 {
     static const char *const settings[] = {"engine.workers=1", NULL};
     tllm_engine *idle = engine_with(settings);
-    STATUS(TLLM_ERR_NOT_STARTED, tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
+    STATUS(TLLM_ERR_NOT_STARTED, tllm_capture_detect(idle, path_of(some_capture), SIZES, count_subjects, &read_, NULL, 0));
     OK(tllm_engine_start(idle));
     read_.subjects = 0;
-    OK(tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
+    OK(tllm_capture_detect(idle, path_of(some_capture), SIZES, count_subjects, &read_, NULL, 0));
     OK(tllm_engine_stop(idle, 1000000));
-    STATUS(TLLM_ERR_STOPPED, tllm_capture_detect(idle, path_of(some_capture), count_subjects, &read_, NULL, 0));
+    STATUS(TLLM_ERR_STOPPED, tllm_capture_detect(idle, path_of(some_capture), SIZES, count_subjects, &read_, NULL, 0));
     OK(tllm_engine_free(idle));
 }
 
@@ -255,6 +331,8 @@ int main(int argc, char **argv)
         if (at == 0) {
             /* With workers answers come one by one: how many at once is not known. */
             each();
+            newer_header();
+            freed_inside();
         }
         OK(tllm_engine_start(engine));
         given.thread = pthread_self();

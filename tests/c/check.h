@@ -68,6 +68,9 @@
 
 #define UNUSED __attribute__((unused))
 
+/* The sizes of what a callback of tllm_capture_detect gets. */
+#define SIZES sizeof(tllm_subject), sizeof(tllm_verdict)
+
 /* More entries than an answer of the small models has. */
 #define ENTRIES 512
 

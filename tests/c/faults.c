@@ -109,13 +109,13 @@ static void every_function(void)
     PANICS(tllm_session_submit_request(session, request, sizeof request - 1, 1));
     PANICS(tllm_session_poll(session, verdicts, sizeof verdicts[0], 16, &count));
     PANICS(tllm_session_wait(session, 1, verdicts, sizeof verdicts[0], 16, &count));
-    PANICS(tllm_session_each(session, 1, take, NULL, &count));
+    PANICS(tllm_session_each(session, 1, sizeof(tllm_verdict), take, NULL, &count));
     PANICS(tllm_session_fd(session, &descriptor));
     PANICS(tllm_session_in_flight(session, &count));
     PANICS(tllm_session_classify(session, flows, 1, verdicts, sizeof verdicts[0], 16, &count));
     PANICS(tllm_session_classify_request(session, request, sizeof request - 1, verdicts, sizeof verdicts[0], 16, &count));
     PANICS(tllm_session_free(session));
-    PANICS(tllm_capture_detect(engine, path_of("captures/http.pcap"), take_subject, NULL, NULL, 0));
+    PANICS(tllm_capture_detect(engine, path_of("captures/http.pcap"), SIZES, take_subject, NULL, NULL, 0));
     PANICS(tllm_subject_json(NULL, &subject, sizeof subject, verdicts, sizeof verdicts[0], 0, text, sizeof text, &count));
     free(bytes);
     CHECK(made_config == NULL && made_model == NULL && made_engine == NULL && made_flow == NULL && made_session == NULL);

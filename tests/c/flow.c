@@ -231,6 +231,48 @@ static void limits(void)
     OK(tllm_engine_free(engine));
 }
 
+static uint64_t held(tllm_engine *engine)
+{
+    tllm_memory memory;
+    OK(tllm_engine_memory(engine, &memory, sizeof memory));
+    return memory.model_bytes + memory.retired_bytes + memory.worker_bytes + memory.classifier_bytes + memory.queue_bytes
+           + memory.flow_bytes;
+}
+
+/* Flows count for the engine's budget of memory: as many as fit, then no more until one goes. */
+static void budget(void)
+{
+    static const char *const settings[] = {"engine.workers=0", NULL};
+    tllm_engine *engine = engine_with(settings);
+    uint64_t empty = held(engine);
+    tllm_flow *flow = flow_of(engine, 1, 1);
+    uint64_t one = held(engine) - empty;
+    OK(tllm_flow_free(flow));
+    CHECK(one > 0 && held(engine) == empty);
+    OK(tllm_engine_free(engine));
+
+    char bytes[64];
+    snprintf(bytes, sizeof bytes, "engine.memory_bytes_max=%" PRIu64, empty + 3 * one);
+    const char *const limited[] = {"engine.workers=0", bytes, NULL};
+    engine = engine_with(limited);
+    tllm_flow *flows[3], *more = NULL;
+    tllm_flow_info info;
+    OK(tllm_flow_info_init(&info, sizeof info));
+    for (size_t at = 0; at < 3; at++) {
+        flows[at] = flow_of(engine, 1, 1);
+    }
+    FAILS(TLLM_ERR_BUDGET, "a flow", tllm_flow_new(engine, &info, &more));
+    CHECK(more == NULL && counters_of(engine).flows == 3);
+    OK(tllm_flow_free(flows[1]));
+    flows[1] = flow_of(engine, 1, 1);
+    STATUS(TLLM_ERR_BUDGET, tllm_flow_new(engine, &info, &more));
+    for (size_t at = 0; at < 3; at++) {
+        OK(tllm_flow_free(flows[at]));
+    }
+    CHECK(counters_of(engine).flows == 0 && held(engine) == empty);
+    OK(tllm_engine_free(engine));
+}
+
 int main(int argc, char **argv)
 {
     static const char *const settings[] = {"engine.workers=0", NULL};
@@ -242,6 +284,7 @@ int main(int argc, char **argv)
     misuse(engine);
     newer_structs(engine);
     limits();
+    budget();
     OK(tllm_engine_free(engine));
     return 0;
 }

@@ -77,6 +77,7 @@ static int32_t engine_model(void *handle)
     return status;
 }
 static int32_t engine_counters(void *handle) { return tllm_engine_counters(handle, &(tllm_counters){0}, sizeof(tllm_counters)); }
+static int32_t engine_latency(void *handle) { return tllm_engine_latency(handle, &(tllm_latency){0}, sizeof(tllm_latency)); }
 static int32_t engine_memory(void *handle) { return tllm_engine_memory(handle, &(tllm_memory){0}, sizeof(tllm_memory)); }
 static int32_t engine_metrics(void *handle) { return tllm_engine_metrics(handle, text, sizeof text, &needed); }
 static int32_t engine_run_pending(void *handle) { return tllm_engine_run_pending(handle, &needed); }
@@ -100,7 +101,7 @@ static int32_t no_callback(void *user, const tllm_subject *subject, const tllm_v
     (void)user, (void)subject, (void)entries, (void)count;
     return 0;
 }
-static int32_t capture_detect(void *handle) { return tllm_capture_detect(handle, path_of("captures/http.pcap"), no_callback, NULL, NULL, 0); }
+static int32_t capture_detect(void *handle) { return tllm_capture_detect(handle, path_of("captures/http.pcap"), SIZES, no_callback, NULL, NULL, 0); }
 
 static int32_t flow_feed(void *handle) { return tllm_flow_feed(handle, &packet); }
 static int32_t flow_reset(void *handle) { return tllm_flow_reset(handle, &info); }
@@ -118,11 +119,13 @@ static int32_t take(void *user, const tllm_verdict *entries, size_t count)
     (void)user, (void)entries, (void)count;
     return 0;
 }
+static int32_t submit_last_flow(void *handle) { return tllm_session_submit_last(session, handle, 1); }
+static int32_t session_submit_last(void *handle) { return tllm_session_submit_last(handle, flow, 1); }
 static int32_t session_submit(void *handle) { return tllm_session_submit(handle, flow, 1); }
 static int32_t session_submit_request(void *handle) { return tllm_session_submit_request(handle, request, sizeof request - 1, 1); }
 static int32_t session_poll(void *handle) { return tllm_session_poll(handle, verdicts, sizeof verdicts[0], 16, &needed); }
 static int32_t session_wait(void *handle) { return tllm_session_wait(handle, 1000, verdicts, sizeof verdicts[0], 16, &needed); }
-static int32_t session_each(void *handle) { return tllm_session_each(handle, 1000, take, NULL, &needed); }
+static int32_t session_each(void *handle) { return tllm_session_each(handle, 1000, sizeof(tllm_verdict), take, NULL, &needed); }
 static int32_t session_fd(void *handle) { int32_t descriptor; return tllm_session_fd(handle, &descriptor); }
 static int32_t session_in_flight(void *handle) { return tllm_session_in_flight(handle, &needed); }
 static int32_t session_classify(void *handle)
@@ -164,6 +167,7 @@ static const struct {
     {"engine_model", engine_model, ENGINE, 0},
     {"engine_counters", engine_counters, ENGINE, 0},
     {"engine_memory", engine_memory, ENGINE, 0},
+    {"engine_latency", engine_latency, ENGINE, 0},
     {"engine_metrics", engine_metrics, ENGINE, 0},
     {"engine_run_pending", engine_run_pending, ENGINE, 0},
     {"engine_free", engine_free, ENGINE, 1},
@@ -175,8 +179,10 @@ static const struct {
     {"flow_describe", flow_describe, FLOW, 0},
     {"flow_free", flow_free, FLOW, 1},
     {"session_submit(flow)", submit_flow, FLOW, 0},
+    {"session_submit_last(flow)", submit_last_flow, FLOW, 0},
     {"session_classify(flow)", classify_flow, FLOW, 0},
     {"session_submit", session_submit, SESSION, 0},
+    {"session_submit_last", session_submit_last, SESSION, 0},
     {"session_submit_request", session_submit_request, SESSION, 0},
     {"session_poll", session_poll, SESSION, 0},
     {"session_wait", session_wait, SESSION, 0},
@@ -308,7 +314,7 @@ int main(int argc, char **argv)
     STATUS(TLLM_ERR_ARGUMENT, tllm_session_poll(session, verdicts, sizeof(tllm_verdict) + 1, 8, &needed));
     STATUS(TLLM_ERR_ARGUMENT, tllm_session_fd(session, (int32_t *)(void *)odd));
     STATUS(TLLM_ERR_ARGUMENT, tllm_session_in_flight(session, (size_t *)(void *)odd));
-    STATUS(TLLM_ERR_ARGUMENT, tllm_session_each(session, 0, take, NULL, (size_t *)(void *)odd));
+    STATUS(TLLM_ERR_ARGUMENT, tllm_session_each(session, 0, sizeof(tllm_verdict), take, NULL, (size_t *)(void *)odd));
     STATUS(TLLM_ERR_ARGUMENT, tllm_session_classify(session, (const tllm_flow *const *)(const void *)odd, 1, verdicts, sizeof(tllm_verdict), 8, &needed));
     STATUS(TLLM_ERR_ARGUMENT, tllm_config_get(config, "engine.workers", text, sizeof text, (size_t *)(void *)odd));
     STATUS(TLLM_ERR_ARGUMENT, tllm_engine_run_pending(engine, (size_t *)(void *)odd));
@@ -316,9 +322,9 @@ int main(int argc, char **argv)
     STATUS(TLLM_ERR_NULL, tllm_engine_model(engine, NULL));
     STATUS(TLLM_ERR_NULL, tllm_session_fd(session, NULL));
     STATUS(TLLM_ERR_NULL, tllm_session_in_flight(session, NULL));
-    STATUS(TLLM_ERR_NULL, tllm_session_each(session, 0, NULL, NULL, NULL));
-    STATUS(TLLM_ERR_NULL, tllm_capture_detect(engine, path_of("captures/http.pcap"), NULL, NULL, NULL, 0));
-    STATUS(TLLM_ERR_NULL, tllm_capture_detect(engine, NULL, no_callback, NULL, NULL, 0));
+    STATUS(TLLM_ERR_NULL, tllm_session_each(session, 0, sizeof(tllm_verdict), NULL, NULL, NULL));
+    STATUS(TLLM_ERR_NULL, tllm_capture_detect(engine, path_of("captures/http.pcap"), SIZES, NULL, NULL, NULL, 0));
+    STATUS(TLLM_ERR_NULL, tllm_capture_detect(engine, NULL, SIZES, no_callback, NULL, NULL, 0));
     all_live();
     end();
     return 0;

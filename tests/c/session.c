@@ -201,7 +201,9 @@ static void capacities(void)
     OK(tllm_engine_run_pending(engine, NULL));
     memset(verdicts, 0xee, sizeof verdicts);
     FAILS(TLLM_ERR_BUFFER, "3", tllm_session_poll(session, verdicts, sizeof verdicts[0], 2, &count));
+    CHECK(count == 3);
     STATUS(TLLM_ERR_BUFFER, tllm_session_poll(session, verdicts, sizeof verdicts[0], 0, &count));
+    count = 77;
     STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, sizeof verdicts[0] - 1, 8, &count));
     STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, 0, 8, &count));
     STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, SIZE_MAX, 8, &count));
@@ -209,11 +211,15 @@ static void capacities(void)
     STATUS(TLLM_ERR_NULL, tllm_session_poll(session, verdicts, sizeof verdicts[0], 8, NULL));
     CHECK(count == 77 && verdicts[0].status == (int32_t)0xeeeeeeee);
     CHECK(in_flight(session) == 2);
-    /* With room for four entries, and three as the most of an answer, one answer comes at a time. */
-    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 4, &count));
-    CHECK(count == 2 && verdicts[2].status == (int32_t)0xeeeeeeee);
-    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 8, &count));
-    CHECK(count == 2);
+    /* An answer comes whole or not at all: the second one waits for a call with room for it. */
+    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 3, &count));
+    CHECK(count == 2 && verdicts[0].id == 1 && verdicts[2].status == (int32_t)0xeeeeeeee);
+    CHECK(in_flight(session) == 1);
+    OK(tllm_session_submit(session, flow, 3));
+    OK(tllm_engine_run_pending(engine, NULL));
+    CHECK(in_flight(session) == 2);
+    OK(tllm_session_wait(session, UINT64_MAX, verdicts, sizeof verdicts[0], 4, &count));
+    CHECK(count == 4 && verdicts[0].id == 2 && verdicts[2].id == 3 && in_flight(session) == 0);
     /* Entries of a newer header: what this library does not know is zero. */
     struct grown {
         tllm_verdict verdict;
@@ -279,6 +285,39 @@ static void dropped(void)
     counters = counters_of(engine);
     CHECK(counters.abandoned == 5 && counters.in_flight == 0 && counters.waiting == 0);
     OK(tllm_flow_free(kept));
+    OK(tllm_engine_free(engine));
+}
+
+/* A flow at its end: the verdicts come also when it is freed or emptied before them. */
+static void last(void)
+{
+    tllm_engine *engine = engine_with(inline_settings);
+    tllm_session *session = session_of(engine);
+    tllm_flow *ended = flow_of(engine, 3, 1), *emptied = flow_of(engine, 3, 2);
+    tllm_flow_info info;
+    tllm_verdict verdicts[16];
+    size_t count = 0;
+    OK(tllm_flow_info_init(&info, sizeof info));
+    OK(tllm_session_submit_last(session, ended, 1));
+    OK(tllm_session_submit(session, ended, 2));
+    OK(tllm_session_submit_last(session, emptied, 3));
+    OK(tllm_flow_free(ended));
+    OK(tllm_flow_reset(emptied, &info));
+    STATUS(TLLM_ERR_HANDLE, tllm_session_submit_last(session, ended, 4));
+    OK(tllm_engine_run_pending(engine, NULL));
+    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 16, &count));
+    CHECK(count == 4 && in_flight(session) == 0);
+    for (size_t at = 0; at < count; at++) {
+        CHECK(verdicts[at].id == 1 || verdicts[at].id == 3);
+    }
+    tllm_counters counters = counters_of(engine);
+    CHECK(counters.submitted == 3 && counters.done == 2 && counters.abandoned == 1 && counters.in_flight == 0);
+    tllm_latency latency;
+    OK(tllm_engine_latency(engine, &latency, sizeof latency));
+    CHECK(latency.count == 2 && latency.sum_us > 0 && latency.median_us > 0);
+    CHECK(latency.median_us <= latency.p90_us && latency.p90_us <= latency.p99_us && latency.reserved[3] == 0);
+    OK(tllm_flow_free(emptied));
+    OK(tllm_session_free(session));
     OK(tllm_engine_free(engine));
 }
 
@@ -415,6 +454,8 @@ static void classify_misuse(void)
     STATUS(TLLM_ERR_NULL, tllm_session_classify(session, null, 2, verdicts, sizeof verdicts[0], 8, &count));
     STATUS(TLLM_ERR_NULL, tllm_session_classify(session, NULL, 2, verdicts, sizeof verdicts[0], 8, &count));
     STATUS(TLLM_ERR_BUFFER, tllm_session_classify(session, twice, 2, verdicts, sizeof verdicts[0], 5, &count));
+    CHECK(count == 6);
+    count = 33;
     STATUS(TLLM_ERR_NULL, tllm_session_classify(session, twice, 1, NULL, sizeof verdicts[0], 8, &count));
     STATUS(TLLM_ERR_NULL, tllm_session_classify(session, twice, 1, verdicts, sizeof verdicts[0], 8, NULL));
     STATUS(TLLM_ERR_STRUCT, tllm_session_classify(session, twice, 1, verdicts, 0, 8, &count));
@@ -464,6 +505,7 @@ int main(int argc, char **argv)
     full_queue();
     capacities();
     dropped();
+    last();
     need_more();
     requests();
     not_applicable();

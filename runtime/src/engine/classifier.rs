@@ -7,8 +7,8 @@ use std::time::Instant;
 use trafficllm_model::emptied;
 use trafficllm_traffic::Flow;
 
-use super::counters::Counts;
-use super::generation::Generation;
+use super::counters::Unsettled;
+use super::generation::{Generation, Selection};
 use super::judge::{BatchSizes, Judge};
 use super::shared::Shared;
 use super::slot::{Slot, SlotSizes, State, Ticket};
@@ -19,7 +19,8 @@ use crate::outcome::Verdict;
 
 /// Judges flows on the calling thread, without queue and workers: also before [`crate::Engine::start`]. One per thread.
 ///
-/// The verdicts are those that a [`crate::Submitter`] would get. Each call runs the current model, and all of its flows run the same.
+/// The verdicts are those that a [`crate::Submitter`] would get. Each call runs the model that is current when it begins, or was when it
+/// was prepared ([`Classifier::prepare`]), and all of its flows run the same.
 #[derive(Debug)]
 pub struct Classifier {
     shared: Arc<Shared>,
@@ -30,6 +31,8 @@ pub struct Classifier {
     )]
     free: Vec<Box<Slot>>,
     filler: Filler,
+    /// The model of the next call, where it is settled.
+    prepared: Option<Arc<Generation>>,
     /// Empty between calls: only its memory is kept.
     verdicts: Vec<Verdict<'static>>,
     /// Bytes that are counted in the engine's memory.
@@ -41,7 +44,7 @@ impl Classifier {
         let making = shared.lock_making();
         let current = shared.generations.current();
         let slots_bytes = CLASSIFIER_FLOWS * current.sizes.bytes();
-        shared.check_budget("a classifier", slots_bytes)?;
+        making.check_budget("a classifier", slots_bytes)?;
         let sizes = BatchSizes {
             tokens: shared.batch_tokens,
             flows: CLASSIFIER_FLOWS,
@@ -50,14 +53,28 @@ impl Classifier {
             shared: Arc::clone(shared),
             judge: Judge::new(sizes, &current, false)?,
             free: Slot::several(CLASSIFIER_FLOWS, current.sizes)?,
-            filler: Filler::default(),
+            filler: Filler::new()?,
+            prepared: None,
             verdicts: Vec::new(),
             bytes: 0,
         };
-        shared.check_budget("a classifier", slots_bytes + classifier.judge.bytes())?;
+        making.check_budget("a classifier", slots_bytes + classifier.buffers_bytes())?;
         classifier.count_bytes(current.sizes);
         drop(making);
         Ok(classifier)
+    }
+
+    /// Settles that the next call runs the model that is current now, whatever is activated meanwhile, and gives back the most verdicts
+    /// that an answer of it can have: what to make room for before the call. The model is kept until then, or until the classifier is
+    /// dropped; preparing again takes the model that is current then.
+    pub fn prepare(&mut self) -> usize {
+        let current = self.shared.generations.current();
+        let Selection { flow, request } = &current.selection;
+        let verdicts = flow.len() + request.len();
+        if let Some(before) = self.prepared.replace(current) {
+            self.let_go(before);
+        }
+        verdicts
     }
 
     /// Judges flows and gives each answer to `take`, with the flow's index in `flows`, which is the answer's id as well.
@@ -70,38 +87,38 @@ impl Classifier {
         flows: &[&Flow],
         mut take: impl FnMut(usize, &Answer<'_>),
     ) -> Result<(), SubmitError> {
-        Counts::add(&self.shared.counts.submitted, flows.len() as u64);
-        let generation = self.shared.generations.current();
+        let shared = Arc::clone(&self.shared);
+        let mut unsettled = Unsettled::new(&shared.counts, flows.len());
+        let generation = self.begin();
         let mut flows = flows.iter().enumerate().peekable();
         let mut judged = Ok(());
         while judged.is_ok() && flows.peek().is_some() {
-            let mut batch_tokens = 0;
-            let mut opened = Ok(());
-            while batch_tokens < self.shared.batch_tokens
-                && self.judge.batch.len() < CLASSIFIER_FLOWS
-                && let Some((index, flow)) = flows.next()
-            {
-                opened = self.open_slot(&generation, index as u64).map(|mut slot| {
-                    self.filler.flow(&generation, &mut slot, flow);
-                    batch_tokens += slot.tokens();
-                    self.judge.batch.push(Ticket::local(slot));
-                });
-                if opened.is_err() {
-                    break;
-                }
-            }
-            judged = self.run(&generation, &mut take);
-            if judged.is_ok() && opened.is_err() {
-                // The flow that found no room, and those after it.
-                let lost = 1 + flows.len() as u64;
-                Counts::add(&self.shared.counts.shed, lost);
-                judged = opened;
-            } else if judged.is_err() {
-                Counts::add(&self.shared.counts.abandoned, flows.len() as u64);
-            }
+            // What has found room is judged also where the next one has not.
+            let opened = self.gather(&generation, &mut flows);
+            let run = self.run(&generation, &mut unsettled, &mut take);
+            judged = run.and(opened);
         }
-        self.end(generation);
-        judged
+        self.end(generation, &mut unsettled, judged)
+    }
+
+    /// Fills the batch.
+    fn gather<'f>(
+        &mut self,
+        generation: &Arc<Generation>,
+        flows: &mut impl Iterator<Item = (usize, &'f &'f Flow)>,
+    ) -> Result<(), SubmitError> {
+        let mut batch_tokens = 0;
+        while batch_tokens < self.shared.batch_tokens
+            && self.judge.batch.len() < CLASSIFIER_FLOWS
+            && let Some((index, flow)) = flows.next()
+        {
+            let mut slot = self.open_slot(generation, index as u64)?;
+            self.shared.meet_encoding_faults(slot.id);
+            self.filler.flow(generation, &mut slot, flow);
+            batch_tokens += slot.tokens();
+            self.judge.batch.push(Ticket::local(slot));
+        }
+        Ok(())
     }
 
     /// Judges an HTTP request, as text from its first line on, with the request tasks. The answer's id is 0.
@@ -113,22 +130,31 @@ impl Classifier {
         request: &[u8],
         mut take: impl FnMut(&Answer<'_>),
     ) -> Result<(), SubmitError> {
-        let generation = self.shared.generations.current();
-        self.filler.read_request(&generation, request)?;
-        Counts::add(&self.shared.counts.submitted, 1);
-        let judged = match self.open_slot(&generation, 0) {
-            Ok(mut slot) => {
-                self.filler.request(&generation, &mut slot);
-                self.judge.batch.push(Ticket::local(slot));
-                self.run(&generation, &mut |_, answer| take(answer))
-            }
-            Err(error) => {
-                Counts::add(&self.shared.counts.shed, 1);
-                Err(error)
-            }
-        };
-        self.end(generation);
-        judged
+        let shared = Arc::clone(&self.shared);
+        let generation = self.begin();
+        if let Err(error) = self.filler.read_request(&generation, request) {
+            self.let_go(generation);
+            return Err(error.into());
+        }
+        let mut unsettled = Unsettled::new(&shared.counts, 1);
+        let opened = self.open_slot(&generation, 0);
+        let judged = opened.and_then(|mut slot| {
+            shared.meet_encoding_faults(slot.id);
+            self.filler.request(&generation, &mut slot);
+            self.judge.batch.push(Ticket::local(slot));
+            self.run(&generation, &mut unsettled, &mut |_, answer| take(answer))
+        });
+        self.end(generation, &mut unsettled, judged)
+    }
+
+    /// The model of a call. What a call before has left behind when it panicked is not run.
+    fn begin(&mut self) -> Arc<Generation> {
+        for mut slot in self.judge.batch.drain(..).filter_map(Ticket::take_back) {
+            slot.clear();
+            self.free.push(slot);
+        }
+        let prepared = self.prepared.take();
+        prepared.unwrap_or_else(|| self.shared.generations.current())
     }
 
     fn open_slot(
@@ -152,11 +178,10 @@ impl Classifier {
     fn run(
         &mut self,
         generation: &Generation,
+        unsettled: &mut Unsettled<'_>,
         take: &mut dyn FnMut(usize, &Answer<'_>),
     ) -> Result<(), SubmitError> {
-        let counts = &self.shared.counts;
         if !self.shared.is_open() {
-            Counts::add(&counts.abandoned, self.judge.batch.len() as u64);
             self.judge.batch.clear();
             return Err(SubmitError::Closed);
         }
@@ -164,13 +189,11 @@ impl Classifier {
         let mut batch = std::mem::take(&mut self.judge.batch);
         // Before the first is shown: `take` may panic.
         for slot in batch.iter().filter_map(Ticket::slot) {
-            let is_judged = matches!(slot.state, State::Judged);
-            let fate = if is_judged {
-                &counts.done
-            } else {
-                &counts.failed
-            };
-            Counts::add(fate, 1);
+            let counts = &self.shared.counts;
+            unsettled.settle(match &slot.state {
+                State::Judged => &counts.done,
+                _ => &counts.failed,
+            });
         }
         for mut slot in batch.drain(..).filter_map(Ticket::take_back) {
             let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
@@ -191,16 +214,35 @@ impl Classifier {
         Ok(())
     }
 
-    /// Lets go of the generation, after a call.
-    fn end(&mut self, generation: Arc<Generation>) {
-        let number = generation.number;
+    /// Ends a call: gives the flows that were not judged their fate, and lets go of the generation.
+    fn end(
+        &mut self,
+        generation: Arc<Generation>,
+        unsettled: &mut Unsettled<'_>,
+        judged: Result<(), SubmitError>,
+    ) -> Result<(), SubmitError> {
+        let counts = &self.shared.counts;
+        unsettled.settle_rest(match &judged {
+            Err(SubmitError::Closed) => &counts.abandoned,
+            _ => &counts.shed,
+        });
         self.count_bytes(generation.sizes);
+        self.let_go(generation);
+        judged
+    }
+
+    fn let_go(&self, generation: Arc<Generation>) {
+        let number = generation.number;
         drop(generation);
-        self.shared.let_go(number);
+        self.shared.let_go_and_free(number);
+    }
+
+    fn buffers_bytes(&self) -> usize {
+        self.judge.bytes() + self.filler.bytes()
     }
 
     fn count_bytes(&mut self, sizes: SlotSizes) {
-        let bytes = self.judge.bytes() + CLASSIFIER_FLOWS * sizes.bytes();
+        let bytes = self.buffers_bytes() + CLASSIFIER_FLOWS * sizes.bytes();
         let total = &self.shared.classifier_bytes;
         total.fetch_add(bytes, SeqCst);
         total.fetch_sub(self.bytes, SeqCst);
@@ -210,6 +252,9 @@ impl Classifier {
 
 impl Drop for Classifier {
     fn drop(&mut self) {
+        if let Some(generation) = self.prepared.take() {
+            self.let_go(generation);
+        }
         self.shared.classifier_bytes.fetch_sub(self.bytes, SeqCst);
     }
 }

@@ -86,6 +86,67 @@ impl Counts {
     }
 }
 
+/// Flows that were counted as submitted and have no fate yet. Those that still have none when this is dropped were lost to a panic: they
+/// count as failed.
+pub(super) struct Unsettled<'a> {
+    counts: &'a Counts,
+    flows: u64,
+}
+
+impl<'a> Unsettled<'a> {
+    /// Counts so many flows as submitted.
+    pub(super) fn new(counts: &'a Counts, flows: usize) -> Self {
+        let flows = flows as u64;
+        Counts::add(&counts.submitted, flows);
+        Self { counts, flows }
+    }
+
+    /// Gives one of them its fate.
+    pub(super) fn settle(&mut self, fate: &AtomicU64) {
+        Counts::add(fate, 1);
+        self.flows -= 1;
+    }
+
+    /// Gives all that are left theirs.
+    pub(super) fn settle_rest(&mut self, fate: &AtomicU64) {
+        Counts::add(fate, self.flows);
+        self.flows = 0;
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        self.settle_rest(&self.counts.failed);
+    }
+}
+
+/// A model that is to be put to work. It is counted when this is dropped: as refused where it is not done, by a panic as well.
+pub(super) struct Swap<'a> {
+    counts: &'a Counts,
+    pub(super) is_done: bool,
+}
+
+impl<'a> Swap<'a> {
+    pub(super) fn new(counts: &'a Counts) -> Self {
+        Self {
+            counts,
+            is_done: false,
+        }
+    }
+}
+
+impl Drop for Swap<'_> {
+    fn drop(&mut self) {
+        let counts = self.counts;
+        let counter = if self.is_done {
+            &counts.swaps
+        } else {
+            &counts.swaps_failed
+        };
+        Counts::add(counter, 1);
+    }
+}
+
 /// Upper bounds of the classes of [`Latency`], in microseconds.
 const BOUNDS_US: [u64; 17] = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
@@ -103,6 +164,30 @@ pub struct Latency {
     pub sum_us: u64,
     /// Judged flows: the sum of `counts`.
     pub count: u64,
+}
+
+impl Latency {
+    /// The time that a share `q` of the judged flows, 0 to 1, did not exceed, in microseconds: 0.5 is the median, 0.99 what one in a
+    /// hundred exceeded. The flows of a class are taken to lie evenly between its bounds, so it is right to within the class; of flows that
+    /// took longer than all bounds it says the last bound. 0 where no flow was judged.
+    #[must_use]
+    pub fn quantile_us(&self, q: f64) -> u64 {
+        if self.count == 0 {
+            return 0;
+        }
+        // The flow that it is about, from 1. What is no share is taken for the nearest one.
+        let rank = ((q * self.count as f64).ceil() as u64).clamp(1, self.count);
+        let (mut before, mut lower_us) = (0, 0);
+        for (&upper_us, &count) in self.bounds_us.iter().zip(&self.counts) {
+            if rank <= before + count {
+                let share = (rank - before) as f64 / count as f64;
+                return lower_us + ((upper_us - lower_us) as f64 * share).ceil() as u64;
+            }
+            before += count;
+            lower_us = upper_us;
+        }
+        lower_us
+    }
 }
 
 /// [`Latency`] that several threads add to.
@@ -152,5 +237,33 @@ mod tests {
         assert_eq!((found.counts[0], found.counts[1]), (2, 2));
         assert_eq!((found.counts[16], found.counts[17]), (1, 1));
         assert_eq!((found.count, found.sum_us), (6, 20_000_202));
+    }
+    #[test]
+    fn a_quantile_lies_in_the_class_of_its_flow() {
+        let counts = LatencyCounts::default();
+        assert_eq!(counts.read().quantile_us(0.5), 0, "no flow");
+        // Ten flows up to 50 us, nine between 500 us and 1 ms, one that took longer than all bounds.
+        (0..10).for_each(|_| counts.add(30));
+        (0..9).for_each(|_| counts.add(700));
+        let without_last = counts.read();
+        counts.add(20_000_000);
+        let found = counts.read();
+        for (q, expected) in [
+            (0.05, 5),
+            (0.5, 50),
+            (0.51, 500 + 56),
+            (0.95, 1_000),
+            (0.96, 10_000_000),
+            (1.0, 10_000_000),
+            // What is no share.
+            (0.0, 5),
+            (-1.0, 5),
+            (7.0, 10_000_000),
+            (f64::NAN, 5),
+        ] {
+            assert_eq!(found.quantile_us(q), expected, "{q}");
+        }
+        assert_eq!(without_last.quantile_us(1.0), 1_000);
+        assert!((0..=100).is_sorted_by_key(|q| found.quantile_us(f64::from(q) / 100.0)));
     }
 }

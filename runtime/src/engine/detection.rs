@@ -24,6 +24,8 @@ use crate::outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
 
 /// How long to sleep at once for an answer that must come.
 const SLEEP: Duration = Duration::from_secs(1);
+/// How long to sleep while another thread runs the model, which may have looked into the queue before the flows were there.
+const SHORT_SLEEP: Duration = Duration::from_millis(1);
 
 /// A flow or request whose outcome has not come out.
 struct Expected {
@@ -41,7 +43,7 @@ struct LetGo {
 
 impl Drop for LetGo {
     fn drop(&mut self) {
-        self.shared.let_go(self.number);
+        self.shared.let_go_and_free(self.number);
     }
 }
 
@@ -112,7 +114,7 @@ impl<'e, S: Sink> Detection<'e, S> {
     /// A capture that cannot be read to its end is no error: the report says why, and what was read is judged.
     ///
     /// # Errors
-    /// A model that fails, an engine that is not started or was stopped, no memory; the detection is then over.
+    /// A model that fails, an engine that is not started or was stopped, no memory, [`Error::OwnWork`]; the detection is then over.
     pub fn capture<R: Read>(&mut self, source: R) -> Result<CaptureReport, Error> {
         self.check_engine()?;
         let number = self.begin_source();
@@ -255,6 +257,8 @@ impl<'e, S: Sink> Detection<'e, S> {
             Err(Error::Stopped)
         } else if self.engine.workers > 0 && self.engine.shared.running_workers() == 0 {
             Err(Error::NotStarted)
+        } else if self.engine.is_own_work() {
+            Err(Error::OwnWork)
         } else {
             Ok(())
         }
@@ -356,11 +360,14 @@ impl<'e, S: Sink> Detection<'e, S> {
 
     /// Runs what waits, or sleeps until workers have run some of it.
     fn await_answers(&mut self) -> Result<(), Error> {
-        if self.engine.workers == 0 {
-            self.engine.run_pending();
-            self.waiting_tokens = 0;
-        } else {
+        if self.engine.workers > 0 {
             self.submitter()?.sleep(SLEEP);
+        } else if self.engine.try_run_pending().is_some() {
+            self.waiting_tokens = 0;
+        } else if self.engine.is_own_work() {
+            return Err(Error::OwnWork);
+        } else {
+            self.submitter()?.sleep(SHORT_SLEEP);
         }
         if self.engine.shared.is_closed() {
             return Err(Error::Stopped);

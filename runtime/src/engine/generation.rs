@@ -165,6 +165,8 @@ pub(super) struct Generations {
     verdicts_max: AtomicUsize,
     /// Replaced ones that are not freed yet.
     retired: AtomicUsize,
+    /// The sum of [`Self::bytes`], for those who may not wait.
+    held_bytes: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -174,9 +176,30 @@ struct Known {
     retired: Vec<Arc<Generation>>,
 }
 
+impl Known {
+    /// See [`Generations::bytes`].
+    fn bytes(&self) -> (usize, usize, usize) {
+        let mut buffers = self.current.buffers_bytes();
+        let mut retired = 0;
+        for (place, generation) in self.retired.iter().enumerate() {
+            buffers += generation.buffers_bytes();
+            let mut before = self.retired[..place].iter().chain([&self.current]);
+            if !before.any(|before| Arc::ptr_eq(&before.model, &generation.model)) {
+                retired += generation.model.core().bytes();
+            }
+        }
+        (self.current.model.core().bytes(), retired, buffers)
+    }
+
+    fn bytes_in_all(&self) -> usize {
+        let (current, retired, buffers) = self.bytes();
+        current + retired + buffers
+    }
+}
+
 impl Generations {
     pub(super) fn new(first: Generation) -> Self {
-        Self {
+        let generations = Self {
             number: AtomicU64::new(first.number),
             verdicts_max: AtomicUsize::new(first.sizes.verdicts),
             known: Mutex::new(Known {
@@ -185,7 +208,10 @@ impl Generations {
                 retired: Vec::new(),
             }),
             retired: AtomicUsize::new(0),
-        }
+            held_bytes: AtomicUsize::new(0),
+        };
+        generations.count_bytes();
+        generations
     }
 
     pub(super) fn current(&self) -> Arc<Generation> {
@@ -214,11 +240,12 @@ impl Generations {
     pub(super) fn replace(&self, next: Generation) {
         let mut known = lock(&self.known);
         let number = next.number;
-        // First: before an answer with so many can come.
-        self.verdicts_max.store(next.sizes.verdicts, SeqCst);
+        // First: before a flow can be submitted to it. It never gets less.
+        self.verdicts_max.fetch_max(next.sizes.verdicts, SeqCst);
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);
+        self.held_bytes.store(known.bytes_in_all(), SeqCst);
         for view in known.views.iter().filter_map(Weak::upgrade) {
             view.set(&known.current);
         }
@@ -242,24 +269,25 @@ impl Generations {
     /// Frees the replaced generations that nobody holds any more.
     pub(super) fn release(&self) {
         if self.has_retired() {
-            Self::release_from(&self.retired, lock(&self.known));
+            self.release_from(lock(&self.known));
         }
     }
 
     /// As [`Self::release`], unless somebody is just at the list.
     pub(super) fn try_release(&self) {
         if let Some(known) = try_lock(&self.known).filter(|_| self.has_retired()) {
-            Self::release_from(&self.retired, known);
+            self.release_from(known);
         }
     }
 
-    fn release_from(retired: &AtomicUsize, mut known: MutexGuard<'_, Known>) {
+    fn release_from(&self, mut known: MutexGuard<'_, Known>) {
         // Who does not hold one cannot get hold of it any more, so a count of one does not change.
         let unused: Vec<_> = known
             .retired
             .extract_if(.., |generation| Arc::strong_count(generation) == 1)
             .collect();
-        retired.store(known.retired.len(), SeqCst);
+        self.retired.store(known.retired.len(), SeqCst);
+        self.held_bytes.store(known.bytes_in_all(), SeqCst);
         drop(known);
         drop(unused);
     }
@@ -267,19 +295,19 @@ impl Generations {
     /// Bytes of the current model, of the replaced ones that are not freed, and of buffers that no worker has taken yet; a model that
     /// comes twice counts once.
     pub(super) fn bytes(&self) -> (usize, usize, usize) {
+        lock(&self.known).bytes()
+    }
+
+    /// As many as these are in all, without waiting for whoever is just at the list; for a moment those of a worker's new buffers may
+    /// be among them.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held_bytes.load(SeqCst)
+    }
+
+    /// Counts [`Self::held_bytes`] again: after a worker has taken buffers.
+    pub(super) fn count_bytes(&self) {
         let known = lock(&self.known);
-        let mut seen = vec![Arc::as_ptr(&known.current.model)];
-        let mut buffers = known.current.buffers_bytes();
-        let mut retired = 0;
-        for generation in &known.retired {
-            buffers += generation.buffers_bytes();
-            let model = Arc::as_ptr(&generation.model);
-            if !seen.contains(&model) {
-                seen.push(model);
-                retired += generation.model.core().bytes();
-            }
-        }
-        (known.current.model.core().bytes(), retired, buffers)
+        self.held_bytes.store(known.bytes_in_all(), SeqCst);
     }
 
     /// Bytes that a model adds to those of [`Self::bytes`].

@@ -28,8 +28,9 @@ pub struct EngineOptions {
     /// A submitted flow whose turn comes later than this after its submission is answered without being run, in microseconds;
     /// 0 means never. A [`crate::Detection`] has no deadline.
     pub deadline_us: u64,
-    /// Most bytes that the models, the buffers of workers and classifiers and the slots of submitters may take together; what would
-    /// exceed it is refused when it is made. 0 means no limit.
+    /// Most bytes that the models, the buffers of workers and classifiers, the slots of submitters and the flows of a host
+    /// ([`crate::Engine::charge_flow_bytes`]) may take together; what would exceed it is refused when it is made. 0 means no
+    /// limit.
     pub memory_bytes_max: usize,
 }
 
@@ -78,19 +79,29 @@ pub struct EngineMemory {
     pub worker_bytes: Vec<usize>,
     /// The buffers of all classifiers.
     pub classifier_bytes: usize,
-    /// The queue and the slots of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
+    /// The queue, the slots and the other buffers of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
     pub queue_bytes: usize,
+    /// What a host has charged for the flows that it feeds, by [`crate::Engine::charge_flow_bytes`].
+    pub flow_bytes: usize,
 }
 
 impl EngineMemory {
+    /// Each part with its name, as monitoring shows it; together they are all of it.
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 7] {
+        [
+            ("model", self.model_bytes),
+            ("retired", self.retired_bytes),
+            ("spare", self.spare_bytes),
+            ("workers", self.worker_bytes.iter().sum()),
+            ("classifiers", self.classifier_bytes),
+            ("queue", self.queue_bytes),
+            ("flows", self.flow_bytes),
+        ]
+    }
+
     /// All of it.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
-        self.model_bytes
-            + self.retired_bytes
-            + self.spare_bytes
-            + self.worker_bytes.iter().sum::<usize>()
-            + self.classifier_bytes
-            + self.queue_bytes
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 }

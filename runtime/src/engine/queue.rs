@@ -118,6 +118,11 @@ impl Lane {
         self.ring.bytes()
     }
 
+    /// Tells the submitter that the engine was stopped.
+    pub(super) fn tell_stopped(&self) {
+        self.mailbox.tell_stopped();
+    }
+
     /// Nobody puts anything in any more, and nothing is left.
     fn is_done(&self) -> bool {
         self.mailbox.is_closed() && self.is_empty()
@@ -254,22 +259,24 @@ impl Queue {
         Some(Ticket::new(slot, &lane.mailbox))
     }
 
-    /// Sends home what waits and nobody will run any more, and says how many flows that were. Where a worker that the system does not
-    /// let run holds the list of lanes, this tries until the time has come; the submitters then take back what is theirs.
-    pub(super) fn abandon_all(&self, until: Instant) -> usize {
-        let lanes = loop {
+    /// All lanes. Where a worker that the system does not let run holds their list, this tries until the time has come; the submitters
+    /// then take back what is theirs.
+    pub(super) fn lanes(&self, until: Instant) -> Option<Vec<Arc<Lane>>> {
+        loop {
             match try_lock(&self.lanes) {
-                Some(lanes) => break lanes.clone(),
-                None if Instant::now() >= until => return 0,
+                Some(lanes) => return Some(lanes.clone()),
+                None if Instant::now() >= until => return None,
                 None => thread::yield_now(),
             }
-        };
+        }
+    }
+
+    /// Sends home what waits in a lane and nobody will run any more, and says how many flows that were.
+    pub(super) fn abandon(&self, lane: &Lane) -> usize {
         let mut flows = 0;
-        for lane in &lanes {
-            while let Some(ticket) = self.take(lane) {
-                drop(ticket);
-                flows += 1;
-            }
+        while let Some(ticket) = self.take(lane) {
+            drop(ticket);
+            flows += 1;
         }
         flows
     }

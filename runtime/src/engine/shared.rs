@@ -1,6 +1,6 @@
 //! What engine, workers, submitters and classifiers have in common.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,9 +43,13 @@ pub(super) struct Shared {
     slots: AtomicUsize,
     /// Bytes that a slot takes at most: what the largest generation so far needs.
     slot_bytes: AtomicUsize,
-    /// Bytes of the lanes of all submitters.
-    lane_bytes: AtomicUsize,
+    /// Bytes of the lanes and of the other buffers of all submitters.
+    submitter_bytes: AtomicUsize,
     pub(super) classifier_bytes: AtomicUsize,
+    /// Bytes that the flows of a host take.
+    flow_bytes: AtomicUsize,
+    /// Bytes of what is just being made.
+    making_bytes: AtomicUsize,
     /// Bytes that each worker holds.
     pub(super) worker_bytes: Vec<AtomicUsize>,
     /// Held while something is made that counts for the memory budget.
@@ -54,6 +58,8 @@ pub(super) struct Shared {
     running: AtomicUsize,
     /// Flows that waited and were sent home because the engine was closed.
     sent_home: AtomicU64,
+    /// The engine was stopped, and its submitters could not be told.
+    is_untold: AtomicBool,
     #[cfg(any(test, feature = "faults"))]
     pub(super) faults: Faults,
 }
@@ -84,18 +90,21 @@ impl Shared {
             latency: LatencyCounts::default(),
             slots: AtomicUsize::new(0),
             slot_bytes: AtomicUsize::new(slot_bytes),
-            lane_bytes: AtomicUsize::new(0),
+            submitter_bytes: AtomicUsize::new(0),
             classifier_bytes: AtomicUsize::new(0),
+            flow_bytes: AtomicUsize::new(0),
+            making_bytes: AtomicUsize::new(0),
             worker_bytes: (0..options.workers.max(1))
                 .map(|_| AtomicUsize::new(0))
                 .collect(),
             making: Mutex::new(()),
             running: AtomicUsize::new(0),
             sent_home: AtomicU64::new(0),
+            is_untold: AtomicBool::new(false),
             #[cfg(any(test, feature = "faults"))]
             faults: Faults::default(),
         };
-        shared.check_budget("the model", 0)?;
+        shared.lock_making().check_budget("the model", 0)?;
         Ok(shared)
     }
 
@@ -114,7 +123,7 @@ impl Shared {
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
         let slots = grown * self.slots.load(SeqCst);
         let added = self.generations.added_bytes(&next.model) + slots + buffers;
-        self.check_budget("a second model", added)?;
+        making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         self.generations.replace(next);
         // Idle workers take their buffers now.
@@ -147,16 +156,57 @@ impl Shared {
         self.queue.wake_all();
     }
 
-    /// Judges nothing any more.
-    pub(super) fn close(&self) {
-        self.phase.store(CLOSED, SeqCst);
+    /// Judges nothing any more. Says whether it did before.
+    pub(super) fn close(&self) -> bool {
+        let before = self.phase.swap(CLOSED, SeqCst);
         self.queue.wake_all();
+        before != CLOSED
+    }
+
+    /// Once nothing is judged any more, sends home what waits; tries until the time has come.
+    pub(super) fn send_home_waiting(&self, until: Instant) {
+        if let Some(lanes) = self.queue.lanes(until) {
+            let flows = lanes.iter().map(|lane| self.queue.abandon(lane)).sum();
+            self.add_sent_home(flows);
+        }
+    }
+
+    /// Tells all submitters that the engine was stopped, once, or as soon as that can be done: where a worker that the system does not let
+    /// run stands in the way, it does it itself.
+    pub(super) fn tell_stopped(&self, until: Instant, is_first: bool) {
+        if !is_first && !self.is_untold.swap(false, SeqCst) {
+            return;
+        }
+        let lanes = self.queue.lanes(until).or_else(|| {
+            // Who stands in the way either has seen this when it ends, or has just gone out of it.
+            self.is_untold.store(true, SeqCst);
+            self.queue.lanes(Instant::now())
+        });
+        if let Some(lanes) = lanes {
+            self.is_untold.store(false, SeqCst);
+            lanes.iter().for_each(|lane| lane.tell_stopped());
+        }
+    }
+
+    /// What a worker does that ends after the engine was closed: perhaps it stood in the way.
+    pub(super) fn end_closing(&self) {
+        if self.is_untold.load(SeqCst) {
+            self.send_home_waiting(Instant::now());
+            self.tell_stopped(Instant::now(), false);
+        }
     }
 
     /// Brings about the fault that a test wants for this flow.
     pub(super) fn meet_faults(&self, id: u64) {
         #[cfg(any(test, feature = "faults"))]
         self.faults.meet(id);
+        let _ = id;
+    }
+
+    /// As [`Self::meet_faults`], before tokens are made of the flow.
+    pub(super) fn meet_encoding_faults(&self, id: u64) {
+        #[cfg(any(test, feature = "faults"))]
+        self.faults.meet_encoding(id);
         let _ = id;
     }
 
@@ -197,33 +247,63 @@ impl Shared {
         self.sent_home.load(SeqCst)
     }
 
-    /// What is to be called by a thread that has let go of a slot or a detection of the generation with this number: if it was the
-    /// last of a replaced one, the worker that is woken frees that.
-    pub(super) fn let_go(&self, number: u64) {
-        // Where nobody is asleep, all workers will pass by themselves, or there is none.
-        if number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
-        {
+    /// What is to be called by a thread that has let go of a slot, a detection or a call's hold of the generation with this number. If it
+    /// was the last of a replaced one, the worker that is woken frees that; where there is none, whoever is next to run what waits, to
+    /// activate a model or to end the engine. Says whether it is left to them.
+    pub(super) fn let_go(&self, number: u64) -> bool {
+        // Where nobody is asleep, all workers will pass by themselves.
+        number != self.generations.number() && !self.queue.wake() && self.running_workers() == 0
+    }
+
+    /// As [`Self::let_go`], for a thread that is not in a hurry: it frees what is left to it.
+    pub(super) fn let_go_and_free(&self, number: u64) {
+        if self.let_go(number) {
             self.generations.release();
         }
     }
 
     /// For whoever makes something that counts for the memory budget.
-    pub(super) fn lock_making(&self) -> MutexGuard<'_, ()> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock_making(&self) -> Making<'_> {
+        let lock = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        Making {
+            shared: self,
+            _lock: lock,
+        }
     }
 
-    /// Whether so many more bytes fit into the memory budget.
-    pub(super) fn check_budget(&self, what: &'static str, added: usize) -> Result<(), Error> {
-        let needed_bytes = self.memory().total_bytes().saturating_add(added);
+    /// Counts more bytes for the flows of a host, if they fit into the memory budget. Waits for nobody.
+    pub(super) fn charge_flow_bytes(&self, bytes: usize) -> Result<(), Error> {
+        // First counted and then looked at, as in `Making::check_budget`: of two at the same time one sees the other.
+        let before = self.flow_bytes.fetch_add(bytes, SeqCst);
+        let others = self.generations.held_bytes()
+            + self.all_worker_bytes()
+            + self.classifier_bytes.load(SeqCst)
+            + self.queue_bytes()
+            + self.making_bytes.load(SeqCst);
+        let needed_bytes = before.saturating_add(bytes).saturating_add(others);
         if needed_bytes <= self.memory_bytes_max {
-            Ok(())
-        } else {
-            Err(Error::MemoryBudget {
-                what,
-                budget_bytes: self.memory_bytes_max,
-                needed_bytes,
-            })
+            return Ok(());
         }
+        self.release_flow_bytes(bytes);
+        Err(Error::MemoryBudget {
+            what: "a flow",
+            budget_bytes: self.memory_bytes_max,
+            needed_bytes,
+        })
+    }
+
+    /// The opposite of [`Self::charge_flow_bytes`].
+    pub(super) fn release_flow_bytes(&self, bytes: usize) {
+        self.flow_bytes.fetch_sub(bytes, SeqCst);
+    }
+
+    fn all_worker_bytes(&self) -> usize {
+        let workers = self.worker_bytes.iter();
+        workers.map(|bytes| bytes.load(SeqCst)).sum()
+    }
+
+    fn queue_bytes(&self) -> usize {
+        self.slots.load(SeqCst) * self.slot_bytes() + self.submitter_bytes.load(SeqCst)
     }
 
     /// Bytes of one slot.
@@ -231,16 +311,16 @@ impl Shared {
         self.slot_bytes.load(SeqCst)
     }
 
-    /// Counts a submitter's slots and lane as held.
-    pub(super) fn add_submitter(&self, slots: usize, lane_bytes: usize) {
+    /// Counts a submitter's slots and other buffers as held.
+    pub(super) fn add_submitter(&self, slots: usize, buffers: usize) {
         self.slots.fetch_add(slots, SeqCst);
-        self.lane_bytes.fetch_add(lane_bytes, SeqCst);
+        self.submitter_bytes.fetch_add(buffers, SeqCst);
     }
 
     /// The opposite of [`Self::add_submitter`].
-    pub(super) fn remove_submitter(&self, slots: usize, lane_bytes: usize) {
+    pub(super) fn remove_submitter(&self, slots: usize, buffers: usize) {
         self.slots.fetch_sub(slots, SeqCst);
-        self.lane_bytes.fetch_sub(lane_bytes, SeqCst);
+        self.submitter_bytes.fetch_sub(buffers, SeqCst);
     }
 
     pub(super) fn memory(&self) -> EngineMemory {
@@ -252,7 +332,38 @@ impl Shared {
             spare_bytes,
             worker_bytes: workers.map(|bytes| bytes.load(SeqCst)).collect(),
             classifier_bytes: self.classifier_bytes.load(SeqCst),
-            queue_bytes: self.slots.load(SeqCst) * self.slot_bytes() + self.lane_bytes.load(SeqCst),
+            queue_bytes: self.queue_bytes(),
+            flow_bytes: self.flow_bytes.load(SeqCst),
         }
+    }
+}
+
+/// One thing that counts for the memory budget is made at a time. What it takes has to be counted before this is dropped.
+pub(super) struct Making<'a> {
+    shared: &'a Shared,
+    _lock: MutexGuard<'a, ()>,
+}
+
+impl Making<'_> {
+    /// Whether so many more bytes fit into the memory budget; they are kept for what is made.
+    pub(super) fn check_budget(&self, what: &'static str, added: usize) -> Result<(), Error> {
+        let budget_bytes = self.shared.memory_bytes_max;
+        self.shared.making_bytes.store(added, SeqCst);
+        let needed_bytes = self.shared.memory().total_bytes().saturating_add(added);
+        if needed_bytes <= budget_bytes {
+            Ok(())
+        } else {
+            Err(Error::MemoryBudget {
+                what,
+                budget_bytes,
+                needed_bytes,
+            })
+        }
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.shared.making_bytes.store(0, SeqCst);
     }
 }

@@ -257,6 +257,8 @@ struct Inbox {
     ready: VecDeque<Box<Slot>>,
     /// The submitter sleeps until something arrives.
     is_awaited: bool,
+    /// The engine was stopped, and the submitter has not slept since.
+    is_stopped: bool,
 }
 
 impl std::fmt::Debug for Mailbox {
@@ -284,6 +286,7 @@ impl Mailbox {
             inbox: Mutex::new(Inbox {
                 ready: room_for_answers(slots)?,
                 is_awaited: false,
+                is_stopped: false,
             }),
             arrived: Condvar::new(),
             notify,
@@ -317,11 +320,32 @@ impl Mailbox {
             self.arrived.notify_one();
         }
         let was_missed = self.was_missed.load(SeqCst) && self.was_missed.swap(false, SeqCst);
-        if let Some(notify) = self.notify.as_ref().filter(|_| is_first || was_missed)
+        if is_first || was_missed {
+            self.notify();
+        }
+    }
+
+    /// Calls the function that is told of answers.
+    pub(super) fn notify(&self) {
+        if let Some(notify) = &self.notify
             && catch_unwind(AssertUnwindSafe(notify)).is_err()
         {
             tracing::error!("the function that is called when answers arrive panicked");
         }
+    }
+
+    /// Wakes a submitter that sleeps, and tells one that does not: the engine was stopped.
+    pub(super) fn tell_stopped(&self) {
+        if self.is_closed() {
+            return;
+        }
+        // Whoever has it locked wakes the sleeper, or is one that looks itself now and then.
+        if let Some(mut inbox) = try_lock(&self.inbox) {
+            inbox.is_stopped = true;
+            drop(inbox);
+            self.arrived.notify_one();
+        }
+        self.notify();
     }
 
     /// Swaps what has arrived with `taken`, which is empty. Does not wait for a worker that is just putting something in.
@@ -336,18 +360,19 @@ impl Mailbox {
         }
     }
 
-    /// As [`Self::try_take`], but sleeps until something arrives or the time is over.
+    /// As [`Self::try_take`], but sleeps until something arrives, until the time is over or until the engine is stopped.
     pub(super) fn wait(&self, taken: &mut VecDeque<Box<Slot>>, timeout: Duration) {
         let inbox = self.lock();
         let waited = self
             .arrived
             .wait_timeout_while(inbox, timeout, |inbox| {
-                inbox.is_awaited = inbox.ready.is_empty();
+                inbox.is_awaited = inbox.ready.is_empty() && !inbox.is_stopped;
                 inbox.is_awaited
             })
             .unwrap_or_else(PoisonError::into_inner);
         let mut inbox = waited.0;
         inbox.is_awaited = false;
+        inbox.is_stopped = false;
         std::mem::swap(&mut inbox.ready, taken);
     }
 

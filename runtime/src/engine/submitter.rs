@@ -1,18 +1,20 @@
 //! The online way in: flows go into a bounded queue and their verdicts come back to the thread that asked.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use trafficllm_model::{TaskVerdict, emptied};
-use trafficllm_traffic::Flow;
-use trafficllm_traffic::token::{EncodeScratch, TokenError, first_request};
+use trafficllm_traffic::token::limits::ENCODING_TOKENS_MAX;
+use trafficllm_traffic::token::{EncodeScratch, TokenError};
+use trafficllm_traffic::{Flow, MemoryError};
 
 use super::counters::{Counts, EngineCounters};
 use super::generation::{Generation, View};
 use super::queue::Lane;
 use super::shared::Shared;
-use super::slot::{Mailbox, Notify, Slot, State, room_for_answers};
+use super::slot::{Mailbox, Notify, Slot, State, reserve, room_for_answers};
 use crate::error::Error;
 use crate::model::Model;
 use crate::outcome::Verdict;
@@ -90,13 +92,28 @@ impl<'a> Judgement<'a> {
 }
 
 /// Makes tokens of flows and requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Filler {
     tokens: Vec<u32>,
     scratch: EncodeScratch,
 }
 
 impl Filler {
+    /// One with room for every flow and request of every model.
+    pub(super) fn new() -> Result<Self, Error> {
+        let scratch = EncodeScratch::with_room();
+        let scratch =
+            scratch.map_err(|MemoryError { what, bytes }| Error::Memory { what, bytes })?;
+        let mut tokens = Vec::new();
+        reserve("room for encoding", &mut tokens, ENCODING_TOKENS_MAX)?;
+        Ok(Self { tokens, scratch })
+    }
+
+    /// Bytes held beside itself.
+    pub(super) fn bytes(&self) -> usize {
+        self.scratch.bytes() + self.tokens.capacity() * size_of::<u32>()
+    }
+
     /// Gives a slot the tokens of a flow, for the tasks that were chosen.
     pub(super) fn flow(&mut self, generation: &Generation, slot: &mut Slot, flow: &Flow) {
         let encoder = generation.model.encoder();
@@ -106,10 +123,9 @@ impl Filler {
             slot.flow_tokens.extend_from_slice(&self.tokens);
         }
         if !generation.selection.request.is_empty()
-            && let Some(request) = first_request(flow)
-            && self.read_request(generation, &request).is_ok()
+            && encoder.encode_first_request(flow, &mut self.scratch, &mut self.tokens)
         {
-            self.request(generation, slot);
+            slot.request_tokens.extend_from_slice(&self.tokens);
         }
     }
 
@@ -134,8 +150,8 @@ impl Filler {
 /// Submits flows to an engine and takes their verdicts back. One per thread; any number of them share an engine's workers.
 ///
 /// [`Submitter::submit`], [`Submitter::poll`] and dropping it never wait for another thread: not for a worker that the system does not
-/// let run, whatever it was doing, and not for a model that is being replaced. They allocate nothing once the tokenizer's buffers have
-/// grown and as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
+/// let run, whatever it was doing, and not for a model that is being replaced. They free no model either, as long as the engine is
+/// there. They allocate nothing as long as no model comes that needs more room. A flow becomes tokens on the submitting thread: its record may
 /// be reused at once, and what waits in the queue is a few hundred token ids of a size known beforehand instead of packets.
 #[derive(Debug)]
 pub struct Submitter {
@@ -150,6 +166,8 @@ pub struct Submitter {
     )]
     free: Vec<Box<Slot>>,
     slots: usize,
+    /// Bytes of the other buffers, as they are counted in the engine's memory.
+    buffers: usize,
     in_flight: usize,
     /// Answers that have been taken out of the mailbox.
     ready: VecDeque<Box<Slot>>,
@@ -161,6 +179,11 @@ pub struct Submitter {
     verdicts: Vec<Verdict<'static>>,
     filler: Filler,
 }
+
+/// How long a submitter sleeps before it looks whether the engine was stopped: as a rule it is woken for that.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The same while something is left in its lane and somebody else is just taking from it.
+const SHORT_PAUSE: Duration = Duration::from_millis(1);
 
 impl Submitter {
     /// One whose flows count for the queue's limit, or one that waits where it finds no free slot.
@@ -175,15 +198,17 @@ impl Submitter {
         }
         let making = shared.lock_making();
         let current = shared.generations.current();
-        shared.check_budget("a submitter", slots * shared.slot_bytes())?;
+        making.check_budget("a submitter", slots * shared.slot_bytes())?;
         let mailbox = Arc::new(Mailbox::new(slots, notify)?);
         let lane = Arc::new(Lane::new(slots, &mailbox, is_limited)?);
-        shared.check_budget("a submitter", slots * shared.slot_bytes() + lane.bytes())?;
+        let filler = Filler::new()?;
+        let buffers = lane.bytes() + filler.bytes();
+        making.check_budget("a submitter", slots * shared.slot_bytes() + buffers)?;
         let free = Slot::several(slots, current.sizes)?;
         let ready = room_for_answers(slots)?;
         let verdicts = Vec::with_capacity(current.sizes.verdicts);
         shared.queue.open(&lane)?;
-        shared.add_submitter(slots, lane.bytes());
+        shared.add_submitter(slots, buffers);
         drop(making);
         Ok(Self {
             shared: Arc::clone(shared),
@@ -192,16 +217,19 @@ impl Submitter {
             view: shared.generations.view(),
             free,
             slots,
+            buffers,
             in_flight: 0,
             ready,
             shown: None,
             let_go: u64::MAX,
             verdicts,
-            filler: Filler::default(),
+            filler,
         })
     }
 
     /// Puts a flow into the queue. Its answer comes with `id`, which is the caller's alone.
+    ///
+    /// Where the engine is stopped meanwhile, the answer says that the flow is abandoned.
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`], [`SubmitError::NoMemory`], [`SubmitError::Closed`]; the flow is then counted, and has no answer.
@@ -228,7 +256,9 @@ impl Submitter {
         let generation = self.current();
         let (mut slot, generation) = self.fit(slot, generation)?;
         slot.owner = owner;
-        self.filler.flow(&generation, &mut slot, flow);
+        let slot = self.fill(slot, id, |filler, slot| {
+            filler.flow(&generation, slot, flow);
+        });
         self.offer(slot, generation, id)
     }
 
@@ -242,8 +272,8 @@ impl Submitter {
             self.filler.read_request(generation, request)?;
         }
         let slot = self.open_slot()?;
-        let (mut slot, generation) = self.fit(slot, generation)?;
-        self.filler.request(&generation, &mut slot);
+        let (slot, generation) = self.fit(slot, generation)?;
+        let slot = self.fill(slot, id, |filler, slot| filler.request(&generation, slot));
         self.offer(slot, generation, id)
     }
 
@@ -278,8 +308,8 @@ impl Submitter {
         taken
     }
 
-    /// As [`Submitter::poll`], but where nothing has come yet, sleeps until something does, until the time is over or until
-    /// nothing is under way.
+    /// As [`Submitter::poll`], but where nothing has come yet, sleeps until something does, until the time is over, until nothing is
+    /// under way or until the engine is stopped meanwhile.
     pub fn wait(&mut self, timeout: Duration, take: impl FnMut(&Answer<'_>)) -> usize {
         self.sleep(timeout);
         self.poll(take)
@@ -346,6 +376,29 @@ impl Submitter {
         Err(refused)
     }
 
+    /// Gives a slot its tokens. Where that panics, the flow has failed and the slot is free again.
+    fn fill(
+        &mut self,
+        mut slot: Box<Slot>,
+        id: u64,
+        work: impl FnOnce(&mut Filler, &mut Slot),
+    ) -> Box<Slot> {
+        let Self { shared, filler, .. } = self;
+        let work = AssertUnwindSafe(|| {
+            shared.meet_encoding_faults(id);
+            work(filler, &mut slot);
+        });
+        match catch_unwind(work) {
+            Ok(()) => slot,
+            Err(panic) => {
+                Counts::add(&shared.counts.failed, 1);
+                slot.clear();
+                self.free.push(slot);
+                resume_unwind(panic)
+            }
+        }
+    }
+
     fn offer(
         &mut self,
         mut slot: Box<Slot>,
@@ -357,6 +410,11 @@ impl Submitter {
         match self.shared.queue.put(&self.lane, slot) {
             Ok(()) => {
                 self.in_flight += 1;
+                // Stopped in between: perhaps nobody looks into the lane any more.
+                if self.shared.is_closed() {
+                    self.take_back();
+                    self.mailbox.notify();
+                }
                 Ok(())
             }
             // Another submitter was faster.
@@ -435,23 +493,40 @@ impl Submitter {
                 slot.close(State::Abandoned);
                 self.ready.push_back(slot);
             }
+            // Somebody is just taking from it: there is something to look for again.
+            if !self.lane.is_empty() {
+                self.mailbox.notify();
+            }
         }
     }
 
-    /// Sleeps until an answer comes, until the time is over or until nothing is under way. It takes no answer: that is
-    /// [`Submitter::poll`].
+    /// Sleeps until an answer comes, until the time is over, until nothing is under way or until the engine is stopped meanwhile. It
+    /// takes no answer: that is [`Submitter::poll`].
     pub fn sleep(&mut self, timeout: Duration) {
-        if self.ready.is_empty() {
-            self.take_back();
-        }
-        if self.ready.is_empty() && self.in_flight > 0 {
-            self.mailbox.wait(&mut self.ready, timeout);
+        let begin = Instant::now();
+        let was_closed = self.shared.is_closed();
+        loop {
+            if self.ready.is_empty() {
+                self.take_back();
+            }
+            let is_closed = self.shared.is_closed();
+            let left = timeout.saturating_sub(begin.elapsed());
+            let is_over = left.is_zero() || is_closed && !was_closed;
+            if !self.ready.is_empty() || self.in_flight == 0 || is_over {
+                return;
+            }
+            let pause = if is_closed && !self.lane.is_empty() {
+                SHORT_PAUSE
+            } else {
+                PAUSE
+            };
+            self.mailbox.wait(&mut self.ready, left.min(pause));
         }
     }
 
     fn tell_let_go(&mut self) {
         if self.let_go != u64::MAX {
-            self.shared.let_go(self.let_go);
+            let _left_to_others = self.shared.let_go(self.let_go);
             self.let_go = u64::MAX;
         }
     }
@@ -475,8 +550,7 @@ impl Drop for Submitter {
         self.mailbox.close();
         self.shared.queue.close(&self.lane);
         Counts::add(&self.shared.counts.abandoned, self.in_flight as u64);
-        let lane_bytes = self.lane.bytes();
-        self.shared.remove_submitter(self.slots, lane_bytes);
+        self.shared.remove_submitter(self.slots, self.buffers);
         let held = self.ready.drain(..).chain(self.shown.take());
         let oldest = held.map(|slot| slot.generation_number()).min();
         self.let_go = self.let_go.min(oldest.unwrap_or(u64::MAX));

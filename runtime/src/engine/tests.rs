@@ -1,7 +1,10 @@
 //! What the outside cannot bring about or see: a worker that fails in the middle of its work, where batches are cut.
 #![cfg(feature = "default-bundle")]
 
+mod fates;
+mod reentry;
 mod starved;
+mod stopped;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

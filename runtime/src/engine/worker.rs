@@ -49,6 +49,9 @@ impl Worker {
             self.gather(first, Duration::ZERO);
             flows += self.run();
         }
+        if self.shared.is_closed() {
+            self.send_home();
+        }
         self.shared.generations.release();
         flows
     }
@@ -105,8 +108,11 @@ impl Worker {
     }
 
     fn tell_bytes(&self) {
-        if let Some(bytes) = self.shared.worker_bytes.get(self.number) {
-            bytes.store(self.judge.bytes(), SeqCst);
+        if let Some(told) = self.shared.worker_bytes.get(self.number) {
+            let bytes = self.judge.bytes();
+            if told.swap(bytes, SeqCst) != bytes {
+                self.shared.generations.count_bytes();
+            }
         }
     }
 
@@ -152,6 +158,7 @@ impl Worker {
             shared.generations.release();
         }
         self.send_home();
+        shared.end_closing();
     }
 }
 

@@ -184,3 +184,14 @@ pub struct FlowConfigError {
     /// The value given.
     pub found: u64,
 }
+
+/// Why there is no recorder of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum RecorderError {
+    /// A setting is out of its range.
+    #[error(transparent)]
+    Config(#[from] FlowConfigError),
+    /// The system does not give memory for the records.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}

@@ -14,7 +14,7 @@ pub mod token;
 
 pub use capture::{CaptureFormat, CaptureReader, LinkType, RawPacket};
 pub use decode::{Packet, Skip, SkipCounters, decode};
-pub use error::{CaptureError, FlowConfigError};
+pub use error::{CaptureError, FlowConfigError, RecorderError};
 pub use flow::{
     Direction, Endpoints, Flow, FlowConfig, FlowCounters, FlowRecorder, FlowTable, HostPacket,
     PacketRecord, Payload, RecorderCounters, TcpFlags,

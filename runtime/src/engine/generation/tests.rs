@@ -1,6 +1,7 @@
 #![cfg(feature = "default-bundle")]
 
 use std::thread;
+use std::time::Duration;
 
 use super::*;
 
@@ -39,7 +40,11 @@ fn who_reads_a_view_sees_every_replacement_once_it_is_done_and_goes_never_back()
     thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut newest = 0;
-            while reads.fetch_add(1, SeqCst) < READS {
+            // The writer may have its first turn late.
+            while reads.fetch_add(1, SeqCst) < READS || done.load(SeqCst) == 1 {
+                if reads.load(SeqCst) >= READS {
+                    thread::sleep(Duration::from_micros(50));
+                }
                 let at_least = done.load(SeqCst);
                 if let Some(found) = view.get() {
                     assert!(found.number >= at_least.max(newest));
@@ -47,7 +52,7 @@ fn who_reads_a_view_sees_every_replacement_once_it_is_done_and_goes_never_back()
                 }
             }
         });
-        while reads.load(SeqCst) < READS && !reader.is_finished() {
+        while !reader.is_finished() {
             let number = done.load(SeqCst) + 1;
             view.set(&generation(&model, number));
             done.store(number, SeqCst);

@@ -144,7 +144,7 @@ pub struct FlowCounters {
     pub flushed: u64,
     /// Packets that are only counted because their flow keeps no more records.
     pub packets_beyond_limit: u64,
-    /// Captured payload bytes of kept packets that are beyond the limit per packet or find no room in their flow.
+    /// Captured payload bytes of kept packets that are beyond the limit per packet or find no room in their flow, or no memory.
     pub payload_bytes_cut: u64,
     /// Packets whose time is before that of their flow's previous packet.
     pub time_backwards: u64,

@@ -5,6 +5,7 @@
 
 use super::config::FlowConfig;
 use crate::limits::{RECYCLED_FLOWS_MAX, RECYCLED_PAYLOAD_BYTES_MAX};
+use crate::memory::{MemoryError, try_filled, try_grow, try_with_capacity};
 
 /// The kept payload of a flow. Each packet's payload is whole in one buffer: one that does not fit behind the payload before it
 /// begins the next buffer.
@@ -27,7 +28,8 @@ impl Payload {
         self.buffer_bytes() + self.buffers.capacity() * size_of::<Box<[u8]>>()
     }
 
-    /// Keeps the start of a packet's payload as far as the settings leave room, and says how many bytes that is.
+    /// Keeps the start of a packet's payload as far as the settings leave room and the system gives memory, and says how many bytes
+    /// that is.
     pub(super) fn push(
         &mut self,
         payload: &[u8],
@@ -36,11 +38,8 @@ impl Payload {
     ) -> usize {
         let wanted = payload.get(..config.max_payload_bytes).unwrap_or(payload);
         if wanted.len() > self.room() && self.buffers.len() < config.max_payloads {
-            if self.buffers.capacity() == 0 {
-                self.buffers = spare.list(config);
-            }
-            self.buffers.push(spare.buffer(config));
-            self.last_used = 0;
+            // Where there is no memory for one, the room that is left is all there is.
+            let _begun = self.begin_buffer(config, spare);
         }
         let kept = &wanted[..wanted.len().min(self.room())];
         let used = self.last_used;
@@ -49,6 +48,20 @@ impl Payload {
             self.last_used += kept.len();
         }
         kept.len()
+    }
+
+    fn begin_buffer(
+        &mut self,
+        config: &FlowConfig,
+        spare: &mut SpareBuffers,
+    ) -> Result<(), MemoryError> {
+        if self.buffers.capacity() == 0 {
+            self.buffers = spare.list(config)?;
+        }
+        try_grow(PAYLOAD, &mut self.buffers, 1)?;
+        self.buffers.push(spare.buffer(config)?);
+        self.last_used = 0;
+        Ok(())
     }
 
     /// Keeps a payload in a buffer of its own.
@@ -122,7 +135,8 @@ impl SpareBuffers {
             }
         }
         let is_own = (1..=config.max_payloads).contains(&list.capacity());
-        if is_own && self.lists.len() < RECYCLED_FLOWS_MAX {
+        let fits = self.lists.len() < RECYCLED_FLOWS_MAX;
+        if is_own && fits && self.lists.try_reserve(1).is_ok() {
             self.lists.push(list);
         }
     }
@@ -144,19 +158,24 @@ impl SpareBuffers {
         2 * grown * size_of::<Box<[u8]>>() + 4 * size_of::<Vec<Box<[u8]>>>()
     }
 
-    fn buffer(&mut self, config: &FlowConfig) -> Box<[u8]> {
-        self.buffers
-            .pop()
-            .unwrap_or_else(|| vec![0; config.max_payload_bytes].into_boxed_slice())
+    fn buffer(&mut self, config: &FlowConfig) -> Result<Box<[u8]>, MemoryError> {
+        match self.buffers.pop() {
+            Some(buffer) => Ok(buffer),
+            None => Ok(try_filled(PAYLOAD, config.max_payload_bytes, 0)?.into_boxed_slice()),
+        }
     }
 
     /// An empty list with room for all that a flow may keep, but few at first where that is much.
-    fn list(&mut self, config: &FlowConfig) -> Vec<Box<[u8]>> {
-        self.lists
-            .pop()
-            .unwrap_or_else(|| Vec::with_capacity(config.max_payloads.min(FIRST_PAYLOADS)))
+    fn list(&mut self, config: &FlowConfig) -> Result<Vec<Box<[u8]>>, MemoryError> {
+        match self.lists.pop() {
+            Some(list) => Ok(list),
+            None => try_with_capacity(PAYLOAD, config.max_payloads.min(FIRST_PAYLOADS)),
+        }
     }
 }
+
+/// What errors call it.
+const PAYLOAD: &str = "the payload of a flow";
 
 /// Buffers that a flow has room for at first; the default settings allow no more.
 const FIRST_PAYLOADS: usize = 4;

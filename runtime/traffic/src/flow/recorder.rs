@@ -3,7 +3,8 @@
 use super::config::FlowConfig;
 use super::payload::{Payload, SpareBuffers};
 use super::record::{Direction, Endpoints, Flow, PacketRecord, TcpFlags};
-use crate::error::FlowConfigError;
+use crate::error::RecorderError;
+use crate::memory::try_with_capacity;
 
 /// Protocol number of TCP.
 pub(super) const TCP: u8 = 6;
@@ -34,7 +35,7 @@ pub struct RecorderCounters {
     pub packets: u64,
     /// Packets that are only counted because their flow keeps no more records.
     pub packets_beyond_limit: u64,
-    /// Captured payload bytes of kept packets that are beyond the limit per packet or find no room in their flow.
+    /// Captured payload bytes of kept packets that are beyond the limit per packet or find no room in their flow, or no memory.
     pub payload_bytes_cut: u64,
     /// Packets whose time is before that of their flow's previous packet.
     pub time_backwards: u64,
@@ -42,9 +43,9 @@ pub struct RecorderCounters {
 
 /// Gathers the packets of one flow into the same record that a [`super::FlowTable`] makes of them.
 ///
-/// Where the flow begins and ends is the host's to say. All memory is taken with the first packets, at most
-/// [`FlowConfig::max_packets`] records and [`FlowConfig::max_payloads`] buffers, and is used again after
-/// [`FlowRecorder::reset`].
+/// Where the flow begins and ends is the host's to say. The memory of the records, [`FlowConfig::max_packets`] of them, is taken at
+/// once, that of the payload when it comes, at most [`FlowConfig::max_payloads`] buffers. It is used again after
+/// [`FlowRecorder::reset`]. Where the system refuses a buffer, packets go on without that part of their payload.
 #[derive(Debug)]
 pub struct FlowRecorder {
     config: FlowConfig,
@@ -58,9 +59,10 @@ impl FlowRecorder {
     /// A recorder of a flow without packets. Of the settings only `max_packets`, `max_payload_bytes` and `max_payloads` matter.
     ///
     /// # Errors
-    /// A setting out of its range.
-    pub fn new(config: FlowConfig, endpoints: Endpoints) -> Result<Self, FlowConfigError> {
+    /// A setting out of its range; no memory for the records.
+    pub fn new(config: FlowConfig, endpoints: Endpoints) -> Result<Self, RecorderError> {
         config.validate()?;
+        let records = try_with_capacity("the records of a flow", config.max_packets)?;
         Ok(Self {
             config,
             flow: Flow {
@@ -70,7 +72,7 @@ impl FlowRecorder {
                 end_ns: 0,
                 packets: 0,
                 bytes: 0,
-                records: Vec::with_capacity(config.max_packets),
+                records,
                 payload: Payload::default(),
             },
             last_ns: 0,
@@ -79,7 +81,8 @@ impl FlowRecorder {
         })
     }
 
-    /// Adds one packet. Its payload is copied as far as the settings leave room.
+    /// Adds one packet. Its payload is copied as far as the settings leave room and the system gives memory;
+    /// [`RecorderCounters::payload_bytes_cut`] tells what was left out.
     pub fn push(&mut self, packet: &HostPacket<'_>) {
         let within = packet.payload.get(..packet.payload_bytes as usize);
         let tcp_flags = if self.flow.endpoints.protocol == TCP {
@@ -187,7 +190,9 @@ pub(super) fn append(
     flow.packets += 1;
     flow.bytes = flow.bytes.saturating_add(u64::from(packet.ip_bytes));
     let mut lost = Lost {
-        is_beyond_limit: flow.records.len() >= config.max_packets,
+        // A record that the system has no memory for is as good as one beyond the limit.
+        is_beyond_limit: flow.records.len() >= config.max_packets
+            || !has_room_for_record(&mut flow.records, config.max_packets),
         payload_bytes_cut: 0,
         is_time_backwards: gap_ns.is_none(),
     };
@@ -196,7 +201,6 @@ pub(super) fn append(
     }
     let kept = flow.payload.push(packet.payload, config, spare);
     lost.payload_bytes_cut = (packet.payload.len() - kept) as u64;
-    reserve_record(&mut flow.records, config.max_packets);
     flow.records.push(PacketRecord {
         direction: packet.direction,
         tcp_flags: packet.tcp_flags,
@@ -207,12 +211,12 @@ pub(super) fn append(
     lost
 }
 
-/// Grows by doubling like a plain `Vec`, but begins larger and never goes beyond what the limits allow it to hold.
-fn reserve_record(records: &mut Vec<PacketRecord>, limit: usize) {
-    if records.len() == records.capacity() {
-        let target = (records.capacity() * 2).max(FIRST_RECORDS).min(limit);
-        records.reserve_exact(target.saturating_sub(records.len()));
-    }
+/// Makes room for one record more, if the system gives memory. Grows by doubling like a plain `Vec`, but begins larger and never goes
+/// beyond what the limits allow it to hold.
+fn has_room_for_record(records: &mut Vec<PacketRecord>, limit: usize) -> bool {
+    let target = (records.capacity() * 2).max(FIRST_RECORDS).min(limit);
+    let more = target.saturating_sub(records.len());
+    records.len() < records.capacity() || records.try_reserve_exact(more).is_ok()
 }
 
 #[cfg(test)]

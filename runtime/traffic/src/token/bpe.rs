@@ -8,7 +8,7 @@
 use super::error::TokenError;
 use super::limits;
 use super::vocabulary::{FIRST_BYTE, FIRST_MERGE};
-use crate::memory::{MemoryError, try_filled, try_grow, try_push, try_with_capacity};
+use crate::memory::{MemoryError, try_filled, try_grow, try_hold, try_push, try_with_capacity};
 
 /// What errors call the tables of merges.
 const TABLES: &str = "tables of the tokenizer";
@@ -22,6 +22,21 @@ const NONE: u32 = u32::MAX;
 pub struct BytePairScratch {
     /// One bit per position in the text: no encoding of the text so far ends here that can be continued.
     dead_ends: Vec<u64>,
+}
+
+impl BytePairScratch {
+    /// Makes room for texts of so many bytes.
+    pub(super) fn try_reserve(&mut self, text_bytes: usize) -> Result<(), MemoryError> {
+        try_hold(
+            "room for encoding",
+            &mut self.dead_ends,
+            text_bytes / 64 + 1,
+        )
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.dead_ends.capacity() * size_of::<u64>()
+    }
 }
 
 /// Merges, prepared for encoding. Symbols are numbered from 0: the bytes, then the merges by rank.

@@ -1,13 +1,14 @@
 //! Flows and requests to token ids.
 
 use super::error::TokenError;
-use super::http;
+use super::http::{self, Found, NotARequest};
 use super::limits;
 use super::mask::{HelloState, Masker, Piece, Ranges, pieces};
 use super::profile::Profile;
 use super::tokenizer::{BytePairScratch, Tokenizer};
 use super::vocabulary::{FIRST_BYTE, FlowKind, MASK, REQUEST, gap_token, packet_token, size_token};
 use crate::flow::{Flow, PacketRecord};
+use crate::memory::{MemoryError, try_hold};
 
 /// Makes tokens of flows and requests as a profile says. Immutable: one can serve any number of threads.
 #[derive(Debug)]
@@ -22,7 +23,32 @@ pub struct Encoder {
 pub struct EncodeScratch {
     pairs: BytePairScratch,
     ranges: Ranges,
+    /// The canonical text of a request.
     request: Vec<u8>,
+    /// A request that stands in several packets.
+    joined: Vec<u8>,
+}
+
+impl EncodeScratch {
+    /// One that never grows, whatever is encoded with whatever profile; the ids then need room for
+    /// [`limits::ENCODING_TOKENS_MAX`].
+    ///
+    /// # Errors
+    /// The system does not give the memory.
+    pub fn with_room() -> Result<Self, MemoryError> {
+        let mut scratch = Self::default();
+        let what = "room for encoding";
+        scratch.pairs.try_reserve(limits::MAX_REQUEST_BYTES)?;
+        try_hold(what, &mut scratch.request, limits::MAX_REQUEST_BYTES)?;
+        try_hold(what, &mut scratch.joined, limits::MAX_REQUEST_BYTES)?;
+        Ok(scratch)
+    }
+
+    /// Bytes held beside itself.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.pairs.bytes() + self.request.capacity() + self.joined.capacity()
+    }
 }
 
 impl Encoder {
@@ -159,10 +185,38 @@ impl Encoder {
         scratch: &mut EncodeScratch,
         ids: &mut Vec<u32>,
     ) -> Result<(), TokenError> {
+        Ok(self.push_request(request, scratch, ids)?)
+    }
+
+    /// As [`Self::encode_request`] for the request that a flow starts with ([`http::first_request`]), and says whether there is one. Nothing is
+    /// allocated once `scratch` and `ids` have grown.
+    pub fn encode_first_request(
+        &self,
+        flow: &Flow,
+        scratch: &mut EncodeScratch,
+        ids: &mut Vec<u32>,
+    ) -> bool {
+        ids.clear();
+        let mut joined = std::mem::take(&mut scratch.joined);
+        let is_request = match http::find_request(flow, &mut joined) {
+            None => false,
+            Some(Found::InPacket(request)) => self.push_request(request, scratch, ids).is_ok(),
+            Some(Found::Joined) => self.push_request(&joined, scratch, ids).is_ok(),
+        };
+        scratch.joined = joined;
+        is_request
+    }
+
+    fn push_request<'a>(
+        &self,
+        request: &'a [u8],
+        scratch: &mut EncodeScratch,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), NotARequest<'a>> {
         ids.clear();
         let mut text = std::mem::take(&mut scratch.request);
         text.clear();
-        let read = http::canonical_request(request, &mut text);
+        let read = http::push_canonical(request, &mut text);
         if read.is_ok() {
             ids.push(REQUEST);
             self.append_text(&text, scratch, ids);

@@ -29,30 +29,53 @@ const METHODS: [&[u8]; 18] = [
 ];
 
 /// The HTTP request at the start of a flow: the kept payload of the initiator before the responder's first payload, as far as it
-/// is without a hole. Of a request that the record keeps only in part, the part. None where the flow does not start with one.
+/// is without a hole. Of a request that the record keeps only in part, the part; of one in several packets the first
+/// [`limits::MAX_REQUEST_BYTES`]. None where the flow does not start with one.
 #[must_use]
 pub fn first_request(flow: &Flow) -> Option<Cow<'_, [u8]>> {
-    let mut request = Cow::Borrowed(&[][..]);
+    let mut joined = Vec::new();
+    match find_request(flow, &mut joined)? {
+        Found::InPacket(payload) => Some(Cow::Borrowed(payload)),
+        Found::Joined => Some(Cow::Owned(joined)),
+    }
+}
+
+/// Where a request stands.
+pub(super) enum Found<'a> {
+    /// All of it in the payload of a packet.
+    InPacket(&'a [u8]),
+    /// In the buffer that was given for it, at most [`limits::MAX_REQUEST_BYTES`].
+    Joined,
+}
+
+/// Finds what [`first_request`] gives; allocates only where `joined` is too small.
+pub(super) fn find_request<'a>(flow: &'a Flow, joined: &mut Vec<u8>) -> Option<Found<'a>> {
+    joined.clear();
+    let mut first: &[u8] = &[];
     for (record, payload) in flow.kept().filter(|(record, _)| record.payload_bytes > 0) {
-        if record.direction == Direction::FromResponder
-            || request.len() >= limits::MAX_REQUEST_BYTES
+        let found_bytes = first.len().max(joined.len());
+        if record.direction == Direction::FromResponder || found_bytes >= limits::MAX_REQUEST_BYTES
         {
             break;
         }
-        if request.is_empty() {
+        if first.is_empty() {
             RequestLine::read(payload).ok()?;
-            request = Cow::Borrowed(payload);
+            first = payload;
         } else {
-            request.to_mut().extend_from_slice(payload);
+            if joined.is_empty() {
+                joined.extend_from_slice(first);
+            }
+            let room = limits::MAX_REQUEST_BYTES - joined.len();
+            joined.extend_from_slice(&payload[..payload.len().min(room)]);
         }
         if payload.len() < record.payload_bytes as usize {
             break;
         }
     }
-    if request.is_empty() {
-        None
-    } else {
-        Some(request)
+    match (first.is_empty(), joined.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(Found::InPacket(first)),
+        (false, false) => Some(Found::Joined),
     }
 }
 
@@ -64,6 +87,14 @@ pub fn first_request(flow: &Flow) -> Option<Cow<'_, [u8]>> {
 /// # Errors
 /// [`TokenError::Request`] where `request` does not start like an HTTP request; nothing is appended then.
 pub fn canonical_request(request: &[u8], text: &mut Vec<u8>) -> Result<(), TokenError> {
+    Ok(push_canonical(request, text)?)
+}
+
+/// As [`canonical_request`], with an error that allocates nothing.
+pub(super) fn push_canonical<'a>(
+    request: &'a [u8],
+    text: &mut Vec<u8>,
+) -> Result<(), NotARequest<'a>> {
     let request = &request[..request.len().min(limits::MAX_REQUEST_BYTES)];
     let line = RequestLine::read(request)?;
     text.extend_from_slice(line.method);
@@ -124,7 +155,7 @@ impl<'a> RequestLine<'a> {
 }
 
 /// What was expected at a position, and what stands there.
-struct NotARequest<'a> {
+pub(super) struct NotARequest<'a> {
     position: usize,
     expected: &'static str,
     found: &'a [u8],

@@ -10,6 +10,11 @@ pub const MAX_TOKEN_BYTES: usize = 64;
 pub const MAX_LEARNT_TOKEN_BYTES: usize = 16;
 /// Bytes of a request that are read; what comes after is not encoded.
 pub const MAX_REQUEST_BYTES: usize = 8_192;
+/// Tokens that there is room for, for a moment, while a flow or a request is encoded.
+pub const ENCODING_TOKENS_MAX: usize = MAX_REQUEST_BYTES + 1;
+const _: () = assert!(
+    ENCODING_TOKENS_MAX >= MAX_PROFILE_TOKENS as usize + MAX_PROFILE_PAYLOAD_BYTES as usize
+);
 /// Distinct bytes of a corpus that merges are trained on (positions are 32-bit).
 pub const MAX_CORPUS_BYTES: usize = 1 << 30;
 /// Largest `max_packets` of a profile.

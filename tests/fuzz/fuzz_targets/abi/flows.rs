@@ -49,9 +49,17 @@ pub(crate) unsafe extern "C" fn take(
     // SAFETY: the place can be written.
     let status = unsafe { tllm_session_in_flight(each.session, &raw mut flows) };
     assert_eq!(status, TLLM_ERR_BUSY);
-    assert_eq!(tllm_session_free(each.session), TLLM_ERR_BUSY);
     each.left = each.left.saturating_sub(1);
     i32::from(each.left == 0)
+}
+
+/// Nothing is written by a call that fails, but for what a list is too short for.
+fn check_refused(status: i32, count: usize, capacity: usize) {
+    if status == TLLM_ERR_BUFFER {
+        assert!(count > capacity, "{count} in {capacity}");
+    } else {
+        assert_eq!(count, usize::MAX);
+    }
 }
 
 impl World {
@@ -130,11 +138,16 @@ impl World {
                 }
                 2..=5 => {
                     let flow: *mut tllm_flow = self.handle(input, FLOW);
-                    let status = tllm_session_submit(session, flow, id);
+                    // Without its flow an answer comes for certain.
+                    let is_last = input.byte() < 64;
+                    let status = match is_last {
+                        true => tllm_session_submit_last(session, flow, id),
+                        false => tllm_session_submit(session, flow, id),
+                    };
                     let fates = [TLLM_NEED_MORE, TLLM_QUEUE_FULL, TLLM_ERR_STOPPED];
                     if statuses("session_submit", status, &with(&fates)) == TLLM_OK {
                         let emptied = self.emptied[&flow.addr()];
-                        let flow = Some((flow.addr(), emptied));
+                        let flow = (!is_last).then_some((flow.addr(), emptied));
                         self.submitted.insert(
                             id,
                             Submitted {
@@ -183,6 +196,7 @@ impl World {
                     let status = tllm_session_each(
                         session,
                         500,
+                        size_of::<tllm_verdict>(),
                         Some(take),
                         (&raw mut each).cast(),
                         null_mut(),
@@ -218,7 +232,7 @@ impl World {
         let refused = [TLLM_PENDING, TLLM_ERR_STRUCT, TLLM_ERR_BUFFER];
         statuses("session_wait", status, &with(&refused));
         if status < 0 {
-            assert_eq!(count, usize::MAX, "nothing is written by a call that fails");
+            check_refused(status, count, capacity);
             return;
         }
         assert!(count <= capacity && (count > 0) == (status == TLLM_OK));
@@ -272,7 +286,7 @@ impl World {
         };
         statuses("session_classify", status, &with(&refused));
         if status < 0 {
-            assert_eq!(count, usize::MAX);
+            check_refused(status, count, capacity);
             return;
         }
         let entries = read_entries(&entries, size, count);

@@ -300,6 +300,9 @@ impl World {
                     let size = input.size(size_of::<tllm_memory>());
                     let status = tllm_engine_memory(engine, room.as_mut_ptr().cast(), size);
                     statuses("engine_memory", status, &with(&[TLLM_ERR_STRUCT]));
+                    let size = input.size(size_of::<tllm_latency>());
+                    let status = tllm_engine_latency(engine, room.as_mut_ptr().cast(), size);
+                    statuses("engine_latency", status, &with(&[TLLM_ERR_STRUCT]));
                 }
                 8 => {
                     let mut text = [0 as c_char; 4 * ROOM];
@@ -329,6 +332,8 @@ impl World {
                     let status = tllm_capture_detect(
                         engine,
                         path.as_ptr(),
+                        size_of::<tllm_subject>(),
+                        size_of::<tllm_verdict>(),
                         Some(subject),
                         (&raw mut left).cast(),
                         room.as_mut_ptr().cast(),

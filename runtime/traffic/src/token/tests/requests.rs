@@ -157,3 +157,57 @@ fn a_flow_gives_the_request_it_starts_with() {
     );
     assert_eq!(first_request(&flow(6, &[ack])), None);
 }
+
+#[test]
+fn the_request_of_a_flow_is_encoded_as_its_text_is() {
+    let encoder = encoder(|_| {});
+    let long = [b"POST /p HTTP/1.1\r\n\r\n".to_vec(), b"~".repeat(5_000)].concat();
+    let flows = [
+        flow(6, &[packet(FromInitiator, b"GET /a?b=1 HTTP/1.1\r\n\r\n")]),
+        flow(
+            6,
+            &[
+                packet(FromInitiator, b"GET /a?b"),
+                packet(FromInitiator, b"=1 HTTP/1.1\r\n"),
+            ],
+        ),
+        flow(
+            6,
+            &[
+                packet(FromInitiator, &long),
+                packet(FromInitiator, &long),
+                packet(FromInitiator, &long),
+            ],
+        ),
+        flow(
+            6,
+            &[
+                packet(FromInitiator, b"GET /a"),
+                packet(FromInitiator, b" none\r\n"),
+            ],
+        ),
+        flow(6, &[packet(FromInitiator, b"EHLO there\r\n")]),
+    ];
+    let mut scratch = EncodeScratch::with_room().unwrap();
+    let held = scratch.bytes();
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    for (flow, is_request) in flows.iter().zip([true, true, true, false, false]) {
+        let text = first_request(flow);
+        assert!(
+            text.as_ref()
+                .is_none_or(|text| text.len() <= limits::MAX_REQUEST_BYTES)
+        );
+        let read = text.map(|text| {
+            encoder.encode_request(&text, &mut EncodeScratch::default(), &mut expected)
+        });
+        assert_eq!(read.is_some_and(|read| read.is_ok()), is_request);
+        assert_eq!(
+            encoder.encode_first_request(flow, &mut scratch, &mut found),
+            is_request
+        );
+        if is_request {
+            assert_eq!(found, expected);
+        }
+    }
+    assert_eq!(scratch.bytes(), held, "it never grows");
+}
