@@ -261,7 +261,7 @@ impl Plugin {
             }
             Submitted::Shed => {
                 self.counters.shed.add(1);
-                if self.config.overload == Overload::Pause {
+                if self.config.overload == Overload::Pause && !self.is_offline() {
                     self.is_paused.store(true, Ordering::Relaxed);
                 }
             }
