@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{Outcomes, Run, capture, detect, key_of, trees};
@@ -214,5 +215,46 @@ fn metrics_are_written() {
         names.dedup();
         assert_eq!(names.len(), all, "a metric stands there twice");
         assert!(all > 20, "the library's own are there too");
+    }
+}
+
+#[test]
+fn what_comes_late_is_in_the_late_file() {
+    for tree in trees() {
+        for name in ["http.pcap", "dns.pcap.gz", "tls.pcapng"] {
+            let folder = TempDir::new().unwrap();
+            let path = capture(name, folder.path());
+            let what = format!("{} {name}", tree.display());
+            let run = || Run::new().key("offline-wait", 0).key("stop-wait", 60_000);
+            let outcomes = run().read(&tree, &path);
+            let mut expected = detect(&path, &[]);
+            let mut ids = BTreeMap::new();
+            for record in outcomes.of("flow") {
+                ids.insert(record["flow_id"].as_u64().unwrap(), key_of(record));
+                if record["trafficllm"]["final"] == true {
+                    let flow = expected.remove(&key_of(record)).unwrap();
+                    hold_record(record, &flow, &what);
+                }
+            }
+            for line in &outcomes.late {
+                let key = key_of(line);
+                assert_eq!(
+                    ids.get(&line["flow_id"].as_u64().unwrap()),
+                    Some(&key),
+                    "{what}: {line}"
+                );
+                assert_eq!(line["event_type"], "trafficllm", "{what}");
+                let flow = expected.remove(&key);
+                let flow = flow.unwrap_or_else(|| panic!("{what}: it was there before: {line}"));
+                hold_record(line, &flow, &what);
+            }
+            assert!(
+                expected.is_empty(),
+                "{what}: neither record nor line: {expected:?}"
+            );
+            assert!(!outcomes.late.is_empty(), "{what}: nothing was late");
+            let without = run().key("late-file", "").read(&tree, &path);
+            assert!(without.late.is_empty(), "{what}");
+        }
     }
 }
