@@ -198,3 +198,32 @@ fn without_the_plugin_rules_that_require_it_are_skipped() {
         assert!(outcomes.is_success, "{}", outcomes.log);
     }
 }
+
+#[test]
+fn the_example_rules_load_and_alert_once() {
+    let examples = std::fs::read_to_string(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/rules/trafficllm.rules"
+    ))
+    .unwrap();
+    for tree in trees() {
+        let tested = Run::new().rule(&examples).test(&tree);
+        assert!(
+            tested.is_success && !tested.log.contains("W: "),
+            "{}",
+            tested.log
+        );
+        // The recorded captures are harmless: with lower scores the rules alert on them all the same.
+        let lower = ["0.99", "0.95", "0.8"]
+            .iter()
+            .fold(examples.clone(), |rules, score| rules.replace(score, "0.3"));
+        let path = capture("http.pcap", Path::new(""));
+        let outcomes = Run::new().rule(&lower).read(&tree, &path);
+        let records = outcomes.of("alert");
+        for sid in [1_900_001, 1_900_005] {
+            let found = alerts(&records, sid);
+            assert!(!found.is_empty(), "{sid}\n{}", outcomes.log);
+            assert!(found.values().all(|&times| times == 1), "{sid}: {found:?}");
+        }
+    }
+}
