@@ -258,3 +258,31 @@ fn what_comes_late_is_in_the_late_file() {
         }
     }
 }
+
+#[test]
+fn flows_end_at_the_memory_budget() {
+    for tree in trees() {
+        let path = capture("http.pcap", Path::new(""));
+        // The default model, one worker and the queue leave little of the smallest budget.
+        let run = Run::new()
+            .key("memory-budget", "16mb")
+            .key("queue-flows", 1_024);
+        let outcomes = run.read(&tree, &path);
+        assert!(outcomes.is_success, "{}", outcomes.log);
+        assert!(
+            outcomes.counter("memory") <= 16 << 20,
+            "{}",
+            outcomes.counter("memory")
+        );
+        let done = outcomes
+            .of("flow")
+            .into_iter()
+            .filter(|record| record["trafficllm"]["state"] == "done");
+        assert_eq!(
+            done.count() as u64,
+            13 - outcomes.counter("untracked"),
+            "{}",
+            outcomes.log
+        );
+    }
+}
