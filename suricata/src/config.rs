@@ -1,0 +1,355 @@
+//! The `trafficllm:` block of suricata.yaml: [`KEYS`] lists what may stand in it, [`Config`] is what comes of it.
+
+mod keys;
+
+pub use keys::{EVE_TYPES, KEYS, Key, Kind, markdown};
+
+use crate::host::conf::Value;
+use crate::limits;
+
+/// The block's name in suricata.yaml.
+pub const BLOCK: &std::ffi::CStr = c"trafficllm";
+
+/// What becomes of a flow that finds the queue full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overload {
+    /// It waits for its next occasion.
+    Shed,
+    /// It is offered again with its next packet.
+    Retry,
+    /// Nothing is offered until half of the queue is free.
+    Pause,
+}
+
+/// The settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Whether to do anything.
+    pub enabled: bool,
+    /// Path of the library; empty for its usual names.
+    pub library: String,
+    /// Path of the bundle; empty for the compiled-in one.
+    pub bundle: String,
+    /// Tasks to ask; empty for all.
+    pub tasks: Vec<String>,
+    /// Least score of a verdict that does not abstain.
+    pub min_score: f32,
+    /// Packets of the first judgement; 0 for none before the flow is whole.
+    pub packets: u32,
+    /// Rest after which a live flow is judged, in milliseconds; 0 for never.
+    pub idle_ms: u64,
+    /// Threads of the engine.
+    pub workers: u64,
+    /// Length of the queue.
+    pub queue_flows: u64,
+    /// Most flows followed.
+    pub flows: u64,
+    /// Most bytes; 0 for no budget.
+    pub memory_bytes: u64,
+    /// At a full queue.
+    pub overload: Overload,
+    /// Longest wait when reading files, in milliseconds.
+    pub offline_wait_ms: u64,
+    /// Longest wait at the end, in milliseconds.
+    pub stop_wait_ms: u64,
+    /// Records that get the object.
+    pub eve_types: Vec<String>,
+    /// Where late verdicts go; empty for nowhere.
+    pub late_file: String,
+    /// Where metrics go; empty for nowhere.
+    pub metrics_file: String,
+    /// How often, in seconds.
+    pub metrics_interval_s: u64,
+    /// How often the bundle is looked at, in seconds; 0 for never.
+    pub reload_interval_s: u64,
+    /// Level of instructions; empty for the best.
+    pub cpu: String,
+    /// Which of the library's messages are passed on.
+    pub log_level: String,
+}
+
+/// What is wrong with the block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConfigError {
+    /// No key of that name.
+    Unknown {
+        /// What was found.
+        found: String,
+    },
+    /// A key that is there twice.
+    Twice(&'static str),
+    /// A value that the key does not take.
+    Value {
+        /// Which key.
+        key: &'static str,
+        /// What it takes.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+}
+
+impl std::fmt::Display for ConfigError {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unknown { found } => {
+                let known: Vec<&str> = KEYS.iter().map(|key| key.name).collect();
+                write!(
+                    formatter,
+                    "trafficllm.{found} is no key; known are {}",
+                    known.join(", ")
+                )
+            }
+            Self::Twice(key) => write!(formatter, "trafficllm.{key} is given twice"),
+            Self::Value {
+                key,
+                expected,
+                found,
+            } => write!(
+                formatter,
+                "trafficllm.{key}: expected {expected}, found {found}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads the block as suricata.yaml has it.
+    ///
+    /// # Errors
+    /// The first key that is none, is there twice, or has a wrong value.
+    pub fn read(block: &[(String, Value)]) -> Result<Self, ConfigError> {
+        for (position, (name, _)) in block.iter().enumerate() {
+            let Some(key) = KEYS.iter().find(|key| key.name == name) else {
+                return Err(ConfigError::Unknown {
+                    found: name.clone(),
+                });
+            };
+            if block[..position].iter().any(|(earlier, _)| earlier == name) {
+                return Err(ConfigError::Twice(key.name));
+            }
+        }
+        let block = Block(block);
+        let bundle = block.text("bundle")?;
+        Ok(Self {
+            enabled: block.switch("enabled")?,
+            library: block.text("library")?,
+            bundle: if bundle == "default" {
+                String::new()
+            } else {
+                bundle
+            },
+            tasks: block.list("tasks")?,
+            min_score: block.fraction("min-score")? as f32,
+            packets: u32::try_from(block.number("packets")?).unwrap_or(u32::MAX),
+            idle_ms: block.number("idle")?,
+            workers: block.number("workers")?,
+            queue_flows: block.number("queue-flows")?,
+            flows: block.number("flows")?,
+            memory_bytes: block.bytes("memory-budget")?,
+            overload: match block.choice("overload")? {
+                "retry" => Overload::Retry,
+                "pause" => Overload::Pause,
+                _ => Overload::Shed,
+            },
+            offline_wait_ms: block.number("offline-wait")?,
+            stop_wait_ms: block.number("stop-wait")?,
+            eve_types: block.list("eve-types")?,
+            late_file: block.text("late-file")?,
+            metrics_file: block.text("metrics-file")?,
+            metrics_interval_s: block.number("metrics-interval")?,
+            reload_interval_s: block.number("reload-interval")?,
+            cpu: block.text("cpu")?,
+            log_level: block.choice("log-level")?.to_owned(),
+        })
+    }
+}
+
+/// The block, read by key.
+struct Block<'a>(&'a [(String, Value)]);
+
+impl Block<'_> {
+    /// The value of a key that the table has; `None` unless set.
+    fn value(&self, name: &str) -> Option<&Value> {
+        let (_, value) = self.0.iter().find(|(found, _)| found == name)?;
+        Some(value)
+    }
+
+    fn kind(name: &'static str) -> Kind {
+        let found = KEYS.iter().find(|key| key.name == name);
+        found.map_or(Kind::Text { default: "" }, |key| key.kind)
+    }
+
+    /// The text of a key; `None` unless set.
+    fn scalar(&self, name: &'static str, expected: &str) -> Result<Option<&str>, ConfigError> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text.trim())),
+            Some(Value::Empty) => Ok(Some("")),
+            Some(Value::List(_)) => Err(wrong(name, expected, "a list")),
+            Some(Value::Block) => Err(wrong(name, expected, "keys below it")),
+        }
+    }
+
+    fn switch(&self, name: &'static str) -> Result<bool, ConfigError> {
+        let expected = "yes or no";
+        let Kind::Switch { default } = Self::kind(name) else {
+            return Ok(false);
+        };
+        match self
+            .scalar(name, expected)?
+            .map(str::to_lowercase)
+            .as_deref()
+        {
+            None => Ok(default),
+            Some("yes" | "true" | "on" | "1") => Ok(true),
+            Some("no" | "false" | "off" | "0") => Ok(false),
+            Some(found) => Err(wrong(name, expected, &quoted(found))),
+        }
+    }
+
+    fn number(&self, name: &'static str) -> Result<u64, ConfigError> {
+        let Kind::Number {
+            default,
+            minimum,
+            maximum,
+            unit,
+        } = Self::kind(name)
+        else {
+            return Ok(0);
+        };
+        let expected = format!("a whole number from {minimum} to {maximum} ({unit})");
+        let Some(text) = self.scalar(name, &expected)? else {
+            return Ok(default);
+        };
+        let found = text.parse().ok();
+        found
+            .filter(|number| (minimum..=maximum).contains(number))
+            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+    }
+
+    fn fraction(&self, name: &'static str) -> Result<f64, ConfigError> {
+        let Kind::Fraction {
+            default,
+            minimum,
+            maximum,
+        } = Self::kind(name)
+        else {
+            return Ok(0.0);
+        };
+        let expected = format!("a number from {minimum} to {maximum}");
+        let Some(text) = self.scalar(name, &expected)? else {
+            return Ok(default);
+        };
+        let found = text.parse().ok();
+        found
+            .filter(|number| (minimum..=maximum).contains(number))
+            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+    }
+
+    fn bytes(&self, name: &'static str) -> Result<u64, ConfigError> {
+        let Kind::Bytes {
+            default,
+            minimum,
+            maximum,
+        } = Self::kind(name)
+        else {
+            return Ok(0);
+        };
+        let expected = format!(
+            "0 or {minimum} to {maximum} bytes, as a whole number with kb, mb or gb behind it where wanted"
+        );
+        let Some(text) = self.scalar(name, &expected)? else {
+            return Ok(default);
+        };
+        parse_bytes(text)
+            .filter(|bytes| *bytes == 0 || (minimum..=maximum).contains(bytes))
+            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+    }
+
+    fn choice(&self, name: &'static str) -> Result<&'static str, ConfigError> {
+        let Kind::Choice { words } = Self::kind(name) else {
+            return Ok("");
+        };
+        let expected = format!("one of {}", words.join(", "));
+        let Some(text) = self.scalar(name, &expected)? else {
+            return Ok(words.first().copied().unwrap_or_default());
+        };
+        let found = words.iter().find(|word| word.eq_ignore_ascii_case(text));
+        found
+            .copied()
+            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+    }
+
+    fn text(&self, name: &'static str) -> Result<String, ConfigError> {
+        let Kind::Text { default } = Self::kind(name) else {
+            return Ok(String::new());
+        };
+        let text = self.scalar(name, "a text")?.unwrap_or(default);
+        if text.len() > limits::TEXT_BYTES_MAX {
+            let expected = format!("at most {} bytes", limits::TEXT_BYTES_MAX);
+            return Err(wrong(name, &expected, &format!("{} bytes", text.len())));
+        }
+        Ok(text.to_owned())
+    }
+
+    fn list(&self, name: &'static str) -> Result<Vec<String>, ConfigError> {
+        let Kind::List { default, words } = Self::kind(name) else {
+            return Ok(Vec::new());
+        };
+        let expected = if words.is_empty() {
+            "a list of names".to_owned()
+        } else {
+            format!("a list of {}", words.join(", "))
+        };
+        let split = |text: &str| -> Vec<String> {
+            let parts = text.split(',').map(str::trim);
+            let parts = parts.filter(|part| !part.is_empty());
+            parts.map(str::to_owned).collect()
+        };
+        let found = match self.value(name) {
+            None => split(default),
+            Some(Value::Empty) => Vec::new(),
+            Some(Value::Text(text)) => split(text),
+            Some(Value::List(items)) => items.iter().map(|item| item.trim().to_owned()).collect(),
+            Some(Value::Block) => return Err(wrong(name, &expected, "keys below it")),
+        };
+        let is_wrong = |item: &&String| {
+            item.is_empty()
+                || item.contains(',')
+                || !(words.is_empty() || words.contains(&item.as_str()))
+        };
+        match found.iter().find(is_wrong) {
+            Some(item) => Err(wrong(name, &expected, &quoted(item))),
+            None => Ok(found),
+        }
+    }
+}
+
+fn parse_bytes(text: &str) -> Option<u64> {
+    let lower = text.to_lowercase();
+    let (digits, factor) = [("kb", 1_u64 << 10), ("mb", 1 << 20), ("gb", 1 << 30)]
+        .into_iter()
+        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, factor)))
+        .unwrap_or((&lower, 1));
+    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn wrong(key: &'static str, expected: &str, found: &str) -> ConfigError {
+    ConfigError::Value {
+        key,
+        expected: expected.to_owned(),
+        found: found.to_owned(),
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let shown: String = text.chars().take(limits::SHOWN_CHARACTERS).collect();
+    format!("{shown:?}")
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;
