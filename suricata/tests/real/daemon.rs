@@ -24,6 +24,18 @@ fn threads(pid: i32) -> Vec<String> {
     names.map(|name| name.trim().to_owned()).collect()
 }
 
+/// A process that is no child of the test, and does not outlive it.
+struct KilledAtEnd(i32);
+
+impl Drop for KilledAtEnd {
+    fn drop(&mut self) {
+        if Path::new(&format!("/proc/{}/exe", self.0)).exists() {
+            // SAFETY: numbers.
+            unsafe { libc::kill(self.0, libc::SIGKILL) };
+        }
+    }
+}
+
 fn http() -> Vec<Packet> {
     traffic::read(&traffic::capture("http.pcap"))
 }
@@ -79,6 +91,7 @@ fn a_service_without_privileges_judges_and_loads_anew() {
             first.until("the daemon is at work", || first.log().contains("Engine started"));
             let pid: i32 = fs::read_to_string(first.path().join("pid")).unwrap().trim().parse().unwrap();
             assert_ne!(pid, first.pid());
+            let _end = KilledAtEnd(pid);
             first.until("the first process has ended", || fs::read_to_string(format!("/proc/{}/stat", first.pid())).is_ok_and(|text| text.contains(") Z ")));
             assert!(!first.is_running());
             assert!(first.log().contains("trafficllm: libtrafficllm "), "{}", first.log());

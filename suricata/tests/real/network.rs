@@ -57,6 +57,11 @@ impl Wire {
             let all = i32::from((libc::ETH_P_ALL as u16).to_be());
             let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, all);
             assert!(socket >= 0, "{}", std::io::Error::last_os_error());
+            // Room for what comes while nobody takes it.
+            let room = 64_i32 << 20;
+            let room_bytes = size_of::<i32>() as u32;
+            let set = libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const room).cast(), room_bytes);
+            assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
             address.sll_family = libc::AF_PACKET as u16;
             address.sll_protocol = all as u16;
