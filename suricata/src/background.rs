@@ -32,6 +32,10 @@ pub fn start(plugin: &'static Plugin) -> Result<(), String> {
         .engine
         .start()
         .map_err(|error| format!("the engine cannot be started: {error}"))?;
+    plugin
+        .lanes
+        .make_shared(&plugin.engine)
+        .map_err(|error| format!("no session: {error}"))?;
     plugin.tick();
     let thread = std::thread::Builder::new()
         .name("trafficllm".to_owned())
@@ -67,6 +71,7 @@ extern "C" fn at_exit() {
 
 fn work(plugin: &'static Plugin) {
     block_signals();
+    plugin.lanes.use_shared();
     guarded((), || {
         let mut work = Work::new(plugin);
         while !IS_ENDING.load(Ordering::Acquire) {
@@ -117,6 +122,7 @@ impl Work {
             }
         }
         self.plugin.deliver_rest();
+        self.plugin.lanes.prune();
         self.unpause();
         if self.rounds.is_multiple_of(ROUNDS_PER_SCAN) {
             self.judge_resting(now_ms);
@@ -186,10 +192,10 @@ impl Work {
         let aside = format!("{path}.new");
         let written = std::fs::write(&aside, counters::metrics(self.plugin))
             .and_then(|()| std::fs::rename(&aside, path));
-        if let Err(error) = written {
-            if !std::mem::replace(&mut self.is_metrics_error_told, true) {
-                log(Level::Error, &format!("metrics-file {path}: {error}"));
-            }
+        if let Err(error) = written
+            && !std::mem::replace(&mut self.is_metrics_error_told, true)
+        {
+            log(Level::Error, &format!("metrics-file {path}: {error}"));
         }
     }
 }

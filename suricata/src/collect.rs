@@ -89,10 +89,10 @@ impl Followed {
         if place.offered.load(Ordering::Acquire) <= self.judged_packets() {
             return;
         }
-        if let Ok(mut letter) = place.letter.try_lock() {
-            if let Some(verdict) = letter.verdict.take() {
-                self.verdict = Some(verdict);
-            }
+        if let Ok(mut letter) = place.letter.try_lock()
+            && let Some(verdict) = letter.verdict.take()
+        {
+            self.verdict = Some(verdict);
         }
     }
 }
@@ -109,6 +109,9 @@ pub unsafe fn followed<'a>(plugin: &Plugin, flow: *mut Flow) -> Option<&'a mut F
 }
 
 /// Suricata has a packet of a flow.
+///
+/// # Safety
+/// Suricata calls it, with a live packet and its flow, whose lock the calling thread holds.
 pub unsafe extern "C" fn on_packet(
     _thread: *mut ThreadVars,
     flow: *mut Flow,
@@ -159,6 +162,8 @@ unsafe fn receive(plugin: &Plugin, flow: *mut Flow, packet: *const Packet) {
 
 fn begin(plugin: &Plugin, view: &View<'_>) -> Followed {
     plugin.counters.flows.add(1);
+    // Before its first flow: flows may take what the budget leaves.
+    plugin.lanes.own(&plugin.engine, |_| ());
     let untracked = || {
         plugin.counters.untracked.add(1);
         Followed::UNTRACKED
@@ -327,8 +332,6 @@ pub fn at_record(plugin: &Plugin, followed: &mut Followed, flow_id: Option<u64>)
     followed.take_letter(place);
     if plugin.is_offline() {
         judge_rest_waiting(plugin, followed, number, place);
-    } else {
-        judge_rest(plugin, followed, number, place);
     }
 }
 
@@ -382,6 +385,9 @@ fn release(plugin: &Plugin, followed: &mut Followed, place: &Place) {
 }
 
 /// A flow of Suricata's has ended; its record was written before.
+///
+/// # Safety
+/// Suricata calls it, once, with what [`on_packet`] has put into the flow.
 pub unsafe extern "C" fn on_free(stored: *mut c_void) {
     let Some(plugin) = plugin::remains() else {
         return;

@@ -201,8 +201,8 @@ pub const KEYS: &[Key] = &[
             words: &["shed", "retry", "pause"],
         },
         "What becomes of a flow that finds the queue full. shed: it waits for the next occasion (the whole record, a rest, the end). \
-         retry: it is offered again with its next packet. pause: no flow is offered, and no new one followed, until half of the \
-         queue is free.",
+         retry: it is offered again with its next packet. pause: live, no flow is offered, and no new one followed, until half of \
+         the queue is free.",
     ),
     key(
         "offline-wait",

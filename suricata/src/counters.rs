@@ -23,10 +23,6 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-
-    fn at_least(&self, value: u64) {
-        self.0.fetch_max(value, Ordering::Relaxed);
-    }
 }
 
 /// The plugin's own numbers. They are counted per flow, not per packet.
@@ -60,8 +56,6 @@ pub struct Counters {
     pub reloads: Counter,
     /// Models that were refused.
     pub reload_failures: Counter,
-    latency_sum_us: Counter,
-    latency_max_us: Counter,
 }
 
 impl Counters {
@@ -74,8 +68,6 @@ impl Counters {
         self.verdicts.add(verdict.judgements.len() as u64);
         let abstained = verdict.judgements.iter().filter(|found| found.is_abstained);
         self.abstained.add(abstained.count() as u64);
-        self.latency_sum_us.add(verdict.latency_us);
-        self.latency_max_us.at_least(verdict.latency_us);
     }
 }
 
@@ -125,16 +117,15 @@ shown! {
     c"trafficllm.packets_lost", true, "Packets that could not be added to their flow.", |plugin| plugin.counters.packets_lost.get();
     c"trafficllm.worker_panics", true, "Defects in the engine that were caught.", |plugin| plugin.engine.counters().worker_panics;
     c"trafficllm.queue", false, "Judgements that wait for a worker.", |plugin| plugin.engine.counters().waiting;
-    c"trafficllm.latency_us_avg", false, "Mean time from asking to judgement.", |plugin| {
-        plugin.counters.latency_sum_us.get() / plugin.counters.answers.get().max(1)
-    };
-    c"trafficllm.latency_us_max", false, "Longest time from asking to judgement.", |plugin| plugin.counters.latency_max_us.get();
+    c"trafficllm.latency_us_median", false, "Half of the judgements took at most so long from asking.", |plugin| plugin.engine.latency().median_us;
+    c"trafficllm.latency_us_p99", false, "99 of a hundred judgements took at most so long from asking.", |plugin| plugin.engine.latency().p99_us;
     c"trafficllm.generation", false, "Number of the active model, from 1.", |plugin| plugin.engine.counters().generation;
     c"trafficllm.reloads", true, "Models that took over.", |plugin| plugin.counters.reloads.get();
     c"trafficllm.reload_failures", true, "Models that were refused.", |plugin| plugin.counters.reload_failures.get();
     c"trafficllm.memory", false, "Bytes of model, workers, queues and flows.", |plugin| {
         let memory = plugin.engine.memory();
-        memory.model_bytes + memory.worker_bytes + memory.queue_bytes + memory.flow_bytes
+        let models = memory.model_bytes + memory.retired_bytes;
+        models + memory.worker_bytes + memory.classifier_bytes + memory.queue_bytes + memory.flow_bytes
     };
 }
 

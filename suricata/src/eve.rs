@@ -15,6 +15,9 @@ thread_local! {
 }
 
 /// Suricata is about to end a record.
+///
+/// # Safety
+/// Suricata calls it, with a live record, and NULL or a live flow whose lock the calling thread holds.
 pub unsafe extern "C" fn on_record(
     _thread: *mut ThreadVars,
     _packet: *const Packet,

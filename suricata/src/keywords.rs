@@ -44,6 +44,15 @@ enum Question {
     Score(ScoreOption),
 }
 
+impl Question {
+    fn task(&self) -> &str {
+        match self {
+            Self::Label(asked) => &asked.task,
+            Self::Score(asked) => &asked.task,
+        }
+    }
+}
+
 /// A keyword's option in a rule.
 #[derive(Debug)]
 struct Asked {
@@ -136,8 +145,8 @@ fn register_one(
     // SAFETY: the symbol is the variable that points to the table, which has an entry of this number now.
     let table = unsafe { *symbols.keyword_table };
     let place = ENTRY_BYTES.into_iter().find_map(|entry_bytes| {
-        // SAFETY: with either size the place is within the table or, with the larger one, within what it has allocated beyond: the
-        // table grows in steps of many entries, and the fields read lie before the end of this one only if it is the right size.
+        // SAFETY: with its own size the place is this keyword's entry. The smaller one is tried first, where it is within the table
+        // in any case; the larger one only where that was not the keyword's, and so the table is one of larger entries.
         let entry = unsafe { table.add(usize::from(number) * entry_bytes) };
         // SAFETY: as above; pointers are aligned in the table.
         let (setup, freed) = unsafe {
@@ -210,6 +219,14 @@ unsafe fn set_up(
                 .into_owned()
         };
         let question = parse(&text, &names)?;
+        let task = question.task();
+        let asked_tasks = &plugin.config.tasks;
+        if !asked_tasks.is_empty() && !asked_tasks.iter().any(|asked| asked == task) {
+            let asked = asked_tasks.join(", ");
+            return Err(format!(
+                "task {task} is not asked; trafficllm.tasks has {asked}"
+            ));
+        }
         let asked = Box::into_raw(Box::new(Asked::new(question)));
         let number = keyword.load(Ordering::Relaxed);
         // SAFETY: as the caller says; the option is freed by `free`.
@@ -245,9 +262,8 @@ unsafe extern "C" fn free(_rules: *mut DetectEngineCtx, option: *mut c_void) {
         return;
     }
     // SAFETY: Suricata gives back, once, what `set_up` made.
-    crate::guarded((), || {
-        drop(unsafe { Box::from_raw(option.cast::<Asked>()) })
-    });
+    let asked = unsafe { Box::from_raw(option.cast::<Asked>()) };
+    crate::guarded((), || drop(asked));
 }
 
 unsafe extern "C" fn matches(

@@ -95,7 +95,8 @@ struct OldPluginRecord {
 }
 
 static OLD_RECORD: Static<OldPluginRecord> = Static(OldPluginRecord {
-    name: NAME.as_ptr(),
+    // All that they log of a plugin: so this is where it says what is wrong.
+    name: c"trafficllm (disabled: it needs Suricata 8.0)".as_ptr(),
     license: LICENSE.as_ptr(),
     author: AUTHOR.as_ptr(),
     init: refuse,
@@ -115,7 +116,7 @@ pub extern "C" fn SCPluginRegister() -> *const c_void {
     (&raw const RECORD.0).cast()
 }
 
-/// Suricata 7 or older: nothing can be done there, not even in its log, whose function is another.
+/// Suricata 7 or older: nothing is done there.
 unsafe extern "C" fn refuse() {}
 
 unsafe extern "C" fn init() {
@@ -145,10 +146,9 @@ fn start() -> Result<(), String> {
         return Ok(());
     }
     let plugin = plugin::make(host, config).map_err(|error| error.to_string())?;
-    hook(host).map_err(|what| {
+    hook(host).inspect_err(|what| {
         // What is registered already stays so: without a plugin it does nothing.
-        plugin::halt(&what);
-        what
+        plugin::halt(what);
     })?;
     reload::remember(plugin);
     log(Level::Notice, &plugin.introduction());

@@ -18,6 +18,9 @@ pub fn level_of(word: &str) -> Option<i32> {
 }
 
 /// Passes a message on.
+///
+/// # Safety
+/// The library calls it, with C texts.
 pub unsafe extern "C" fn on_message(
     _data: LogData,
     level: i32,

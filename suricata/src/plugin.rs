@@ -75,13 +75,8 @@ pub enum StartError {
     },
     /// The engine.
     Engine(CallError),
-    /// The budget has no room for flows.
-    Budget {
-        /// What there may be.
-        budget_bytes: u64,
-        /// What is needed without a flow.
-        fixed_bytes: u64,
-    },
+    /// There is no room for a single flow.
+    Flow(CallError),
 }
 
 impl std::fmt::Display for StartError {
@@ -94,13 +89,7 @@ impl std::fmt::Display for StartError {
             }
             Self::Bundle { path, error } => write!(formatter, "bundle {path}: {error}"),
             Self::Engine(error) => write!(formatter, "engine: {error}"),
-            Self::Budget {
-                budget_bytes,
-                fixed_bytes,
-            } => write!(
-                formatter,
-                "trafficllm.memory-budget: expected more than the {fixed_bytes} bytes of model, workers and queue, found {budget_bytes}"
-            ),
+            Self::Flow(error) => write!(formatter, "no room for a flow: {error}"),
         }
     }
 }
@@ -154,7 +143,9 @@ pub fn make(host: &'static Host, config: Config) -> Result<&'static Plugin, Star
     let engine = library
         .engine(&model, &settings)
         .map_err(StartError::Engine)?;
-    let table = table_for(&config, &library, &engine)?;
+    try_flow(&library, &engine)?;
+    let flows = u32::try_from(config.flows).unwrap_or(u32::MAX);
+    let table = Table::new(flows, limits::SPARE_RECORDERS.min(flows));
     let known = KnownNames::default();
     known.add(Arc::new(names));
     let plugin = Plugin {
@@ -186,36 +177,24 @@ pub fn settings_of(config: &Config) -> Vec<(&'static str, String)> {
         ("engine.tasks", config.tasks.join(",")),
         ("engine.queue_flows", config.queue_flows.to_string()),
         ("engine.memory_bytes_max", config.memory_bytes.to_string()),
-        // The table keeps recorders of ended flows, so it is the table that counts.
+        // The table keeps recorders of ended flows beside those of live ones, and counts them.
         ("engine.flows_max", limits::FLOWS_MAX.to_string()),
         ("model.cpu", config.cpu.clone()),
     ]
 }
 
-/// A table for as many flows as are wanted and the budget allows.
-fn table_for(config: &Config, library: &Library, engine: &Engine) -> Result<Table, StartError> {
-    let wanted = u32::try_from(config.flows).unwrap_or(u32::MAX);
-    if config.memory_bytes == 0 {
-        return Ok(Table::new(wanted, limits::SPARE_RECORDERS));
-    }
-    let fixed = engine.memory();
+/// Holds the engine to having room for one flow at least.
+fn try_flow(library: &Library, engine: &Engine) -> Result<(), StartError> {
     let mut info = library.flow_info();
     info.protocol = crate::host::packet::TCP;
-    let recorder = engine.new_flow(&info);
-    let flow_bytes = engine.memory().flow_bytes + Table::place_bytes();
-    if let Ok(recorder) = recorder {
-        library.free(recorder);
+    match engine.new_flow(&info) {
+        Ok(recorder) => {
+            library.free(recorder);
+            Ok(())
+        }
+        // The text is that of the call just made.
+        Err(status) => library.check(status).map(|_| ()).map_err(StartError::Flow),
     }
-    let fixed_bytes = fixed.model_bytes + fixed.worker_bytes + fixed.queue_bytes;
-    let flows = config.memory_bytes.saturating_sub(fixed_bytes) / flow_bytes.max(1);
-    if flows == 0 {
-        return Err(StartError::Budget {
-            budget_bytes: config.memory_bytes,
-            fixed_bytes,
-        });
-    }
-    let flows = u32::try_from(flows).unwrap_or(u32::MAX).min(wanted);
-    Ok(Table::new(flows, limits::SPARE_RECORDERS.min(flows)))
 }
 
 impl Plugin {
@@ -271,17 +250,9 @@ impl Plugin {
         if !place.expect_answer() {
             return Submitted::Busy;
         }
-        let refused = |reason: &str| {
-            log(
-                Level::Error,
-                &format!("no session for a thread: {reason}; its flows get no verdicts"),
-            );
-        };
         let submit = |lane: &Lane| lane.submit(recorder, ticket, self.now_ms());
-        let submitted = self
-            .lanes
-            .own(&self.engine, refused, submit)
-            .unwrap_or(Submitted::Busy);
+        let submitted = self.lanes.own(&self.engine, submit);
+        let submitted = submitted.unwrap_or(Submitted::Busy);
         match submitted {
             Submitted::Queued => {
                 place.offered.fetch_max(ticket.packets, Ordering::AcqRel);
@@ -290,7 +261,7 @@ impl Plugin {
             }
             Submitted::Shed => {
                 self.counters.shed.add(1);
-                if self.config.overload == Overload::Pause {
+                if self.config.overload == Overload::Pause && !self.is_offline() {
                     self.is_paused.store(true, Ordering::Relaxed);
                 }
             }

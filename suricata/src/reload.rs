@@ -1,13 +1,14 @@
 //! A new model without a restart: when the bundle's path leads to another file, or rules are loaded again.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::guarded;
 use crate::host::{Level, log};
+use crate::limits::BUNDLE_FILES_MAX;
 use crate::plugin::{self, Plugin};
 use crate::verdict::Names;
 
@@ -15,27 +16,31 @@ use crate::verdict::Names;
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     path: PathBuf,
-    /// Device, inode, size, and time of change in seconds and nanoseconds.
-    file: (u64, u64, u64, i64, i64),
+    /// Of each file: device, inode, size, and time of change in seconds and nanoseconds.
+    files: Vec<(u64, u64, u64, i64, i64)>,
 }
 
 impl Identity {
-    /// Follows links; of a directory it is its manifest that counts.
+    /// Follows links. Of a directory all files count: a bundle that is still being copied is another one when it is whole.
     fn of(path: &str) -> Option<Self> {
         let path = std::fs::canonicalize(path).ok()?;
-        let manifest = path.join("bundle.json");
-        let file: &Path = if path.is_dir() { &manifest } else { &path };
-        let found = std::fs::metadata(file).ok()?;
-        Some(Self {
-            file: (
-                found.dev(),
-                found.ino(),
-                found.size(),
-                found.mtime(),
-                found.mtime_nsec(),
-            ),
-            path,
-        })
+        let mut files = Vec::new();
+        let mut rest = vec![path.clone()];
+        while let Some(next) = rest.pop() {
+            let found = std::fs::metadata(&next).ok()?;
+            if found.is_dir() {
+                let entries = std::fs::read_dir(&next).ok()?;
+                rest.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+            } else {
+                let time = (found.mtime(), found.mtime_nsec());
+                files.push((found.dev(), found.ino(), found.size(), time.0, time.1));
+            }
+            if files.len() + rest.len() > BUNDLE_FILES_MAX {
+                return None;
+            }
+        }
+        files.sort_unstable();
+        Some(Self { path, files })
     }
 }
 

@@ -6,10 +6,11 @@
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
 
+use crate::host::{Level, log};
 use crate::library::abi::{self, status};
-use crate::library::{Engine, Recorder, Session};
+use crate::library::{CallError, Engine, Recorder, Session};
 
 /// A flow that was submitted: its place in the table and the packets that it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,28 +126,47 @@ impl Lane {
 #[derive(Debug, Default)]
 pub struct Lanes {
     all: Mutex<Vec<Arc<Lane>>>,
-    is_refused: AtomicBool,
+    /// The lane of the plugin's own thread, for those that cannot get one.
+    shared: OnceLock<Arc<Lane>>,
+    is_refusal_told: AtomicBool,
 }
 
 thread_local! {
-    /// The calling thread's lane. It stays in the list of all when the thread ends: its answers are still taken.
+    /// The calling thread's lane. It stays in the list of all when the thread ends, until its answers are taken.
     static OWN: RefCell<Option<Arc<Lane>>> = const { RefCell::new(None) };
 }
 
 impl Lanes {
-    /// Calls `function` with the calling thread's lane, which is made if there is none; `None` where none can be made. A reason
-    /// why is given once, to `refused`.
-    pub fn own<R>(
-        &self,
-        engine: &Engine,
-        refused: impl FnOnce(&str),
-        function: impl FnOnce(&Lane) -> R,
-    ) -> Option<R> {
-        // A thread that is ending has no lane any more.
+    /// Makes the lane that is there for all. Before any other: later the budget may have no room for it.
+    ///
+    /// # Errors
+    /// No memory, the budget.
+    pub fn make_shared(&self, engine: &Engine) -> Result<(), CallError> {
+        let lane = self.add(engine)?;
+        // Nobody else makes one.
+        let _ = self.shared.set(lane);
+        Ok(())
+    }
+
+    /// Makes the shared lane the calling thread's own.
+    pub fn use_shared(&self) {
+        // A thread that has just begun has its variables.
+        let _ = OWN.try_with(|own| own.replace(self.shared.get().cloned()));
+    }
+
+    /// Calls `function` with the calling thread's lane. A thread that has none gets one of its own, or where that is refused the
+    /// shared one. `None` where there is neither: a thread that is ending.
+    pub fn own<R>(&self, engine: &Engine, function: impl FnOnce(&Lane) -> R) -> Option<R> {
         OWN.try_with(|own| {
             let mut own = own.try_borrow_mut().ok()?;
             if own.is_none() {
-                *own = self.add(engine, refused);
+                *own = self.add(engine).map_or_else(
+                    |error| {
+                        self.tell_refusal(&error);
+                        self.shared.get().cloned()
+                    },
+                    Some,
+                );
             }
             own.as_deref().map(function)
         })
@@ -164,31 +184,35 @@ impl Lanes {
     /// All lanes there are.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Lane>> {
-        self.all
-            .lock()
-            .map(|lanes| lanes.clone())
-            .unwrap_or_default()
+        let lanes = self.all.lock();
+        lanes.map(|lanes| lanes.clone()).unwrap_or_default()
     }
 
-    fn add(&self, engine: &Engine, refused: impl FnOnce(&str)) -> Option<Arc<Lane>> {
-        if self.is_refused.load(Ordering::Relaxed) {
-            return None;
+    /// Lets go of the lanes whose threads have ended and whose answers have come.
+    pub fn prune(&self) {
+        if let Ok(mut lanes) = self.all.lock() {
+            lanes.retain(|lane| Arc::strong_count(lane) > 1 || lane.has_flows());
         }
-        match engine.new_session() {
-            Ok(session) => {
-                let lane = Arc::new(Lane {
-                    session: Mutex::new(session),
-                    in_flight: AtomicU32::new(0),
-                    used_ms: AtomicU64::new(0),
-                });
-                self.all.lock().ok()?.push(Arc::clone(&lane));
-                Some(lane)
-            }
-            Err(error) => {
-                self.is_refused.store(true, Ordering::Relaxed);
-                refused(&error.text);
-                None
-            }
+    }
+
+    fn add(&self, engine: &Engine) -> Result<Arc<Lane>, CallError> {
+        let lane = Arc::new(Lane {
+            session: Mutex::new(engine.new_session()?),
+            in_flight: AtomicU32::new(0),
+            used_ms: AtomicU64::new(0),
+        });
+        if let Ok(mut lanes) = self.all.lock() {
+            lanes.push(Arc::clone(&lane));
+        }
+        Ok(lane)
+    }
+
+    fn tell_refusal(&self, error: &CallError) {
+        if !self.is_refusal_told.swap(true, Ordering::Relaxed) {
+            log(
+                Level::Warning,
+                &format!("no session for a thread: {error}; such threads share one"),
+            );
         }
     }
 }

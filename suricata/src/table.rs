@@ -162,12 +162,6 @@ impl Table {
         }
     }
 
-    /// Bytes of a place with its share of the table.
-    #[must_use]
-    pub const fn place_bytes() -> u64 {
-        (size_of::<Place>() + 16) as u64
-    }
-
     /// The place of a number.
     #[must_use]
     pub fn place(&self, number: u32) -> Option<&Place> {
@@ -178,7 +172,7 @@ impl Table {
     /// Places that were ever used: those from 0 up to here may have a flow.
     #[must_use]
     pub fn used(&self) -> u32 {
-        self.used.load(Ordering::Acquire).min(self.limit)
+        self.used.load(Ordering::Acquire)
     }
 
     /// Most flows at a time.

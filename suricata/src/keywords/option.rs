@@ -98,16 +98,18 @@ impl ScoreOption {
 
 impl Comparison {
     fn parse(text: &str) -> Result<Self, String> {
-        let operators: [(&str, fn(f32) -> Self); 4] = [
-            (">=", Self::AtLeast),
-            ("<=", Self::AtMost),
-            (">", Self::Above),
-            ("<", Self::Below),
-        ];
-        for (operator, make) in operators {
-            if let Some(rest) = text.strip_prefix(operator) {
-                return score(rest).map(make).ok_or_else(|| unclear(text));
-            }
+        // The longer ones first: they begin like the others.
+        for operator in [">=", "<=", ">", "<"] {
+            let Some(rest) = text.strip_prefix(operator) else {
+                continue;
+            };
+            let limit = score(rest).ok_or_else(|| unclear(text))?;
+            return Ok(match operator {
+                ">=" => Self::AtLeast(limit),
+                "<=" => Self::AtMost(limit),
+                ">" => Self::Above(limit),
+                _ => Self::Below(limit),
+            });
         }
         let (low, high) = text.split_once('-').ok_or_else(|| unclear(text))?;
         let (low, high) = score(low).zip(score(high)).ok_or_else(|| unclear(text))?;

@@ -108,9 +108,42 @@ structs! {
     /// What an engine holds in memory.
     Memory = "tllm_memory" {
         model_bytes: u64,
+        retired_bytes: u64,
         worker_bytes: u64,
+        classifier_bytes: u64,
         queue_bytes: u64,
         flow_bytes: u64,
+        reserved: [u64; 4],
+    }
+    /// How long judgements took.
+    Latency = "tllm_latency" {
+        count: u64,
+        sum_us: u64,
+        median_us: u64,
+        p90_us: u64,
+        p99_us: u64,
+        reserved: [u64; 4],
+    }
+    /// What became of the flows that were submitted.
+    Counters = "tllm_counters" {
+        submitted: u64,
+        done: u64,
+        shed: u64,
+        expired: u64,
+        abandoned: u64,
+        failed: u64,
+        in_flight: u64,
+        waiting: u64,
+        generation: u64,
+        activations: u64,
+        activations_failed: u64,
+        batches: u64,
+        worker_panics: u64,
+        flows: u64,
+        packets: u64,
+        packets_beyond_limit: u64,
+        payload_bytes_cut: u64,
+        time_backwards: u64,
         reserved: [u64; 4],
     }
     /// What is known of a flow before its first packet.
@@ -157,52 +190,6 @@ structs! {
     }
 }
 
-/// `tllm_counters`, as far as it is known here; a newer library may have put counters where `reserved` stood.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Offered, shed ones included.
-    pub submitted: u64,
-    /// Judged and taken.
-    pub done: u64,
-    /// Refused because the queue was full.
-    pub shed: u64,
-    /// Not judged because the deadline had passed.
-    pub expired: u64,
-    /// Never answered.
-    pub abandoned: u64,
-    /// Lost to a defect.
-    pub failed: u64,
-    /// Under way, or with an answer that is not taken.
-    pub in_flight: u64,
-    /// Waiting for a worker.
-    pub waiting: u64,
-    /// Number of the active model.
-    pub generation: u64,
-    /// Models activated after the first.
-    pub activations: u64,
-    /// Activations that were refused.
-    pub activations_failed: u64,
-    /// Batches that were run.
-    pub batches: u64,
-    /// Batches that ended in a defect.
-    pub worker_panics: u64,
-    /// Live flow handles.
-    pub flows: u64,
-    /// Not looked at.
-    pub reserved: [u64; 4],
-}
-
-/// The offsets of the counters that the plugin reads, as `ffi/abi/layout.txt` lists them.
-#[must_use]
-pub fn counters_layout() -> Vec<(&'static str, usize)> {
-    macro_rules! offsets {
-        ($($field:ident)*) => { vec![$((stringify!($field), std::mem::offset_of!(Counters, $field))),*] };
-    }
-    offsets!(submitted done shed expired abandoned failed in_flight waiting generation activations activations_failed batches
-        worker_panics flows)
-}
-
 /// A text that stands in a field of a struct, up to its NUL.
 #[must_use]
 pub fn field_text(field: &[u8]) -> &str {
@@ -219,8 +206,9 @@ macro_rules! functions {
         }
 
         impl Functions {
-            /// The names of all of them.
-            pub const NAMES: &'static [&'static str] = &[$($symbol),*];
+            /// The names of all of them, each with the number of its arguments.
+            pub const NAMES: &'static [(&'static str, usize)] =
+                &[$(($symbol, { const ARGUMENTS: &[&str] = &[$(stringify!($argument)),*]; ARGUMENTS.len() })),*];
 
             /// Finds all of them.
             ///
@@ -280,6 +268,8 @@ functions! {
     engine_activate_model: "tllm_engine_activate_model", fn(Handle, Handle) -> i32;
     /// Reads the counters.
     engine_counters: "tllm_engine_counters", fn(Handle, *mut Counters, usize) -> i32;
+    /// Reads how long judgements took.
+    engine_latency: "tllm_engine_latency", fn(Handle, *mut Latency, usize) -> i32;
     /// Reads what is held in memory.
     engine_memory: "tllm_engine_memory", fn(Handle, *mut Memory, usize) -> i32;
     /// Writes all that in Prometheus' format.

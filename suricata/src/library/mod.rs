@@ -360,14 +360,14 @@ impl Engine {
     /// What became of the flows; zeros where the engine does not say it.
     #[must_use]
     pub fn counters(&self) -> abi::Counters {
-        let mut counters = abi::Counters::default();
+        let mut counters = abi::Counters::ZERO;
         // SAFETY: a live handle and a struct of the size that is told.
         let status = unsafe {
             let size = size_of_val(&counters);
             (self.library.functions.engine_counters)(self.handle, &raw mut counters, size)
         };
         if status < status::OK {
-            return abi::Counters::default();
+            return abi::Counters::ZERO;
         }
         counters
     }
@@ -385,6 +385,21 @@ impl Engine {
             return abi::Memory::ZERO;
         }
         memory
+    }
+
+    /// How long judgements took; zeros where the engine does not say it.
+    #[must_use]
+    pub fn latency(&self) -> abi::Latency {
+        let mut latency = abi::Latency::ZERO;
+        // SAFETY: as above.
+        let status = unsafe {
+            let size = size_of_val(&latency);
+            (self.library.functions.engine_latency)(self.handle, &raw mut latency, size)
+        };
+        if status < status::OK {
+            return abi::Latency::ZERO;
+        }
+        latency
     }
 
     /// The library's own metrics in Prometheus' text format.
