@@ -337,7 +337,13 @@ impl Live {
     pub(crate) fn until(&self, what: &str, is_so: impl Fn() -> bool) {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
-            assert!(Instant::now() < deadline, "{what}: not so after {PATIENCE:?}: {}", self.log());
+            if Instant::now() > deadline {
+                let metrics = fs::read_to_string(self.path().join("metrics.prom")).unwrap_or_default();
+                let metrics: Vec<&str> = metrics.lines().filter(|line| !line.starts_with('#')).collect();
+                let stats = self.eve().into_iter().rfind(|record| record["event_type"] == "stats");
+                let flow = stats.map(|record| record["stats"]["flow"].to_string());
+                panic!("{what}: not so after {PATIENCE:?}: {metrics:#?} {flow:?} {}", self.log());
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -173,8 +173,10 @@ fn a_model_that_stands_still_holds_nothing_up() {
                 assert!(states.iter().all(|state| ["pending", "unjudged", "untracked"].contains(&state.as_str())), "{overload}: {states:?}");
                 // The model goes on: so do the verdicts.
                 std::fs::write(&release, "").unwrap();
+                let next = std::cell::Cell::new(flows);
                 live.until("verdicts come again", || {
-                    wire.send_at(&packets[..200], 1_000);
+                    let first = next.replace(next.get() + 20);
+                    wire.send_at(&traffic::multiplied_from(&CAPTURES, first..first + 20, 1_000), 1_000);
                     live.metric("done_total") > 16
                 });
                 let ran = live.stop().with_plugin();

@@ -6,6 +6,7 @@
 //! | `daemon` | fork, dropped privileges, no new processes, Landlock, reload of rules and model |
 //! | `live` | several workers on an interface, late verdicts, a stalled model, an end under load |
 //! | `inline` | flows dropped by verdict |
+//! | `cost` | what a packet costs; only if asked for |
 //! | `faults` | what is missing or broken: Suricata goes on, and it is said |
 
 #![allow(
@@ -16,6 +17,7 @@
 )]
 #![allow(unsafe_code, reason = "signals, raw sockets and namespaces: each block says why it is sound")]
 
+mod cost;
 mod daemon;
 mod faults;
 mod host;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -148,6 +149,11 @@ pub(crate) fn cut(packets: &[Packet], most: usize) -> (Vec<Packet>, HashMap<Ends
 /// Many flows: those over IPv4 of some captures again and again, each time from another address, `every_us` after the one before, and
 /// in the order of time. At least `flows` of them; how many there are.
 pub(crate) fn multiplied(captures: &[&str], flows: usize, every_us: u64) -> (Vec<Packet>, usize) {
+    (multiplied_from(captures, 0..flows, every_us), flows)
+}
+
+/// The same for flows of other numbers than the first.
+pub(crate) fn multiplied_from(captures: &[&str], flows: Range<usize>, every_us: u64) -> Vec<Packet> {
     let mut patterns: Vec<Vec<Packet>> = Vec::new();
     for name in captures {
         let mut places = HashMap::new();
@@ -164,7 +170,7 @@ pub(crate) fn multiplied(captures: &[&str], flows: usize, every_us: u64) -> (Vec
     assert!(!patterns.is_empty());
     let start_us = patterns[0][0].time_us;
     let mut packets = Vec::new();
-    for number in 0..flows {
+    for number in flows {
         let pattern = &patterns[number % patterns.len()];
         let client = pattern[0].bytes[ETHERNET + 12..ETHERNET + 16].to_vec();
         let stand_in = (0x0a00_0001 + number as u32).to_be_bytes();
@@ -178,5 +184,5 @@ pub(crate) fn multiplied(captures: &[&str], flows: usize, every_us: u64) -> (Vec
         }
     }
     packets.sort_by_key(|packet| packet.time_us);
-    (packets, flows)
+    packets
 }
