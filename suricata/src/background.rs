@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use crate::host::{self, Level, log};
 use crate::late::LateFile;
 use crate::limits;
-use crate::plugin::{self, Plugin};
+use crate::plugin::{self, Plugin, Refusal};
 use crate::reload::Watch;
-use crate::session::Ticket;
+use crate::session::{Submitted, Ticket};
+use crate::table::Place;
 use crate::{counters, guarded};
 
 /// How often it looks around.
@@ -97,6 +98,8 @@ struct Work {
     late: LateFile,
     watch: Watch,
     rounds: u32,
+    /// Where the next look at the flows begins.
+    next_place: u32,
     next_metrics: Instant,
     is_metrics_error_told: bool,
 }
@@ -108,6 +111,7 @@ impl Work {
             late: LateFile::new(plugin),
             watch: Watch::new(plugin),
             rounds: 0,
+            next_place: 0,
             next_metrics: Instant::now(),
             is_metrics_error_told: false,
         }
@@ -145,33 +149,49 @@ impl Work {
         self.write_metrics();
     }
 
-    /// Has live flows judged that rest.
-    fn judge_resting(&self, now_ms: u64) {
+    /// Has live flows judged that rest, as many as half of the queue has room for: the other half is for flows that do not. Flows
+    /// that find no room are not shed; they come first in the next round.
+    fn judge_resting(&mut self, now_ms: u64) {
         let idle_ms = self.plugin.config.idle_ms;
         if idle_ms == 0 || self.plugin.is_offline() || plugin::get().is_none() {
             return;
         }
-        for number in 0..self.plugin.table.used() {
-            let Some(place) = self.plugin.table.place(number) else {
-                continue;
-            };
-            let packets = place.packets.load(Ordering::Acquire);
-            if packets <= place.offered.load(Ordering::Acquire) || !place.is_alive() {
-                continue;
+        let waiting = self.plugin.engine.counters().waiting;
+        let mut room = (self.plugin.config.queue_flows / 2).saturating_sub(waiting);
+        let used = self.plugin.table.used();
+        for _ in 0..used {
+            if room == 0 {
+                return;
             }
-            let rests = place.rests.load(Ordering::Relaxed).min(limits::RESTS_MAX);
-            let rested_ms = now_ms.saturating_sub(place.touched_ms.load(Ordering::Relaxed));
-            if rested_ms < idle_ms << rests {
-                continue;
+            let number = self.next_place % used;
+            self.next_place = number + 1;
+            if let Some(place) = self.plugin.table.place(number)
+                && self.is_resting(place, now_ms)
+            {
+                let rests = place.rests.fetch_add(1, Ordering::Relaxed);
+                let ticket = Ticket {
+                    place: number,
+                    packets: place.packets.load(Ordering::Acquire),
+                };
+                if self.plugin.offer(ticket, place, Refusal::IsNotCounted) == Submitted::Shed {
+                    place.rests.store(rests, Ordering::Relaxed);
+                    self.next_place = number;
+                    return;
+                }
+                room -= 1;
             }
-            place.rests.store(rests + 1, Ordering::Relaxed);
-            let ticket = Ticket {
-                place: number,
-                packets,
-            };
-            // A full queue is counted there; the flow's end is its next occasion.
-            let _ = self.plugin.offer(ticket, place);
         }
+    }
+
+    /// Whether a flow has rested for its time, with packets that were not judged.
+    fn is_resting(&self, place: &Place, now_ms: u64) -> bool {
+        let packets = place.packets.load(Ordering::Acquire);
+        if packets <= place.offered.load(Ordering::Acquire) || !place.is_alive() {
+            return false;
+        }
+        let rests = place.rests.load(Ordering::Relaxed).min(limits::RESTS_MAX);
+        let rested_ms = now_ms.saturating_sub(place.touched_ms.load(Ordering::Relaxed));
+        rested_ms >= self.plugin.config.idle_ms << rests
     }
 
     fn unpause(&self) {

@@ -17,7 +17,7 @@ use crate::host::packet::{Endpoint, Unreadable, View};
 use crate::host::symbols::{Flow, Packet, ThreadVars};
 use crate::library::abi::{self, status};
 use crate::limits;
-use crate::plugin::{self, Plugin};
+use crate::plugin::{self, Plugin, Refusal};
 use crate::session::{Lanes, Submitted, Ticket};
 use crate::table::{About, Left, Place};
 use crate::verdict::FlowVerdict;
@@ -42,6 +42,8 @@ pub struct Followed {
     is_full_asked: bool,
     /// The newest verdict.
     verdict: Option<FlowVerdict>,
+    /// Whether it found the queue full.
+    is_shed: bool,
     /// Whether its recorder was given back: nothing more can come of it.
     is_over: bool,
 }
@@ -59,6 +61,7 @@ impl Followed {
         is_full: false,
         is_full_asked: false,
         verdict: None,
+        is_shed: false,
         is_over: true,
     };
 
@@ -206,6 +209,7 @@ fn begin(plugin: &Plugin, view: &View<'_>) -> Followed {
         is_full: false,
         is_full_asked: false,
         verdict: None,
+        is_shed: false,
         is_over: false,
     }
 }
@@ -280,14 +284,17 @@ fn ask(plugin: &Plugin, followed: &mut Followed, place: &Place) -> bool {
         place: number,
         packets: followed.packets,
     };
-    match plugin.offer(ticket, place) {
+    match plugin.offer(ticket, place, Refusal::IsCounted) {
         Submitted::Queued => {
             if plugin.is_offline() && plugin.has_rules.load(Ordering::Relaxed) {
                 wait(plugin, followed, place);
             }
             true
         }
-        Submitted::Shed => plugin.config.overload != Overload::Retry,
+        Submitted::Shed => {
+            followed.is_shed = true;
+            plugin.config.overload != Overload::Retry
+        }
         Submitted::Busy => false,
         Submitted::NeedMore | Submitted::Failed(_) => true,
     }
@@ -331,29 +338,36 @@ pub fn at_record(plugin: &Plugin, followed: &mut Followed, flow_id: Option<u64>)
     }
     followed.take_letter(place);
     if plugin.is_offline() {
-        judge_rest_waiting(plugin, followed, number, place);
+        let packets = followed.packets;
+        judge_rest_waiting(
+            plugin,
+            followed,
+            Ticket {
+                place: number,
+                packets,
+            },
+            place,
+        );
     }
 }
 
 /// Has what came after the last judgement judged; whether nothing is left to ask.
-fn judge_rest(plugin: &Plugin, followed: &Followed, number: u32, place: &Place) -> bool {
-    if followed.is_over || place.offered.load(Ordering::Acquire) >= followed.packets {
+fn judge_rest(plugin: &Plugin, followed: &Followed, ticket: Ticket, refusal: Refusal) -> bool {
+    let Some(place) = plugin.table.place(ticket.place) else {
+        return true;
+    };
+    if followed.is_over || place.offered.load(Ordering::Acquire) >= ticket.packets {
         return true;
     }
-    let ticket = Ticket {
-        place: number,
-        packets: followed.packets,
-    };
-    !matches!(
-        plugin.offer(ticket, place),
-        Submitted::Busy | Submitted::Shed
-    )
+    let submitted = plugin.offer(ticket, place, refusal);
+    !matches!(submitted, Submitted::Busy | Submitted::Shed)
 }
 
 /// The same where no traffic waits: again until there is room, and until the answer has come.
-fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, number: u32, place: &Place) {
+fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, ticket: Ticket, place: &Place) {
     let deadline = Instant::now() + Duration::from_millis(plugin.config.offline_wait_ms);
-    while !judge_rest(plugin, followed, number, place) && Instant::now() < deadline {
+    let is_asked = || judge_rest(plugin, followed, ticket, Refusal::IsNotCounted);
+    while !is_asked() && Instant::now() < deadline {
         for lane in plugin.lanes.all() {
             plugin.take_answers(&lane, 0);
         }
@@ -362,12 +376,19 @@ fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, number: u32, pla
     wait(plugin, followed, place);
 }
 
-/// The words of the verdict's state in a record, for a flow without one.
+/// What a flow's record says instead of a verdict.
 #[must_use]
 pub fn word_of(plugin: &Plugin, followed: &Followed) -> &'static str {
-    let place = followed.place.and_then(|number| plugin.table.place(number));
-    let is_offered = place.is_some_and(|place| place.offered.load(Ordering::Acquire) > 0);
-    Plugin::word_without_verdict(place.is_some(), is_offered)
+    let Some(place) = followed.place.and_then(|number| plugin.table.place(number)) else {
+        return "untracked";
+    };
+    if place.offered.load(Ordering::Acquire) > 0 {
+        "pending"
+    } else if followed.is_shed {
+        "shed"
+    } else {
+        "unjudged"
+    }
 }
 
 /// Gives the recorder of a flow back that was judged whole.
@@ -407,8 +428,13 @@ fn drop_followed(plugin: &Plugin, mut followed: Followed) {
     };
     let is_late_wanted = !plugin.config.late_file.is_empty() && plugin::get().is_some();
     followed.take_letter(place);
-    if is_late_wanted && !judge_rest(plugin, &followed, number, place) {
-        plugin.counters.late_lost.add(1);
+    if is_late_wanted {
+        let ticket = Ticket {
+            place: number,
+            packets: followed.packets,
+        };
+        // A full queue is counted there.
+        judge_rest(plugin, &followed, ticket, Refusal::IsCounted);
     }
     if plugin.table.end(number) == Left::Free {
         // All answers have come; one that the record missed is here.

@@ -143,3 +143,13 @@ fn words_are_told_apart() {
     assert!(read(&[text("library", &long)]).is_err());
     assert!(read(&[text("library", &long[1..])]).is_ok());
 }
+
+#[test]
+fn the_table_of_keys_has_a_row_for_each() {
+    let table = markdown();
+    assert_eq!(table.lines().count(), KEYS.len() + 2);
+    for (row, key) in table.lines().skip(2).zip(KEYS) {
+        assert!(row.starts_with(&format!("| `{}` | ", key.name)), "{row}");
+        assert_eq!(row.matches('|').count(), 6, "{row}");
+    }
+}

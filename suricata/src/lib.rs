@@ -177,11 +177,11 @@ unsafe extern "C" fn on_thread(_thread: *mut ThreadVars, _data: *mut c_void) {
     static STARTED: Once = Once::new();
     let Some(plugin) = plugin::get() else { return };
     guarded((), || {
+        counters::register(plugin.host);
         STARTED.call_once(|| {
             plugin
                 .is_offline
                 .store(plugin.host.is_offline(), Ordering::Relaxed);
-            counters::register(plugin.host);
             if let Err(reason) = background::start(plugin) {
                 plugin::halt(&reason);
             }

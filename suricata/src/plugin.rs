@@ -59,6 +59,15 @@ unsafe impl Sync for Plugin {}
 // SAFETY: as above.
 unsafe impl Send for Plugin {}
 
+/// Whether a flow that finds the queue full is counted as shed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It was its occasion.
+    IsCounted,
+    /// It is offered again.
+    IsNotCounted,
+}
+
 /// Why the plugin is disabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartError {
@@ -238,9 +247,14 @@ impl Plugin {
     }
 
     /// Offers a flow to the engine, as far as it has come, on the calling thread's lane.
-    pub fn offer(&self, ticket: Ticket, place: &Place) -> Submitted {
+    pub fn offer(&self, ticket: Ticket, place: &Place, refusal: Refusal) -> Submitted {
+        let count_shed = || {
+            if refusal == Refusal::IsCounted {
+                self.counters.shed.add(1);
+            }
+        };
         if self.is_paused.load(Ordering::Relaxed) {
-            self.counters.shed.add(1);
+            count_shed();
             return Submitted::Shed;
         }
         let Some(recorder) = place.recorder() else {
@@ -260,7 +274,7 @@ impl Plugin {
                 return submitted;
             }
             Submitted::Shed => {
-                self.counters.shed.add(1);
+                count_shed();
                 if self.config.overload == Overload::Pause && !self.is_offline() {
                     self.is_paused.store(true, Ordering::Relaxed);
                 }
@@ -338,16 +352,6 @@ impl Plugin {
     pub fn free(&self, number: u32) {
         if let Some(surplus) = self.table.free(number) {
             self.library.free(surplus);
-        }
-    }
-
-    /// What a verdict's record says of a flow that has none.
-    #[must_use]
-    pub fn word_without_verdict(is_followed: bool, is_offered: bool) -> &'static str {
-        match (is_followed, is_offered) {
-            (false, _) => "untracked",
-            (true, true) => "pending",
-            (true, false) => "unjudged",
         }
     }
 }

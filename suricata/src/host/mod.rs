@@ -162,11 +162,15 @@ impl Host {
         unsafe { (self.symbols.is_offline)((self.symbols.run_mode)()) }
     }
 
-    /// Adds a counter to Suricata's statistics; without statistics nothing happens. Only after they were prepared.
+    /// Adds a counter to Suricata's statistics. Where there are none, or none yet, nothing happens; what is there is not added again.
+    ///
+    /// With its unix socket Suricata makes threads before statistics, and new statistics for each capture: so this is for each
+    /// thread that is made.
     pub fn add_counter(&self, name: &'static CStr, read: unsafe extern "C" fn() -> u64) {
-        // SAFETY: the name is static; the function can be called on any thread at any time.
+        // SAFETY: the name is static; the function can be called on any thread at any time. Adding is allowed once statistics are
+        // prepared, which is right before the limit of flows' memory is set.
         unsafe {
-            if (self.symbols.stats_enabled)() {
+            if (self.symbols.stats_enabled)() && (self.symbols.flow_memory_limit)() > 0 {
                 (self.symbols.stats_register)(name.as_ptr(), read);
             }
         }

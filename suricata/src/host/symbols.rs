@@ -195,6 +195,8 @@ symbols! {
         unsafe extern "C" fn(*const c_char, unsafe extern "C" fn() -> u64) -> u16;
     /// Whether there are statistics.
     stats_enabled: "StatsEnabled", unsafe extern "C" fn() -> bool;
+    /// Most memory of flows; 0 until Suricata has prepared flows and, before them, statistics.
+    flow_memory_limit: "FlowGetMemcap", unsafe extern "C" fn() -> u64;
     /// Makes a packet, of zeros.
     packet_new: "PacketGetFromAlloc", unsafe extern "C" fn() -> *mut Packet;
     /// Frees such a packet.
