@@ -171,8 +171,10 @@ fn begin(plugin: &Plugin, view: &View<'_>) -> Followed {
         plugin.counters.untracked.add(1);
         Followed::UNTRACKED
     };
-    let is_paused = plugin.is_paused.load(Ordering::Relaxed);
-    let Some(number) = plugin.table.take().filter(|_| !is_paused) else {
+    if plugin.is_paused.load(Ordering::Relaxed) {
+        return untracked();
+    }
+    let Some(number) = plugin.table.take() else {
         return untracked();
     };
     let mut info = plugin.library.flow_info();
