@@ -179,6 +179,7 @@ fn a_model_that_stands_still_holds_nothing_up() {
                     wire.send_at(&traffic::multiplied_from(&CAPTURES, first..first + 20, 1_000), 1_000);
                     live.metric("done_total") > 16
                 });
+                live.until("every place is free again", || live.metric("flows_active") == 0);
                 let ran = live.stop().with_plugin();
                 assert_eq!(engine_stat(&ran, "/capture/kernel_drops"), 0);
                 hold_records(&ran);
