@@ -423,13 +423,12 @@ pub unsafe extern "C" fn on_free(stored: *mut c_void) {
     crate::guarded((), || drop_followed(plugin, *followed));
 }
 
-fn drop_followed(plugin: &Plugin, mut followed: Followed) {
+fn drop_followed(plugin: &Plugin, followed: Followed) {
     let Some(number) = followed.place else { return };
     let Some(place) = plugin.table.place(number) else {
         return;
     };
     let is_late_wanted = !plugin.config.late_file.is_empty() && plugin::get().is_some();
-    followed.take_letter(place);
     if is_late_wanted {
         let ticket = Ticket {
             place: number,
@@ -439,7 +438,7 @@ fn drop_followed(plugin: &Plugin, mut followed: Followed) {
         judge_rest(plugin, &followed, ticket, Refusal::IsCounted);
     }
     if plugin.table.end(number) == Left::Free {
-        // All answers have come; one that the record missed is here.
+        // All answers have come; one that no record has is still in its letter.
         let has_letter = place
             .letter
             .lock()
