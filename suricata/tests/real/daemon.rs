@@ -1,0 +1,226 @@
+//! As a service: forked, without privileges, in Landlock, with rules and models loaded again.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::host::{Live, Ran, Setup, hosts, send_signal};
+use crate::network::{Wire, apart, pair};
+use crate::records::Schema;
+use crate::traffic::{self, Packet};
+
+/// A line of /proc/PID/status.
+fn status(pid: i32, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {name}: {text}"))
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The names of a process's threads.
+fn threads(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim().to_owned()).collect()
+}
+
+/// A process that is no child of the test, and does not outlive it.
+struct KilledAtEnd(i32);
+
+impl Drop for KilledAtEnd {
+    fn drop(&mut self) {
+        if Path::new(&format!("/proc/{}/exe", self.0)).exists() {
+            // SAFETY: numbers.
+            unsafe { libc::kill(self.0, libc::SIGKILL) };
+        }
+    }
+}
+
+fn http() -> Vec<Packet> {
+    traffic::read(&traffic::capture("http.pcap"))
+}
+
+/// The bundle that is compiled in, as a file.
+fn bundle() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/bundle/default.tllm")
+}
+
+/// Short enough that flows end within a test.
+pub(crate) const SHORT_FLOWS: &str = "\
+flow-timeouts:
+  default: {new: 2, established: 3, closed: 1}
+  tcp: {new: 2, established: 3, closed: 1}
+  udp: {new: 2, established: 3}
+  icmp: {new: 2, established: 3}
+";
+
+/// Verdicts of botnet_detection, whatever it says, once per flow.
+const SCORE_RULE: &str = "alert ip any any -> any any (msg:\"judged\"; trafficllm.score:botnet_detection,>=0.0; \
+                          threshold: type limit, track by_flow, count 1, seconds 3600; sid:1;)";
+
+#[test]
+fn a_service_without_privileges_judges_and_loads_anew() {
+    for host in hosts() {
+        apart(|| {
+            pair("tap0", "tap1");
+            let shared = tempfile::TempDir::new().unwrap();
+            let link = shared.path().join("bundle.tllm");
+            let second = shared.path().join("second.tllm");
+            fs::copy(bundle(), shared.path().join("first.tllm")).unwrap();
+            fs::copy(bundle(), &second).unwrap();
+            std::os::unix::fs::symlink("first.tllm", &link).unwrap();
+            for path in [shared.path(), &second, &shared.path().join("first.tllm")] {
+                fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+                    .unwrap();
+            }
+            let security = format!(
+                "run-as:\n  user: nobody\n  group: nogroup\n\
+                 security:\n  limit-noproc: true\n  landlock:\n    enabled: yes\n    directories:\n\
+                 \x20     write: [/tmp]\n      read: [/usr, /etc, /proc, {}, {}]\n",
+                shared.path().display(),
+                host.library().parent().unwrap().display(),
+            );
+            let setup = Setup::new()
+                .key("bundle", link.display())
+                // Rule reloads alone look for another bundle.
+                .key("reload-interval", 0)
+                .rules(SCORE_RULE)
+                .yaml(SHORT_FLOWS)
+                .yaml(&security);
+            // The process that is started forks, and ends.
+            let mut first = Live::start(
+                &host,
+                &setup,
+                &["-D".to_owned(), "--af-packet=tap0".to_owned()],
+            );
+            first.until("the daemon is at work", || {
+                first.log().contains("Engine started")
+            });
+            let pid: i32 = fs::read_to_string(first.path().join("pid"))
+                .unwrap()
+                .trim()
+                .parse()
+                .unwrap();
+            assert_ne!(pid, first.pid());
+            let _end = KilledAtEnd(pid);
+            first.until("the first process has ended", || {
+                fs::read_to_string(format!("/proc/{}/stat", first.pid()))
+                    .is_ok_and(|text| text.contains(") Z "))
+            });
+            assert!(!first.is_running());
+            assert!(
+                first.log().contains("trafficllm: libtrafficllm "),
+                "{}",
+                first.log()
+            );
+
+            let nobody = Command::new("id").args(["-u", "nobody"]).output().unwrap();
+            let nobody = String::from_utf8(nobody.stdout).unwrap().trim().to_owned();
+            assert!(
+                status(pid, "Uid").split(' ').all(|id| id == nobody),
+                "{}",
+                status(pid, "Uid")
+            );
+            let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+            let processes = limits
+                .lines()
+                .find(|line| line.starts_with("Max processes"))
+                .unwrap();
+            assert_eq!(
+                processes.split_whitespace().nth(2),
+                Some("0"),
+                "limit-noproc: {processes}"
+            );
+            // Where the kernel has no Landlock, Suricata says so and goes on.
+            let has_landlock = first.log().contains("Landlock is now enabled")
+                || !first.log().to_lowercase().contains("landlock");
+            eprintln!(
+                "Landlock: {has_landlock}, NoNewPrivs {}",
+                status(pid, "NoNewPrivs")
+            );
+            let names = threads(pid);
+            assert!(
+                names.iter().any(|name| name == "trafficllm"),
+                "the plugin's thread lives in the child: {names:?}"
+            );
+            assert!(
+                names
+                    .iter()
+                    .filter(|name| name.starts_with("trafficllm") || name.starts_with("tllm"))
+                    .count()
+                    > 1,
+                "{names:?}"
+            );
+
+            let wire = Wire::on("tap1");
+            wire.send_at(&http(), 2_000);
+            let judged = |live: &Live| {
+                live.eve()
+                    .iter()
+                    .filter(|record| record["trafficllm"]["state"] == "done")
+                    .count()
+            };
+            first.until("verdicts come", || judged(&first) >= 10);
+            let before = judged(&first);
+            assert_eq!(first.metric("generation"), 1);
+
+            // Rules are loaded again; the bundle is the same.
+            let reload = |count: usize| {
+                send_signal(pid, libc::SIGUSR2);
+                first.until("rules are loaded again", || {
+                    first.log().matches("rule reload complete").count() == count
+                });
+            };
+            reload(1);
+            std::thread::sleep(Duration::from_millis(1_500));
+            assert_eq!(first.metric("reloads_total"), 0);
+            // Another bundle behind the link takes over with the rules.
+            fs::remove_file(&link).unwrap();
+            std::os::unix::fs::symlink("second.tllm", &link).unwrap();
+            reload(2);
+            first.until("the other bundle has taken over", || {
+                first.metric("reloads_total") == 1
+            });
+            assert_eq!(first.metric("generation"), 2);
+            wire.send_at(&http(), 2_000);
+            let second_model = |live: &Live| {
+                live.eve()
+                    .iter()
+                    .any(|record| record["trafficllm"]["generation"] == 2)
+            };
+            first.until("verdicts of the second model come", || {
+                second_model(&first) && judged(&first) > before
+            });
+
+            send_signal(pid, libc::SIGTERM);
+            first.until("the daemon has ended", || {
+                !Path::new(&format!("/proc/{pid}")).exists()
+            });
+            let ran = first.wait();
+            assert!(ran.records("alert").len() > 5, "{}", ran.log);
+            assert!(ran.metric("done_total") > 0 && ran.metric("errors_total") == 0);
+            assert!(!ran.log.contains("disabled"), "{}", ran.log);
+            hold_records(&ran);
+        });
+    }
+}
+
+/// Every flow has an object that the schema allows, as has every late line.
+pub(crate) fn hold_records(ran: &Ran) {
+    let schema = Schema::read();
+    let flows = ran.records("flow");
+    assert!(!flows.is_empty(), "{}", ran.log);
+    assert!(
+        flows
+            .iter()
+            .all(|record| record.get("trafficllm").is_some()),
+        "a flow without the object"
+    );
+    schema.hold(&ran.eve());
+    schema.hold(&ran.late());
+}
