@@ -20,15 +20,15 @@ struct Taken {
     packets_per_second: f64,
     /// Processor time of the packet thread for a packet.
     thread_ns: f64,
-    /// How often the packet thread gave its processor away by itself: it waited for something.
-    waits: f64,
+    /// How long the packet thread slept, in milliseconds: neither running nor waiting for a processor.
+    asleep_ms: f64,
 }
 
 fn number(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |text| text.parse().unwrap())
 }
 
-/// Processor time in nanoseconds, and waits, of the thread that takes packets.
+/// Processor time and the time of waiting for a processor, in nanoseconds, of the thread that takes packets.
 fn thread(pid: i32) -> Option<(u64, u64)> {
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
         let task = task.ok()?.path();
@@ -36,9 +36,8 @@ fn thread(pid: i32) -> Option<(u64, u64)> {
             continue;
         }
         let times = fs::read_to_string(task.join("schedstat")).ok()?;
-        let status = fs::read_to_string(task.join("status")).ok()?;
-        let waits = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        return Some((times.split(' ').next()?.parse().ok()?, waits.trim().parse().ok()?));
+        let mut numbers = times.split(' ').map(|number| number.parse().ok());
+        return Some((numbers.next()??, numbers.next()??));
     }
     None
 }
@@ -53,10 +52,25 @@ fn measure(host: &crate::host::Host, setup: &Setup, capture: &Path, packets: usi
     }
     let ran = live.wait();
     assert!(ran.status.success(), "{}", ran.log);
-    let elapsed = ran.log.split("time elapsed ").nth(1).and_then(|rest| rest.split('s').next());
-    let elapsed: f64 = elapsed.unwrap_or_else(|| panic!("{}", ran.log)).parse().unwrap();
-    assert!(ran.log.contains(&format!("{packets} packets")), "{}", ran.log);
-    Taken { packets_per_second: packets as f64 / elapsed, thread_ns: last.0 as f64 / packets as f64, waits: last.1 as f64 }
+    let elapsed = ran
+        .log
+        .split("time elapsed ")
+        .nth(1)
+        .and_then(|rest| rest.split('s').next());
+    let elapsed: f64 = elapsed
+        .unwrap_or_else(|| panic!("{}", ran.log))
+        .parse()
+        .unwrap();
+    assert!(
+        ran.log.contains(&format!("{packets} packets")),
+        "{}",
+        ran.log
+    );
+    Taken {
+        packets_per_second: packets as f64 / elapsed,
+        thread_ns: last.0 as f64 / packets as f64,
+        asleep_ms: elapsed * 1e3 - (last.0 + last.1) as f64 / 1e6,
+    }
 }
 
 fn median(values: impl Iterator<Item = f64>) -> f64 {
@@ -78,10 +92,16 @@ fn cost() {
         let room = "flow:\n  memcap: 1gb\n  hash-size: 65536\n  prealloc: 30000\nstream:\n  memcap: 1gb\n  reassembly:\n    memcap: 1gb\n";
         let bare = Setup::new().yaml(room);
         let with = bare.clone().key("offline-wait", 0).key("stop-wait", 0);
-        let still = with.clone().key("library", host.shim(folder.path()).display()).environment("TLLM_SHIM", "hold");
+        let still = with
+            .clone()
+            .key("library", host.shim(folder.path()).display())
+            .environment("TLLM_SHIM", "hold");
         let rule = "alert ip any any -> any any (msg:\"x\"; trafficllm.label:botnet_detection,Zeus; trafficllm.score:botnet_detection,>=0.999; sid:1;)";
         let variants = [
-            ("without the plugin", bare.clone().without_plugin().without_eve()),
+            (
+                "without the plugin",
+                bare.clone().without_plugin().without_eve(),
+            ),
             ("with it", with.clone().without_eve()),
             ("with it, the model stands still", still.without_eve()),
             ("with it and a rule", with.clone().rules(rule).without_eve()),
@@ -95,17 +115,33 @@ fn cost() {
                 taken.entry(name).or_default().push(found);
             }
         }
-        eprintln!("Suricata {}: {} packets of {flows} flows, medians of {rounds} rounds", host.version, packets.len());
+        eprintln!(
+            "Suricata {}: {} packets of {flows} flows, medians of {rounds} rounds",
+            host.version,
+            packets.len()
+        );
         for (name, _) in &variants {
             let all = &taken[name];
-            let base = &taken[if name.ends_with("EVE") { variants[4].0 } else { variants[0].0 }];
-            let more = median(all.iter().zip(base).map(|(with, without)| with.thread_ns - without.thread_ns));
-            let rate = median(all.iter().zip(base).map(|(with, without)| with.packets_per_second / without.packets_per_second));
+            let base = &taken[if name.ends_with("EVE") {
+                variants[4].0
+            } else {
+                variants[0].0
+            }];
+            let more = median(
+                all.iter()
+                    .zip(base)
+                    .map(|(with, without)| with.thread_ns - without.thread_ns),
+            );
+            let rate = median(
+                all.iter()
+                    .zip(base)
+                    .map(|(with, without)| with.packets_per_second / without.packets_per_second),
+            );
             eprintln!(
-                "{name:34} {:9.0} packets/s ({rate:.3} of that without)  {:6.0} ns of the packet thread a packet ({more:+.0})  {:6.0} waits",
+                "{name:34} {:9.0} packets/s ({rate:.3} of that without)  {:6.0} ns of the packet thread a packet ({more:+.0})  asleep {:4.0} ms",
                 median(all.iter().map(|taken| taken.packets_per_second)),
                 median(all.iter().map(|taken| taken.thread_ns)),
-                median(all.iter().map(|taken| taken.waits)),
+                median(all.iter().map(|taken| taken.asleep_ms)),
             );
         }
     }

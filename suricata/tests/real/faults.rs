@@ -18,17 +18,29 @@ fn disabled(host: &Host, setup: &Setup) -> Ran {
     assert!(ran.status.success(), "{}: {}", ran.status, ran.log);
     let flows = ran.records("flow");
     assert_eq!(flows.len(), FLOWS, "{}", ran.log);
-    assert!(flows.iter().all(|record| record.get("trafficllm").is_none()));
+    assert!(
+        flows
+            .iter()
+            .all(|record| record.get("trafficllm").is_none())
+    );
     ran
 }
 
 /// The one line that says why, with these words in it.
 fn assert_said(ran: &Ran, words: &[&str]) {
-    let lines: Vec<&str> = ran.log.lines().filter(|line| line.contains("the plugin is disabled")).collect();
+    let lines: Vec<&str> = ran
+        .log
+        .lines()
+        .filter(|line| line.contains("the plugin is disabled"))
+        .collect();
     // On standard error, and in the log.
     assert!((1..=2).contains(&lines.len()), "not one line: {}", ran.log);
     for word in words {
-        assert!(lines[0].contains(word), "expected {word:?}, found {:?}", lines[0]);
+        assert!(
+            lines[0].contains(word),
+            "expected {word:?}, found {:?}",
+            lines[0]
+        );
     }
 }
 
@@ -40,18 +52,38 @@ fn bundle() -> Vec<u8> {
 fn without_its_library_it_is_disabled() {
     for host in hosts() {
         let folder = tempfile::TempDir::new().unwrap();
-        let ran = disabled(&host, &Setup::new().key("library", "/nowhere/libtrafficllm.so.0"));
-        assert_said(&ran, &["libtrafficllm cannot be loaded", "/nowhere/libtrafficllm.so.0", "set trafficllm.library to its path"]);
+        let ran = disabled(
+            &host,
+            &Setup::new().key("library", "/nowhere/libtrafficllm.so.0"),
+        );
+        assert_said(
+            &ran,
+            &[
+                "libtrafficllm cannot be loaded",
+                "/nowhere/libtrafficllm.so.0",
+                "set trafficllm.library to its path",
+            ],
+        );
         // By its usual names, which are not on the loader's way here.
         let ran = disabled(&host, &Setup::new().key("library", "\"\""));
-        assert_said(&ran, &["libtrafficllm cannot be loaded", "libtrafficllm.so.0", "libtrafficllm.so"]);
+        assert_said(
+            &ran,
+            &[
+                "libtrafficllm cannot be loaded",
+                "libtrafficllm.so.0",
+                "libtrafficllm.so",
+            ],
+        );
         // Another library.
         let ran = disabled(&host, &Setup::new().key("library", host.plugin().display()));
         assert_said(&ran, &["it is not libtrafficllm"]);
         // One of another ABI.
         let setup = Setup::new().key("library", host.shim(folder.path()).display());
         let ran = disabled(&host, &setup.clone().environment("TLLM_SHIM", "abi"));
-        assert_said(&ran, &["libtrafficllm has ABI 1000, this plugin needs ABI 0"]);
+        assert_said(
+            &ran,
+            &["libtrafficllm has ABI 1000, this plugin needs ABI 0"],
+        );
         // Which the same shim is not, if it is not told to be.
         host::read(&host, &setup, &traffic::capture("http.pcap")).with_plugin();
         // No library at all: a file of that name.
@@ -71,7 +103,13 @@ fn with_a_broken_bundle_it_is_disabled() {
         let mut bent = whole.clone();
         let middle = bent.len() / 2;
         bent[middle] ^= 1;
-        for broken in [&bent[..], &whole[..whole.len() - 1], &whole[..10], b"", b"not a bundle"] {
+        for broken in [
+            &bent[..],
+            &whole[..whole.len() - 1],
+            &whole[..10],
+            b"",
+            b"not a bundle",
+        ] {
             fs::write(&path, broken).unwrap();
             let ran = disabled(&host, &Setup::new().key("bundle", path.display()));
             assert_said(&ran, &["bundle ", path.to_str().unwrap()]);
@@ -80,7 +118,12 @@ fn with_a_broken_bundle_it_is_disabled() {
         let ran = disabled(&host, &Setup::new().key("bundle", path.display()));
         assert_said(&ran, &[path.to_str().unwrap()]);
         fs::write(&path, &whole).unwrap();
-        host::read(&host, &Setup::new().key("bundle", path.display()), &traffic::capture("http.pcap")).with_plugin();
+        host::read(
+            &host,
+            &Setup::new().key("bundle", path.display()),
+            &traffic::capture("http.pcap"),
+        )
+        .with_plugin();
     }
 }
 
@@ -88,17 +131,53 @@ fn with_a_broken_bundle_it_is_disabled() {
 fn with_a_wrong_key_it_is_disabled() {
     for host in hosts() {
         for (key, value, words) in [
-            ("bundel", "x", &["trafficllm.bundel is no key", "known are", "bundle"][..]),
-            ("enabled", "perhaps", &["trafficllm.enabled: expected yes or no, found \"perhaps\""]),
-            ("packets", "-1", &["trafficllm.packets: expected a whole number from 0 to 1000"]),
-            ("packets", "1001", &["trafficllm.packets: expected a whole number from 0 to 1000"]),
-            ("workers", "0", &["trafficllm.workers: expected a whole number from 1 to 256"]),
+            (
+                "bundel",
+                "x",
+                &["trafficllm.bundel is no key", "known are", "bundle"][..],
+            ),
+            (
+                "enabled",
+                "perhaps",
+                &["trafficllm.enabled: expected yes or no, found \"perhaps\""],
+            ),
+            (
+                "packets",
+                "-1",
+                &["trafficllm.packets: expected a whole number from 0 to 1000"],
+            ),
+            (
+                "packets",
+                "1001",
+                &["trafficllm.packets: expected a whole number from 0 to 1000"],
+            ),
+            (
+                "workers",
+                "0",
+                &["trafficllm.workers: expected a whole number from 1 to 256"],
+            ),
             ("workers", "[1, 2]", &["trafficllm.workers", "found a list"]),
-            ("workers", "{a: b}", &["trafficllm.workers", "found keys below it"]),
-            ("min-score", "1.5", &["trafficllm.min-score: expected a number from 0 to 1"]),
+            (
+                "workers",
+                "{a: b}",
+                &["trafficllm.workers", "found keys below it"],
+            ),
+            (
+                "min-score",
+                "1.5",
+                &["trafficllm.min-score: expected a number from 0 to 1"],
+            ),
             ("memory-budget", "many", &["trafficllm.memory-budget"]),
-            ("overload", "panic", &["trafficllm.overload: expected one of shed, retry, pause"]),
-            ("eve-types", "[flow, stats]", &["trafficllm.eve-types", "\"stats\""]),
+            (
+                "overload",
+                "panic",
+                &["trafficllm.overload: expected one of shed, retry, pause"],
+            ),
+            (
+                "eve-types",
+                "[flow, stats]",
+                &["trafficllm.eve-types", "\"stats\""],
+            ),
             ("tasks", "[botnets]", &["botnets"]),
             ("cpu", "z80", &["z80"]),
         ] {
@@ -107,7 +186,11 @@ fn with_a_wrong_key_it_is_disabled() {
         }
         // Switched off: no error.
         let ran = disabled(&host, &Setup::new().key("enabled", "no"));
-        assert!(ran.log.contains("disabled by trafficllm.enabled") && !ran.log.contains("Error"), "{}", ran.log);
+        assert!(
+            ran.log.contains("disabled by trafficllm.enabled") && !ran.log.contains("Error"),
+            "{}",
+            ran.log
+        );
     }
 }
 
@@ -127,33 +210,58 @@ fn a_bundle_that_is_bad_at_run_time_changes_nothing() {
                 fs::rename(at("new"), at("bundle.tllm")).unwrap();
             };
             lead_to("good.tllm");
-            let setup = Setup::new().key("bundle", at("bundle.tllm").display()).key("reload-interval", 1).key("idle", 200).yaml(SHORT_FLOWS);
+            let setup = Setup::new()
+                .key("bundle", at("bundle.tllm").display())
+                .key("reload-interval", 1)
+                .key("idle", 200)
+                .yaml(SHORT_FLOWS);
             let live = live(&host, &setup);
             let wire = Wire::on("tap1");
             let sent = std::cell::Cell::new(0);
             let judge = |what: &str| {
                 let (before, first) = (live.metric("done_total"), sent.get());
                 sent.set(first + 50);
-                wire.send_at(&traffic::multiplied_from(&["http.pcap"], first..first + 50, 1_000), 5_000);
+                wire.send_at(
+                    &traffic::multiplied_from(&["http.pcap"], first..first + 50, 1_000),
+                    5_000,
+                );
                 live.until(what, || live.metric("done_total") >= before + 50);
             };
             judge("verdicts of the first bundle come");
             assert_eq!(live.metric("generation"), 1);
             lead_to("bad.tllm");
-            live.until("the bad bundle is refused", || live.metric("reload_failures_total") == 1);
+            live.until("the bad bundle is refused", || {
+                live.metric("reload_failures_total") == 1
+            });
             judge("verdicts of the first bundle go on");
-            assert_eq!((live.metric("generation"), live.metric("reloads_total")), (1, 0));
+            assert_eq!(
+                (live.metric("generation"), live.metric("reloads_total")),
+                (1, 0)
+            );
             // A link that leads nowhere is not looked at.
             lead_to("none.tllm");
             judge("verdicts of the first bundle go on still");
             lead_to("other.tllm");
-            live.until("another bundle takes over", || live.metric("reloads_total") == 1);
+            live.until("another bundle takes over", || {
+                live.metric("reloads_total") == 1
+            });
             judge("verdicts of the other bundle come");
             assert_eq!(live.metric("generation"), 2);
             let ran = live.stop();
             assert!(ran.status.success(), "{}", ran.log);
-            assert_eq!((ran.metric("reload_failures_total"), ran.metric("reloads_total"), ran.metric("errors_total")), (1, 1, 0));
-            assert!(ran.log.contains("the model before goes on") && ran.log.contains("has taken over"), "{}", ran.log);
+            assert_eq!(
+                (
+                    ran.metric("reload_failures_total"),
+                    ran.metric("reloads_total"),
+                    ran.metric("errors_total")
+                ),
+                (1, 1, 0)
+            );
+            assert!(
+                ran.log.contains("the model before goes on") && ran.log.contains("has taken over"),
+                "{}",
+                ran.log
+            );
             hold_records(&ran);
         });
     }
@@ -166,16 +274,33 @@ fn a_worker_that_panics_costs_its_batch() {
         let path = folder.path().join("many.pcap");
         let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 300, 1_000);
         traffic::write(&path, &packets);
-        let setup = Setup::new().key("library", host.shim(folder.path()).display()).environment("TLLM_SHIM", "poison");
+        let setup = Setup::new()
+            .key("library", host.shim(folder.path()).display())
+            .environment("TLLM_SHIM", "poison");
         let ran = host::read(&host, &setup, &path);
         assert!(ran.status.success(), "{}", ran.log);
-        let (panics, errors, done) = (ran.metric("worker_panics_total"), ran.metric("errors_total"), ran.metric("done_total"));
-        eprintln!("Suricata {}: {panics} panics, {errors} errors, {done} done", host.version);
+        let (panics, errors, done) = (
+            ran.metric("worker_panics_total"),
+            ran.metric("errors_total"),
+            ran.metric("done_total"),
+        );
+        eprintln!(
+            "Suricata {}: {panics} panics, {errors} errors, {done} done",
+            host.version
+        );
         assert!(panics >= 2, "{}", ran.log);
-        assert!(errors >= panics && done > 10 * errors, "{errors} errors, {done} done");
+        assert!(
+            errors >= panics && done > 10 * errors,
+            "{errors} errors, {done} done"
+        );
         let records = ran.records("flow");
         assert_eq!(records.len(), flows);
-        let state = |name: &str| records.iter().filter(|record| record["trafficllm"]["state"] == name).count();
+        let state = |name: &str| {
+            records
+                .iter()
+                .filter(|record| record["trafficllm"]["state"] == name)
+                .count()
+        };
         assert!(state("done") * 10 > flows * 9, "{} done", state("done"));
         assert_eq!(state("done") + state("failed"), flows, "{records:?}");
         Schema::read().hold(&ran.eve());
@@ -196,7 +321,8 @@ fn more_flows_than_there_is_room_for_are_counted() {
             let fixed = fs::read_to_string(ran.folder.path().join("metrics.prom")).unwrap();
             let number = |name: &str| {
                 let line = fixed.lines().find_map(|line| line.strip_prefix(name));
-                line.and_then(|rest| rest.trim().parse::<f64>().ok()).unwrap_or(0.0)
+                line.and_then(|rest| rest.trim().parse::<f64>().ok())
+                    .unwrap_or(0.0)
             };
             assert!(number("suricata_trafficllm_memory ") > 0.0, "{fixed}");
             let budget = number("suricata_trafficllm_memory ") as u64 / 1_024 - 512;
@@ -206,17 +332,35 @@ fn more_flows_than_there_is_room_for_are_counted() {
             assert!(!ran.log.contains("disabled"), "{key} {value}: {}", ran.log);
             let records = ran.records("flow");
             assert_eq!(records.len(), flows);
-            let state = |name: &str| records.iter().filter(|record| record["trafficllm"]["state"] == name).count();
+            let state = |name: &str| {
+                records
+                    .iter()
+                    .filter(|record| record["trafficllm"]["state"] == name)
+                    .count()
+            };
             assert!(state("untracked") > 0, "{key} {value}: {}", state("done"));
             assert!(state("done") > 0, "{key} {value}");
-            assert_eq!(ran.metric("untracked_total"), state("untracked") as u64, "{key} {value}");
+            assert_eq!(
+                ran.metric("untracked_total"),
+                state("untracked") as u64,
+                "{key} {value}"
+            );
             if key == "memory-budget" {
-                assert!(ran.metric("memory") <= budget * 1_024, "{} of {budget} KiB", ran.metric("memory"));
+                assert!(
+                    ran.metric("memory") <= budget * 1_024,
+                    "{} of {budget} KiB",
+                    ran.metric("memory")
+                );
             }
             Schema::read().hold(&ran.eve());
         }
         // Not even room for the model.
-        let ran = disabled(&host, &Setup::new().key("memory-budget", "16mb").key("queue-flows", 65_536));
+        let ran = disabled(
+            &host,
+            &Setup::new()
+                .key("memory-budget", "16mb")
+                .key("queue-flows", 65_536),
+        );
         assert_said(&ran, &["memory"]);
     }
 }
@@ -224,22 +368,46 @@ fn more_flows_than_there_is_room_for_are_counted() {
 #[test]
 fn files_that_cannot_be_written_are_said() {
     for host in hosts() {
-        let setup = Setup::new().key("late-file", "/nowhere/late.json").key("metrics-file", "/nowhere/metrics.prom");
+        let setup = Setup::new()
+            .key("late-file", "/nowhere/late.json")
+            .key("metrics-file", "/nowhere/metrics.prom");
         apart(|| {
             pair("tap0", "tap1");
-            let live = live(&host, &setup.clone().key("packets", 0).key("idle", 0).yaml(SHORT_FLOWS));
+            let live = live(
+                &host,
+                &setup
+                    .clone()
+                    .key("packets", 0)
+                    .key("idle", 0)
+                    .yaml(SHORT_FLOWS),
+            );
             let (packets, _) = traffic::multiplied(&["http.pcap"], 20, 1_000);
             Wire::on("tap1").send_at(&packets, 5_000);
             live.until("late verdicts are lost", || {
                 let stats = live.eve();
-                let last = stats.iter().rev().find(|record| record["event_type"] == "stats");
-                last.is_some_and(|record| record["stats"]["trafficllm"]["late_lost"].as_u64().unwrap_or(0) > 0)
+                let last = stats
+                    .iter()
+                    .rev()
+                    .find(|record| record["event_type"] == "stats");
+                last.is_some_and(|record| {
+                    record["stats"]["trafficllm"]["late_lost"]
+                        .as_u64()
+                        .unwrap_or(0)
+                        > 0
+                })
             });
             let ran = live.stop().with_plugin();
-            for name in ["late-file /nowhere/late.json", "metrics-file /nowhere/metrics.prom"] {
+            for name in [
+                "late-file /nowhere/late.json",
+                "metrics-file /nowhere/metrics.prom",
+            ] {
                 let lines = ran.log.lines().filter(|line| line.contains(name)).count();
                 // Once, on standard error and in the log.
-                assert!((1..=2).contains(&lines), "{name}: {lines} lines: {}", ran.log);
+                assert!(
+                    (1..=2).contains(&lines),
+                    "{name}: {lines} lines: {}",
+                    ran.log
+                );
             }
             assert!(!ran.records("flow").is_empty());
         });

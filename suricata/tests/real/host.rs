@@ -32,22 +32,40 @@ pub(crate) fn hosts() -> Vec<Host> {
             !is_required,
             "TLLM_REQUIRE_SURICATA=1, and TLLM_SURICATA names no tree: tests/suricata.sh makes them"
         );
-        eprintln!("SKIPPED: TLLM_SURICATA names no tree with Suricata; tests/suricata.sh runs this test");
+        eprintln!(
+            "SKIPPED: TLLM_SURICATA names no tree with Suricata; tests/suricata.sh runs this test"
+        );
         return Vec::new();
     };
     let folder = |name: &str| {
         let found = std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set"));
         fs::canonicalize(&found).unwrap_or_else(|error| panic!("{name} {found:?}: {error}"))
     };
-    let (built, faulty) = (folder("TLLM_SURICATA_BUILT"), folder("TLLM_SURICATA_FAULTS"));
+    let (built, faulty) = (
+        folder("TLLM_SURICATA_BUILT"),
+        folder("TLLM_SURICATA_FAULTS"),
+    );
     let trees: Vec<PathBuf> = std::env::split_paths(&trees).collect();
     assert!(!trees.is_empty(), "TLLM_SURICATA is empty");
     let host = |tree: PathBuf| {
-        let output = Command::new(tree.join("run")).args(["suricata", "-V"]).output().unwrap();
+        let output = Command::new(tree.join("run"))
+            .args(["suricata", "-V"])
+            .output()
+            .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = text.split("version ").nth(1).and_then(|rest| rest.split_whitespace().next());
-        let version = version.unwrap_or_else(|| panic!("{}: {text}", tree.display())).to_owned();
-        Host { tree, version, built: built.clone(), faulty: faulty.clone() }
+        let version = text
+            .split("version ")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next());
+        let version = version
+            .unwrap_or_else(|| panic!("{}: {text}", tree.display()))
+            .to_owned();
+        Host {
+            tree,
+            version,
+            built: built.clone(),
+            faulty: faulty.clone(),
+        }
     };
     trees.into_iter().map(host).collect()
 }
@@ -68,10 +86,17 @@ impl Host {
         let output = Command::new("cc")
             .args(["-O1", "-shared", "-fPIC", "-Wall", "-o"])
             .args([&made, &source, &self.faulty])
-            .arg(format!("-Wl,-rpath,{}", self.faulty.parent().unwrap().display()))
+            .arg(format!(
+                "-Wl,-rpath,{}",
+                self.faulty.parent().unwrap().display()
+            ))
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         made
     }
 
@@ -82,14 +107,24 @@ impl Host {
             .args(captures)
             .output()
             .unwrap();
-        assert!(output.status.success(), "detect: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "detect: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         lines(&String::from_utf8(output.stdout).unwrap())
     }
 
     /// Suricata's own program, with the arguments every run has.
     fn command(&self, folder: &Path) -> Command {
         let mut command = Command::new(self.tree.join("run"));
-        command.arg("suricata").arg("-c").arg(folder.join("suricata.yaml")).arg("-l").arg(folder).args(["-k", "none"]);
+        command
+            .arg("suricata")
+            .arg("-c")
+            .arg(folder.join("suricata.yaml"))
+            .arg("-l")
+            .arg(folder)
+            .args(["-k", "none"]);
         command.env("TZ", "UTC").stdin(Stdio::null());
         command
     }
@@ -161,7 +196,10 @@ impl Setup {
             text += "trafficllm:\n";
             let defaults = [
                 ("library", host.library().display().to_string()),
-                ("metrics-file", folder.join("metrics.prom").display().to_string()),
+                (
+                    "metrics-file",
+                    folder.join("metrics.prom").display().to_string(),
+                ),
                 ("metrics-interval", "1".to_owned()),
             ];
             for (name, value) in &defaults {
@@ -219,13 +257,18 @@ impl Ran {
 
     /// Lines of the late file.
     pub(crate) fn late(&self) -> Vec<Value> {
-        lines(&fs::read_to_string(self.folder.path().join("trafficllm-late.json")).unwrap_or_default())
+        lines(
+            &fs::read_to_string(self.folder.path().join("trafficllm-late.json"))
+                .unwrap_or_default(),
+        )
     }
 
     /// A counter of the plugin in Suricata's last statistics.
     pub(crate) fn stat(&self, name: &str) -> u64 {
         let stats = self.records("stats");
-        let last = stats.last().unwrap_or_else(|| panic!("no statistics: {}", self.log));
+        let last = stats
+            .last()
+            .unwrap_or_else(|| panic!("no statistics: {}", self.log));
         last["stats"]["trafficllm"][name]
             .as_u64()
             .unwrap_or_else(|| panic!("no counter {name}: {}", last["stats"]["trafficllm"]))
@@ -238,8 +281,16 @@ impl Ran {
 
     /// Fails unless the plugin came up.
     pub(crate) fn with_plugin(self) -> Self {
-        assert!(self.log.contains("trafficllm: libtrafficllm "), "the plugin did not come up: {}", self.log);
-        assert!(!self.log.contains("disabled"), "the plugin is disabled: {}", self.log);
+        assert!(
+            self.log.contains("trafficllm: libtrafficllm "),
+            "the plugin did not come up: {}",
+            self.log
+        );
+        assert!(
+            !self.log.contains("disabled"),
+            "the plugin is disabled: {}",
+            self.log
+        );
         assert!(self.status.success(), "{}: {}", self.status, self.log);
         self
     }
@@ -252,18 +303,26 @@ fn eve(folder: &Path) -> Vec<Value> {
 fn metric(folder: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(folder.join("metrics.prom")).ok()?;
     let full = format!("suricata_trafficllm_{name} ");
-    text.lines().find_map(|line| line.strip_prefix(&full)?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(&full)?.trim().parse().ok())
 }
 
 /// The JSON values of a text's lines. The last one may still be being written.
 pub(crate) fn lines(text: &str) -> Vec<Value> {
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"))).collect()
+    whole
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}")))
+        .collect()
 }
 
 /// Reads a capture from a file.
 pub(crate) fn read(host: &Host, setup: &Setup, capture: &Path) -> Ran {
-    run(host, setup, &["-r".to_owned(), capture.display().to_string()])
+    run(
+        host,
+        setup,
+        &["-r".to_owned(), capture.display().to_string()],
+    )
 }
 
 /// Tests the configuration, as `suricata -T` does.
@@ -292,19 +351,28 @@ impl Live {
         fs::set_permissions(folder.path(), everyone).unwrap();
         setup.write(host, folder.path());
         let mut command = host.command(folder.path());
-        command.arg("-S").arg(folder.path().join("test.rules")).args(&setup.arguments).args(arguments);
+        command
+            .arg("-S")
+            .arg(folder.path().join("test.rules"))
+            .args(&setup.arguments)
+            .args(arguments);
         command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
         let output = fs::File::create(folder.path().join("output")).unwrap();
         command.stdout(output.try_clone().unwrap()).stderr(output);
         let child = command.spawn().unwrap();
-        Self { child: Some(child), folder: Some(folder) }
+        Self {
+            child: Some(child),
+            folder: Some(folder),
+        }
     }
 
     /// Starts it on an interface, and waits until it takes packets.
     pub(crate) fn capture(host: &Host, setup: &Setup, arguments: &[&str]) -> Self {
         let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
         let live = Self::start(host, setup, &arguments);
-        live.until("the engine has started", || live.log().contains("Engine started"));
+        live.until("the engine has started", || {
+            live.log().contains("Engine started")
+        });
         live
     }
 
@@ -338,11 +406,21 @@ impl Live {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
             if Instant::now() > deadline {
-                let metrics = fs::read_to_string(self.path().join("metrics.prom")).unwrap_or_default();
-                let metrics: Vec<&str> = metrics.lines().filter(|line| !line.starts_with('#')).collect();
-                let stats = self.eve().into_iter().rfind(|record| record["event_type"] == "stats");
+                let metrics =
+                    fs::read_to_string(self.path().join("metrics.prom")).unwrap_or_default();
+                let metrics: Vec<&str> = metrics
+                    .lines()
+                    .filter(|line| !line.starts_with('#'))
+                    .collect();
+                let stats = self
+                    .eve()
+                    .into_iter()
+                    .rfind(|record| record["event_type"] == "stats");
                 let flow = stats.map(|record| record["stats"]["flow"].to_string());
-                panic!("{what}: not so after {PATIENCE:?}: {metrics:#?} {flow:?} {}", self.log());
+                panic!(
+                    "{what}: not so after {PATIENCE:?}: {metrics:#?} {flow:?} {}",
+                    self.log()
+                );
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -369,12 +447,19 @@ impl Live {
             if Instant::now() > deadline {
                 let _ = child.kill();
                 let _ = child.wait();
-                panic!("Suricata has not ended after {PATIENCE:?}: {}", log_in(self.path()));
+                panic!(
+                    "Suricata has not ended after {PATIENCE:?}: {}",
+                    log_in(self.path())
+                );
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         let folder = self.folder.take().unwrap();
-        Ran { status, log: log_in(folder.path()), folder }
+        Ran {
+            status,
+            log: log_in(folder.path()),
+            folder,
+        }
     }
 }
 
@@ -394,6 +479,10 @@ pub(crate) fn send_signal(pid: i32, signal: i32) {
 }
 
 pub(crate) fn log_in(folder: &Path) -> String {
-    let read = |name: &str| fs::read(folder.join(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let read = |name: &str| {
+        fs::read(folder.join(name))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    };
     read("output") + &read("suricata.log")
 }

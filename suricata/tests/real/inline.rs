@@ -51,16 +51,28 @@ fn flows_are_dropped_by_verdict() {
             let live = Live::capture(&host, &setup, &["--af-packet"]);
             let mut packets: Vec<Packet> = Vec::new();
             for name in ["http.pcap", "ssh.pcap", "smtp.pcap"] {
-                packets.extend(traffic::read(&traffic::capture(name)).into_iter().filter(|packet| packet.ends().is_some()));
+                packets.extend(
+                    traffic::read(&traffic::capture(name))
+                        .into_iter()
+                        .filter(|packet| packet.ends().is_some()),
+                );
             }
             let (wire, far) = (Wire::on("left0"), Wire::on("right1"));
             // Slowly: a verdict takes some milliseconds, and packets pass until it is there.
             wire.send_at(&packets, 200);
             let sent = count(&packets);
             live.until("all flows have a record", || {
-                live.eve().iter().filter(|record| record["event_type"] == "flow").count() == sent.len()
+                live.eve()
+                    .iter()
+                    .filter(|record| record["event_type"] == "flow")
+                    .count()
+                    == sent.len()
             });
-            let arrived: Vec<Packet> = far.received().into_iter().map(|bytes| Packet { time_us: 0, bytes }).collect();
+            let arrived: Vec<Packet> = far
+                .received()
+                .into_iter()
+                .map(|bytes| Packet { time_us: 0, bytes })
+                .collect();
             let arrived = count(&arrived);
             let ran = live.stop().with_plugin();
             assert!(ran.log.contains("IPS"), "{}", ran.log);
@@ -69,21 +81,43 @@ fn flows_are_dropped_by_verdict() {
                 let came = arrived.get(ends).copied().unwrap_or(0);
                 let port = |port: u16| ends.0.iter().any(|end| end.ends_with(&port.to_be_bytes()));
                 if port(2525) {
-                    assert_eq!(came, packets, "a flow that no rule is for passes whole: {ends:?}");
+                    assert_eq!(
+                        came, packets,
+                        "a flow that no rule is for passes whole: {ends:?}"
+                    );
                     passed += 1;
                 } else {
                     // The first packets pass: there is no verdict on them.
                     assert!(came >= 3, "{came} of {packets} packets: {ends:?}");
-                    assert!(came < packets, "all {packets} packets of a flow passed that is to be dropped: {ends:?}");
+                    assert!(
+                        came < packets,
+                        "all {packets} packets of a flow passed that is to be dropped: {ends:?}"
+                    );
                     dropped += 1;
                 }
             }
-            assert!(dropped > 5 && passed > 2, "{dropped} dropped, {passed} passed");
-            eprintln!("Suricata {}: {dropped} flows dropped by verdict, {passed} passed", host.version);
+            assert!(
+                dropped > 5 && passed > 2,
+                "{dropped} dropped, {passed} passed"
+            );
+            eprintln!(
+                "Suricata {}: {dropped} flows dropped by verdict, {passed} passed",
+                host.version
+            );
             let drops = ran.records("drop");
-            assert!(!drops.is_empty() && drops.iter().all(|drop| [1, 2].contains(&drop["alert"]["signature_id"].as_u64().unwrap_or(1))), "{drops:?}");
+            assert!(
+                !drops.is_empty()
+                    && drops.iter().all(|drop| [1, 2]
+                        .contains(&drop["alert"]["signature_id"].as_u64().unwrap_or(1))),
+                "{drops:?}"
+            );
             let alerts = ran.records("alert");
-            assert!(alerts.iter().all(|alert| alert["alert"]["action"] == "blocked" && alert["trafficllm"]["state"] == "done"));
+            assert!(
+                alerts
+                    .iter()
+                    .all(|alert| alert["alert"]["action"] == "blocked"
+                        && alert["trafficllm"]["state"] == "done")
+            );
             hold_records(&ran);
         });
     }

@@ -38,21 +38,34 @@ pub(crate) fn live(host: &Host, setup: &Setup) -> Live {
 /// What Suricata itself counted last.
 fn engine_stat(ran: &Ran, path: &str) -> u64 {
     let stats = ran.records("stats");
-    stats.last().unwrap()["stats"].pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("no statistic {path}"))
+    stats.last().unwrap()["stats"]
+        .pointer(path)
+        .and_then(Value::as_u64)
+        .unwrap_or_else(|| panic!("no statistic {path}"))
 }
 
 /// Fails unless every packet that was sent was taken.
 fn assert_all_taken(ran: &Ran, sent: usize) {
-    assert_eq!(engine_stat(ran, "/capture/kernel_drops"), 0, "Suricata was too slow");
+    assert_eq!(
+        engine_stat(ran, "/capture/kernel_drops"),
+        0,
+        "Suricata was too slow"
+    );
     assert_eq!(engine_stat(ran, "/decoder/pkts"), sent as u64);
 }
 
 fn flow_records(live: &Live) -> usize {
-    live.eve().iter().filter(|record| record["event_type"] == "flow").count()
+    live.eve()
+        .iter()
+        .filter(|record| record["event_type"] == "flow")
+        .count()
 }
 
 fn flow_ids(records: &[Value]) -> BTreeSet<u64> {
-    let ids: BTreeSet<u64> = records.iter().map(|record| record["flow_id"].as_u64().unwrap()).collect();
+    let ids: BTreeSet<u64> = records
+        .iter()
+        .map(|record| record["flow_id"].as_u64().unwrap())
+        .collect();
     assert_eq!(ids.len(), records.len(), "a flow twice");
     ids
 }
@@ -82,16 +95,33 @@ fn workers_judge_what_comes() {
                 *states.entry((state, object["final"] == true)).or_insert(0) += 1;
             }
             let judged = states.get(&("done".to_owned(), true)).copied().unwrap_or(0);
-            eprintln!("Suricata {}: {flows} live flows: {states:?}, {} late", host.version, late.len());
+            eprintln!(
+                "Suricata {}: {flows} live flows: {states:?}, {} late",
+                host.version,
+                late.len()
+            );
             // A flow rests for longer than `idle` before Suricata ends it: hardly one comes late.
             assert!(judged * 10 >= flows * 9, "{states:?}");
-            assert_eq!((ran.metric("flows_total"), ran.metric("flows_active")), (flows as u64, 0));
-            assert_eq!((ran.metric("untracked_total"), ran.metric("errors_total"), ran.metric("shed_total")), (0, 0, 0));
+            assert_eq!(
+                (ran.metric("flows_total"), ran.metric("flows_active")),
+                (flows as u64, 0)
+            );
+            assert_eq!(
+                (
+                    ran.metric("untracked_total"),
+                    ran.metric("errors_total"),
+                    ran.metric("shed_total")
+                ),
+                (0, 0, 0)
+            );
             // What the record lacks stands in the late file.
             let late = flow_ids(&late);
             for record in &records {
                 if record["trafficllm"]["final"] != true {
-                    assert!(late.contains(&record["flow_id"].as_u64().unwrap()), "{record}");
+                    assert!(
+                        late.contains(&record["flow_id"].as_u64().unwrap()),
+                        "{record}"
+                    );
                 }
             }
             hold_records(&ran);
@@ -105,26 +135,47 @@ fn verdicts_after_the_record_come_in_the_late_file() {
         apart(|| {
             pair("tap0", "tap1");
             // Nothing is judged before a flow is whole or ends.
-            let setup = Setup::new().key("idle", 0).key("packets", 0).yaml(SHORT_FLOWS);
+            let setup = Setup::new()
+                .key("idle", 0)
+                .key("packets", 0)
+                .yaml(SHORT_FLOWS);
             let live = live(&host, &setup);
             let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 200, 1_000);
             Wire::on("tap1").send_at(&packets, 10_000);
             live.until("all flows have a record", || flow_records(&live) == flows);
-            live.until("late verdicts come", || live.metric("flows_active") == 0 && live.metric("late_total") > 0);
+            live.until("late verdicts come", || {
+                live.metric("flows_active") == 0 && live.metric("late_total") > 0
+            });
             let ran = live.stop().with_plugin();
             let (late, records) = (ran.late(), ran.records("flow"));
-            let (known, unknown): (Vec<Value>, Vec<Value>) = records.into_iter().partition(|record| record["trafficllm"]["final"] == true);
+            let (known, unknown): (Vec<Value>, Vec<Value>) = records
+                .into_iter()
+                .partition(|record| record["trafficllm"]["final"] == true);
             assert!(!known.is_empty() && !unknown.is_empty());
             let mut by_id: BTreeMap<u64, &Value> = BTreeMap::new();
             for line in &late {
-                assert_eq!((&line["event_type"], &line["trafficllm"]["final"]), (&"trafficllm".into(), &true.into()), "{line}");
-                let is_new = by_id.insert(line["flow_id"].as_u64().unwrap(), line).is_none();
+                assert_eq!(
+                    (&line["event_type"], &line["trafficllm"]["final"]),
+                    (&"trafficllm".into(), &true.into()),
+                    "{line}"
+                );
+                let is_new = by_id
+                    .insert(line["flow_id"].as_u64().unwrap(), line)
+                    .is_none();
                 assert!(is_new, "twice: {line}");
             }
-            assert_eq!(by_id.keys().copied().collect::<BTreeSet<_>>(), flow_ids(&unknown), "late verdicts are of the flows whose record has none");
+            assert_eq!(
+                by_id.keys().copied().collect::<BTreeSet<_>>(),
+                flow_ids(&unknown),
+                "late verdicts are of the flows whose record has none"
+            );
             for record in &unknown {
                 let line = by_id[&record["flow_id"].as_u64().unwrap()];
-                assert!(["pending", "unjudged"].contains(&record["trafficllm"]["state"].as_str().unwrap()), "{record}");
+                assert!(
+                    ["pending", "unjudged"]
+                        .contains(&record["trafficllm"]["state"].as_str().unwrap()),
+                    "{record}"
+                );
                 for name in ["src_ip", "src_port", "dest_ip", "dest_port", "proto"] {
                     assert_eq!(record[name], line[name], "{name}");
                 }
@@ -160,9 +211,14 @@ fn a_model_that_stands_still_holds_nothing_up() {
                 wire.send_at(&packets, 10_000);
                 // The worker stands in its first batch all the while, and every flow has its record.
                 live.until("all flows have a record", || flow_records(&live) == flows);
-                live.until("metrics are written", || live.metric("flows_total") == flows as u64);
+                live.until("metrics are written", || {
+                    live.metric("flows_total") == flows as u64
+                });
                 assert_eq!(live.metric("done_total"), 0, "{overload}");
-                assert!(live.metric("shed_total") > 0 || live.metric("untracked_total") > 0, "{overload}: a queue of 16 is full");
+                assert!(
+                    live.metric("shed_total") > 0 || live.metric("untracked_total") > 0,
+                    "{overload}: a queue of 16 is full"
+                );
                 assert!(live.metric("queue") <= 16);
                 let states: BTreeSet<String> = live
                     .eve()
@@ -170,16 +226,27 @@ fn a_model_that_stands_still_holds_nothing_up() {
                     .filter(|record| record["event_type"] == "flow")
                     .map(|record| record["trafficllm"]["state"].as_str().unwrap().to_owned())
                     .collect();
-                assert!(states.iter().all(|state| ["pending", "shed", "unjudged", "untracked"].contains(&state.as_str())), "{overload}: {states:?}");
+                assert!(
+                    states
+                        .iter()
+                        .all(|state| ["pending", "shed", "unjudged", "untracked"]
+                            .contains(&state.as_str())),
+                    "{overload}: {states:?}"
+                );
                 // The model goes on: so do the verdicts.
                 std::fs::write(&release, "").unwrap();
                 let next = std::cell::Cell::new(flows);
                 live.until("verdicts come again", || {
                     let first = next.replace(next.get() + 20);
-                    wire.send_at(&traffic::multiplied_from(&CAPTURES, first..first + 20, 1_000), 1_000);
+                    wire.send_at(
+                        &traffic::multiplied_from(&CAPTURES, first..first + 20, 1_000),
+                        1_000,
+                    );
                     live.metric("done_total") > 16
                 });
-                live.until("every place is free again", || live.metric("flows_active") == 0);
+                live.until("every place is free again", || {
+                    live.metric("flows_active") == 0
+                });
                 let ran = live.stop().with_plugin();
                 assert_eq!(engine_stat(&ran, "/capture/kernel_drops"), 0);
                 hold_records(&ran);
@@ -202,7 +269,9 @@ fn suricata_ends_while_the_model_stands_still() {
             let live = live(&host, &setup);
             let (packets, _) = traffic::multiplied(&CAPTURES, 100, 1_000);
             Wire::on("tap1").send_at(&packets, 10_000);
-            live.until("the engine has flows", || live.metric("submitted_total") > 50);
+            live.until("the engine has flows", || {
+                live.metric("submitted_total") > 50
+            });
             let ran = live.stop().with_plugin();
             assert_eq!(ran.metric("done_total"), 0);
             hold_records(&ran);
@@ -217,7 +286,13 @@ fn an_end_under_load_is_an_end() {
             pair("tap0", "tap1");
             let (packets, _) = traffic::multiplied(&CAPTURES, 1_000, 100);
             for round in 0..4_u64 {
-                let live = live(&host, &Setup::new().key("packets", 2).key("idle", 100).yaml(SHORT_FLOWS));
+                let live = live(
+                    &host,
+                    &Setup::new()
+                        .key("packets", 2)
+                        .key("idle", 100)
+                        .yaml(SHORT_FLOWS),
+                );
                 let is_over = std::sync::atomic::AtomicBool::new(false);
                 let wire = Wire::on("tap1");
                 let ran = std::thread::scope(|scope| {

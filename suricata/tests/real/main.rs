@@ -15,7 +15,10 @@
     clippy::print_stderr,
     reason = "tests fail by panicking, and say what they skip"
 )]
-#![allow(unsafe_code, reason = "signals, raw sockets and namespaces: each block says why it is sound")]
+#![allow(
+    unsafe_code,
+    reason = "signals, raw sockets and namespaces: each block says why it is sound"
+)]
 
 mod cost;
 mod daemon;

@@ -16,7 +16,8 @@ pub(crate) fn apart(test: impl FnOnce() + Send) {
                 let error = std::io::Error::last_os_error();
                 // SAFETY: it takes nothing.
                 let is_root = unsafe { libc::geteuid() } == 0;
-                let is_required = is_root && std::env::var_os("TLLM_REQUIRE_SURICATA").is_some_and(|value| value == "1");
+                let is_required = is_root
+                    && std::env::var_os("TLLM_REQUIRE_SURICATA").is_some_and(|value| value == "1");
                 assert!(!is_required, "no network namespace: {error}");
                 eprintln!("SKIPPED: no network namespace: {error}");
                 return;
@@ -30,8 +31,15 @@ pub(crate) fn apart(test: impl FnOnce() + Send) {
 }
 
 fn ip(arguments: &str) {
-    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Makes two interfaces that are connected to each other. The system itself sends nothing on them.
@@ -55,19 +63,34 @@ impl Wire {
         // SAFETY: plain calls with numbers, a C text, and a structure on the stack that is whole.
         unsafe {
             let all = i32::from((libc::ETH_P_ALL as u16).to_be());
-            let socket = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, all);
+            let socket = libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                all,
+            );
             assert!(socket >= 0, "{}", std::io::Error::last_os_error());
             // Room for what comes while nobody takes it.
             let room = 64_i32 << 20;
             let room_bytes = size_of::<i32>() as u32;
-            let set = libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, (&raw const room).cast(), room_bytes);
+            let set = libc::setsockopt(
+                socket,
+                libc::SOL_SOCKET,
+                libc::SO_RCVBUFFORCE,
+                (&raw const room).cast(),
+                room_bytes,
+            );
             assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
             let mut address: libc::sockaddr_ll = std::mem::zeroed();
             address.sll_family = libc::AF_PACKET as u16;
             address.sll_protocol = all as u16;
             address.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
             let size = size_of::<libc::sockaddr_ll>() as u32;
-            assert_eq!(libc::bind(socket, (&raw const address).cast(), size), 0, "{}", std::io::Error::last_os_error());
+            assert_eq!(
+                libc::bind(socket, (&raw const address).cast(), size),
+                0,
+                "{}",
+                std::io::Error::last_os_error()
+            );
             Self { socket }
         }
     }
@@ -75,7 +98,14 @@ impl Wire {
     pub(crate) fn send(&self, packet: &Packet) {
         loop {
             // SAFETY: the bytes are there for the call.
-            let sent = unsafe { libc::send(self.socket, packet.bytes.as_ptr().cast(), packet.bytes.len(), 0) };
+            let sent = unsafe {
+                libc::send(
+                    self.socket,
+                    packet.bytes.as_ptr().cast(),
+                    packet.bytes.len(),
+                    0,
+                )
+            };
             if sent == packet.bytes.len() as isize {
                 return;
             }

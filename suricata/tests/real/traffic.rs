@@ -51,24 +51,31 @@ impl Packet {
 
 /// A committed capture.
 pub(crate) fn capture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/captures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/captures")
+        .join(name)
 }
 
 /// All committed captures, those that are packed unpacked into `folder`.
 pub(crate) fn captures(folder: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(capture("")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut found: Vec<PathBuf> = fs::read_dir(capture(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     found.sort();
-    let unpacked = found.into_iter().filter_map(|path| match path.extension()?.to_str()? {
-        "pcap" | "pcapng" => Some(path),
-        "gz" => {
-            let output = Command::new("gzip").arg("-dc").arg(&path).output().unwrap();
-            assert!(output.status.success());
-            let plain = folder.join(path.file_stem().unwrap());
-            fs::write(&plain, output.stdout).unwrap();
-            Some(plain)
-        }
-        _ => None,
-    });
+    let unpacked = found
+        .into_iter()
+        .filter_map(|path| match path.extension()?.to_str()? {
+            "pcap" | "pcapng" => Some(path),
+            "gz" => {
+                let output = Command::new("gzip").arg("-dc").arg(&path).output().unwrap();
+                assert!(output.status.success());
+                let plain = folder.join(path.file_stem().unwrap());
+                fs::write(&plain, output.stdout).unwrap();
+                Some(plain)
+            }
+            _ => None,
+        });
     let found: Vec<PathBuf> = unpacked.collect();
     assert!(found.len() >= 7, "captures are missing: {found:?}");
     found
@@ -89,7 +96,10 @@ pub(crate) fn read(path: &Path) -> Vec<Packet> {
     while at + 16 <= bytes.len() {
         let (seconds, fraction, size) = (number(at), number(at + 4), number(at + 8) as usize);
         let time_us = u64::from(seconds) * 1_000_000 + u64::from(fraction) / per_us;
-        packets.push(Packet { time_us, bytes: bytes[at + 16..at + 16 + size].to_vec() });
+        packets.push(Packet {
+            time_us,
+            bytes: bytes[at + 16..at + 16 + size].to_vec(),
+        });
         at += 16 + size;
     }
     packets
@@ -105,7 +115,10 @@ pub(crate) fn pad(from: &Path, to: &Path) {
     out.extend(&bytes[20..24]);
     let mut at = 24;
     while at + 16 <= bytes.len() {
-        let (size, whole) = (number(at + 8) as usize, number(at + 12).clamp(number(at + 8), 65_535) as usize);
+        let (size, whole) = (
+            number(at + 8) as usize,
+            number(at + 12).clamp(number(at + 8), 65_535) as usize,
+        );
         out.extend(&bytes[at..at + 8]);
         out.extend((whole as u32).to_le_bytes());
         out.extend(&bytes[at + 12..at + 16 + size]);
@@ -123,7 +136,12 @@ pub(crate) fn write(path: &Path, packets: &[Packet]) {
     }
     for packet in packets {
         let size = packet.bytes.len() as u32;
-        for word in [(packet.time_us / 1_000_000) as u32, (packet.time_us % 1_000_000) as u32, size, size] {
+        for word in [
+            (packet.time_us / 1_000_000) as u32,
+            (packet.time_us % 1_000_000) as u32,
+            size,
+            size,
+        ] {
             out.extend(word.to_le_bytes());
         }
         out.extend(&packet.bytes);
@@ -153,7 +171,11 @@ pub(crate) fn multiplied(captures: &[&str], flows: usize, every_us: u64) -> (Vec
 }
 
 /// The same for flows of other numbers than the first.
-pub(crate) fn multiplied_from(captures: &[&str], flows: Range<usize>, every_us: u64) -> Vec<Packet> {
+pub(crate) fn multiplied_from(
+    captures: &[&str],
+    flows: Range<usize>,
+    every_us: u64,
+) -> Vec<Packet> {
     let mut patterns: Vec<Vec<Packet>> = Vec::new();
     for name in captures {
         let mut places = HashMap::new();
@@ -176,9 +198,14 @@ pub(crate) fn multiplied_from(captures: &[&str], flows: Range<usize>, every_us: 
         let stand_in = (0x0a00_0001 + number as u32).to_be_bytes();
         for packet in pattern {
             let mut packet = packet.clone();
-            packet.time_us = packet.time_us - pattern[0].time_us + start_us + number as u64 * every_us;
+            packet.time_us =
+                packet.time_us - pattern[0].time_us + start_us + number as u64 * every_us;
             let addresses = ETHERNET + 12;
-            let place = if packet.bytes[addresses..addresses + 4] == client { addresses } else { addresses + 4 };
+            let place = if packet.bytes[addresses..addresses + 4] == client {
+                addresses
+            } else {
+                addresses + 4
+            };
             packet.bytes[place..place + 4].copy_from_slice(&stand_in);
             packets.push(packet);
         }
