@@ -55,3 +55,57 @@ fn hold(name: &str, made: &str) {
         "README.md, {name}: expected\n{made}\nfound\n{found}\nUPDATE_EXPECT=1 cargo test -p trafficllm-suricata --test readme -- --test-threads=1 writes it"
     );
 }
+
+fn file(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+#[test]
+fn the_example_of_a_configuration_has_only_keys_that_there_are() {
+    let text = file("suricata.yaml");
+    let (_, block) = text.split_once("\ntrafficllm:\n").unwrap();
+    let mut found = 0;
+    for line in block.lines() {
+        let plain = line.trim().trim_start_matches("# ");
+        let key = plain
+            .split_once(": ")
+            .map(|(key, _)| key)
+            .filter(|key| !key.contains(' '));
+        if let Some(key) = key {
+            assert!(config::KEYS.iter().any(|known| known.name == key), "{line}");
+            found += 1;
+        }
+    }
+    assert!(found >= 5, "{found} keys");
+}
+
+#[test]
+fn the_dashboard_is_whole_and_uses_fields_that_there_are() {
+    let text = file("dashboards/kibana.ndjson");
+    let objects: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(objects.len() > 5);
+    let schema: serde_json::Value =
+        serde_json::from_str(&file("schema/trafficllm.schema.json")).unwrap();
+    for object in &objects {
+        for reference in object["references"].as_array().unwrap() {
+            let is_there = objects
+                .iter()
+                .any(|other| other["id"] == reference["id"] && other["type"] == reference["type"]);
+            assert!(is_there, "{reference} is no object");
+        }
+        for part in object.to_string().split("trafficllm.").skip(1) {
+            let name: String = part
+                .chars()
+                .take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+                .collect();
+            let is_known = schema["properties"].get(&name).is_some();
+            let is_of_task = ["_label", "_score", "_abstained"]
+                .iter()
+                .any(|end| name.ends_with(end));
+            assert!(is_known || is_of_task, "{name} is no member of the object");
+        }
+    }
+}

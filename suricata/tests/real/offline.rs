@@ -119,6 +119,38 @@ fn verdicts_are_those_of_the_command() {
     }
 }
 
+#[test]
+fn how_a_capture_is_read_changes_no_verdict() {
+    let rule =
+        "alert ip any any -> any any (msg:\"x\"; trafficllm.score:botnet_detection,>=0.0; sid:1;)";
+    for host in hosts() {
+        for name in ["http.pcap", "tls.pcapng", "ssh.pcap"] {
+            let capture = traffic::capture(name);
+            for mode in ["single", "autofp"] {
+                for (packets, rules, workers) in
+                    [(0, "", 1), (2, rule, 2), (8, rule, 1), (1_000, "", 3)]
+                {
+                    let setup = Setup::new()
+                        .key("packets", packets)
+                        .key("workers", workers)
+                        .rules(rules);
+                    let ran = host::read(
+                        &host,
+                        &setup.argument(&format!("--runmode={mode}")),
+                        &capture,
+                    )
+                    .with_plugin();
+                    let compared = compare(&host, &ran, &[&capture]);
+                    assert!(
+                        compared.different.is_empty() && compared.same > 0,
+                        "{name}, {mode}, {packets} packets: {compared:#?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 /// Larger captures, where they lie beside the checkout.
 fn shared_captures() -> Vec<PathBuf> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
