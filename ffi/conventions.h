@@ -21,7 +21,8 @@
  * in a config, flow or session with TLLM_ERR_BUSY: misuse is told, it does not crash. (Where pointers have 32 bits, a freed handle can
  * name a new thing of its kind after 4,096 others had its place.) What tllm_*_new or tllm_*_open gives is yours; free each once with the
  * tllm_*_free of its kind, in any order, on any thread. Freeing always succeeds: what a call of another thread, or the caller of this
- * callback, is using ends for everybody else at once, and goes when that call returns.
+ * callback, is using ends for everybody else at once, and goes when that call returns. Then the status is TLLM_RUNNING: that call ends
+ * soon, and until it has, it can be in its callback.
  *
  * Structs that come out, or into a callback, have their size with them, sizeof as the program knows it; those that go in carry it, set
  * by their tllm_*_init. Fields called `reserved` are zero. So structs can grow without a new ABI number: programs of an older header see

@@ -21,7 +21,8 @@
  * in a config, flow or session with TLLM_ERR_BUSY: misuse is told, it does not crash. (Where pointers have 32 bits, a freed handle can
  * name a new thing of its kind after 4,096 others had its place.) What tllm_*_new or tllm_*_open gives is yours; free each once with the
  * tllm_*_free of its kind, in any order, on any thread. Freeing always succeeds: what a call of another thread, or the caller of this
- * callback, is using ends for everybody else at once, and goes when that call returns.
+ * callback, is using ends for everybody else at once, and goes when that call returns. Then the status is TLLM_RUNNING: that call ends
+ * soon, and until it has, it can be in its callback.
  *
  * Structs that come out, or into a callback, have their size with them, sizeof as the program knows it; those that go in carry it, set
  * by their tllm_*_init. Fields called `reserved` are zero. So structs can grow without a new ABI number: programs of an older header see
@@ -103,7 +104,8 @@
 #define TLLM_FLOW_FULL 7
 
 /**
- * The time is over and workers of the engine still run their last batch.
+ * The time is over and workers of the engine still run their last batch; or what was freed is in use by a call, and goes when that
+ * returns.
  */
 #define TLLM_RUNNING 8
 
@@ -1048,6 +1050,7 @@ int32_t tllm_config_option(size_t index, struct tllm_option *option, size_t size
 /**
  * Frees a config; NULL is nothing to do.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_config_free(struct tllm_config *config);
@@ -1294,9 +1297,10 @@ int32_t tllm_flow_describe(const struct tllm_flow *flow, struct tllm_flow_stats 
  * Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned, unless it was submitted
  * with tllm_session_submit_last. NULL is nothing to do.
  *
- * The last flow or session of an engine whose handle is freed ends the engine, and waits for the batches that its workers are in: free
- * the engine after them where that matters.
+ * The last flow or session of an engine whose handle was freed gives back the engine's memory, which takes a while: free the engine
+ * after them where that matters.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_flow_free(struct tllm_flow *flow);
@@ -1329,7 +1333,7 @@ int32_t tllm_session_new(const struct tllm_engine *engine,
  * of another engine is taken too: the engine of the session judges it.
  *
  * Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
- * it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+ * it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned; while it is stopped, TLLM_OK, and the answer is TLLM_ABANDONED.
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
  * TLLM_ERR_FORKED.
  */
@@ -1402,7 +1406,7 @@ int32_t tllm_session_each(struct tllm_session *session,
 /**
  * Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
  * ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
- * a child of a fork ask again: it has one of its own.
+ * a child of a fork ask again: it has one of its own. It is readable once more when the engine is stopped.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
  */
@@ -1449,6 +1453,7 @@ int32_t tllm_session_classify_request(struct tllm_session *session,
 /**
  * Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
  *
+ * Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
  * Errors: TLLM_ERR_HANDLE.
  */
 int32_t tllm_session_free(struct tllm_session *session);
@@ -1461,9 +1466,10 @@ int32_t tllm_session_free(struct tllm_session *session);
  * It waits for the engine, which must have been started unless "engine.workers" is 0.
  *
  * Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
- * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
- * its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
- * TLLM_ERR_FORKED.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (called from a callback of the engine's own work), TLLM_ERR_STRUCT,
+ * TLLM_ERR_ARGUMENT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to its end: what was read was judged, and is in
+ * the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_NOT_STARTED,
+ * TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_capture_detect(struct tllm_engine *engine,
                             const char *path,

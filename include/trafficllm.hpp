@@ -180,7 +180,8 @@ class Handle {
     /** Gives the handle away: free it with the function of trafficllm.h. */
     [[nodiscard]] Raw *release() noexcept { return std::exchange(raw_, nullptr); }
 
-    /** Frees the handle now, and says what the destructor would not: an Error if it was freed already, by a function of trafficllm.h. */
+    /** Frees the handle now, and says what the destructor would not: Status::running if a call is just using it, an Error if it was freed
+     *  already, by a function of trafficllm.h. */
     Status free() {
         return check(Free(std::exchange(raw_, nullptr)));
     }

@@ -163,9 +163,10 @@ impl Sink for Forward {
 /// It waits for the engine, which must have been started unless "engine.workers" is 0.
 ///
 /// Returns TLLM_OK, or TLLM_CANCELLED if the callback ended it.
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to
-/// its end: what was read was judged, and is in the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_NOT_STARTED, TLLM_ERR_STOPPED,
-/// TLLM_ERR_FORKED.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_BUSY (called from a callback of the engine's own work), TLLM_ERR_STRUCT,
+/// TLLM_ERR_ARGUMENT, TLLM_ERR_IO (it cannot be opened), TLLM_ERR_CAPTURE (it cannot be read to its end: what was read was judged, and is in
+/// the report all the same), TLLM_ERR_WORKER, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT (sessions), TLLM_ERR_NOT_STARTED,
+/// TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `path` is NULL or ends with a NUL; the callback can be called with `user` until this returns; `report` is NULL or has room for

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use trafficllm::{SettingError, Settings};
 
 use crate::boundary::{Output, growing, guard, text, write_struct, write_text};
-use crate::fault::Fault;
+use crate::fault::{Fault, freed};
 use crate::handle::{Exclusive, Table};
 use crate::status::{TLLM_END, TLLM_ERR_KEY, TLLM_ERR_VALUE, TLLM_OK};
 
@@ -166,15 +166,15 @@ pub unsafe extern "C" fn tllm_config_option(
 
 /// Frees a config; NULL is nothing to do.
 ///
+/// Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
 /// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_config_free(config: *mut tllm_config) -> i32 {
     guard(|| {
-        if !config.is_null() {
-            let removed = CONFIGS.remove(config.addr());
-            drop(removed.map_err(|error| Fault::handle(KIND, error))?);
+        if config.is_null() {
+            return Ok(TLLM_OK);
         }
-        Ok(TLLM_OK)
+        freed(CONFIGS.remove(config.addr()), KIND)
     })
 }
 

@@ -77,6 +77,18 @@ impl Fault {
     }
 }
 
+/// What a host learns of a thing that it freed.
+pub(crate) fn freed<T>(removed: Result<Option<T>, HandleError>, kind: &str) -> Result<i32, Fault> {
+    match removed {
+        Ok(Some(thing)) => {
+            drop(thing);
+            Ok(TLLM_OK)
+        }
+        Ok(None) => Ok(TLLM_RUNNING),
+        Err(error) => Err(Fault::handle(kind, error)),
+    }
+}
+
 impl From<SubmitError> for Fault {
     fn from(error: SubmitError) -> Self {
         let status = match &error {
@@ -107,6 +119,7 @@ impl From<Error> for Fault {
             Error::Memory { .. } | Error::Model(ModelError::Memory { .. }) => TLLM_ERR_MEMORY,
             Error::Model(ModelError::Io { .. }) => TLLM_ERR_IO,
             Error::NotStarted => TLLM_ERR_NOT_STARTED,
+            Error::OwnWork => TLLM_ERR_BUSY,
             _ => TLLM_ERR_MODEL,
         };
         Self::new(status, error.to_string())

@@ -9,7 +9,7 @@ use crate::boundary::{
     Growing, Output, bytes, check_struct_size, growing, guard, paste_struct, write_struct,
 };
 use crate::engine::{EngineState, engine_of, tllm_engine};
-use crate::fault::Fault;
+use crate::fault::{Fault, freed};
 use crate::handle::{CHUNK_PLACES, CHUNKS_MAX, Exclusive, Table};
 use crate::status::{TLLM_FLOW_FULL, TLLM_OK};
 
@@ -292,18 +292,18 @@ pub unsafe extern "C" fn tllm_flow_describe(
 /// Frees a flow, on any thread. Its verdicts that are still under way are dropped, and counted as abandoned, unless it was submitted
 /// with tllm_session_submit_last. NULL is nothing to do.
 ///
-/// The last flow or session of an engine whose handle is freed ends the engine, and waits for the batches that its workers are in: free
-/// the engine after them where that matters.
+/// The last flow or session of an engine whose handle was freed gives back the engine's memory, which takes a while: free the engine
+/// after them where that matters.
 ///
+/// Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
 /// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_flow_free(flow: *mut tllm_flow) -> i32 {
     guard(|| {
-        if !flow.is_null() {
-            let removed = FLOWS.remove(flow.addr());
-            drop(removed.map_err(|error| Fault::handle(KIND, error))?);
+        if flow.is_null() {
+            return Ok(TLLM_OK);
         }
-        Ok(TLLM_OK)
+        freed(FLOWS.remove(flow.addr()), KIND)
     })
 }
 

@@ -367,6 +367,28 @@ impl<T: Send, const CHUNKS: usize> DerefMut for Exclusive<'_, T, CHUNKS> {
     }
 }
 
+/// Sees whether the handle of a thing that is in use was freed.
+#[derive(Clone, Copy)]
+pub(crate) struct Watch<'a> {
+    state: &'a AtomicU64,
+    generation: u64,
+}
+
+impl Watch<'_> {
+    pub(crate) fn is_ended(self) -> bool {
+        self.state.load(Ordering::Relaxed) == self.generation << 32 | ENDED
+    }
+}
+
+impl<'a, T: Send, const CHUNKS: usize> Exclusive<'a, T, CHUNKS> {
+    pub(crate) fn watch(&self) -> Watch<'a> {
+        Watch {
+            state: &self.place.state,
+            generation: self.generation,
+        }
+    }
+}
+
 impl<T: Send, const CHUNKS: usize> Drop for Exclusive<'_, T, CHUNKS> {
     fn drop(&mut self) {
         let is_defect = std::thread::panicking() && !self.is_in_panic;
@@ -512,7 +534,9 @@ mod tests {
         let handle = table.insert(Counted::new(&alive)).unwrap();
         let held = table.exclusive(handle).unwrap();
         assert_eq!(table.exclusive(handle).unwrap_err(), HandleError::Busy);
+        assert!(!held.watch().is_ended());
         assert!(table.remove(handle).unwrap().is_none());
+        assert!(held.watch().is_ended());
         assert_eq!(table.exclusive(handle).unwrap_err(), HandleError::Stale);
         assert_eq!(table.remove(handle).err(), Some(HandleError::Stale));
         assert_eq!(alive.load(Ordering::SeqCst), 1, "it is still in use");

@@ -61,6 +61,11 @@ unsafe impl Sync for Receiver {}
 static RECEIVER: RwLock<Option<Receiver>> = RwLock::new(None);
 static LEVEL: AtomicI32 = AtomicI32::new(TLLM_LOG_OFF);
 
+/// Whether somebody listens.
+pub(crate) fn is_on() -> bool {
+    LEVEL.load(Ordering::Relaxed) != TLLM_LOG_OFF
+}
+
 thread_local! {
     static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }

@@ -1,5 +1,6 @@
 //! Sessions: a thread's own way into an engine, and out of it.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -10,9 +11,9 @@ use trafficllm::{Classifier, Flow, SubmitError, Submitter};
 use crate::bell::Bell;
 use crate::boundary::{Output, bytes, guard};
 use crate::engine::{EngineState, engine_of, tllm_engine};
-use crate::fault::Fault;
+use crate::fault::{Fault, freed};
 use crate::flow::{flow_of, tllm_flow};
-use crate::handle::{Exclusive, Table};
+use crate::handle::{Exclusive, Table, Watch};
 use crate::status::*;
 use crate::verdict::{Apart, Entries, TLLM_ANSWER_ENTRIES_MAX, entries_of, tllm_verdict};
 
@@ -37,10 +38,8 @@ struct SessionState {
     /// Made with the first synchronous call.
     classifier: ManuallyDrop<Option<Classifier>>,
     bell: Arc<Bell>,
-    /// The entries of one answer; between calls only their memory is kept, but for one that `is_held`.
+    /// The entries of one answer; between calls only their memory is kept.
     entries: Vec<tllm_verdict>,
-    /// Whether `entries` is an answer that was taken from the engine and found no room at the host.
-    is_held: bool,
     min_packets: u64,
     engine: Arc<EngineState>,
 }
@@ -59,45 +58,54 @@ impl Drop for SessionState {
 }
 
 impl SessionState {
-    /// Gives answers that have come, as long as `take` wants more. What it does not take is kept for the next call.
-    fn take(&mut self, mut take: impl FnMut(&[tllm_verdict]) -> Taken) {
+    /// Gives answers that have come, as long as there is room and `take` goes on, and says how many. `room` is for how many entries
+    /// there is room.
+    fn take(
+        &mut self,
+        watch: Watch<'_>,
+        room: usize,
+        mut take: impl FnMut(&[tllm_verdict]) -> bool,
+    ) -> usize {
         // Before looking: an answer that comes after this rings again.
         self.bell.silence();
-        loop {
-            let Self {
-                submitter, entries, ..
-            } = self;
-            if !self.is_held {
-                let taken = submitter.poll_at_most(1, |answer| {
-                    entries.clear();
-                    entries_of(answer, answer.id, |entry| entries.push(*entry));
-                });
-                if taken == 0 {
-                    return;
-                }
-            }
-            // Should the host's callback end in a defect, this answer counts as taken.
-            self.is_held = false;
-            match take(&self.entries) {
-                Taken::GoesOn => {}
-                Taken::Last => break,
-                Taken::NoRoom => {
-                    self.is_held = true;
-                    break;
-                }
-            }
+        let Self {
+            submitter, entries, ..
+        } = self;
+        let (left, goes_on) = (Cell::new(room), Cell::new(true));
+        let is_over = Cell::new(false);
+        let answers = submitter.poll_while(
+            |verdicts| {
+                let fits = goes_on.get() && verdicts.max(1) <= left.get();
+                is_over.set(!fits);
+                fits
+            },
+            |answer| {
+                entries.clear();
+                entries_of(answer, answer.id, |entry| entries.push(*entry));
+                left.set(left.get() - entries.len());
+                // Who has freed the session, here or on another thread, does not want to hear of it any more.
+                goes_on.set(take(entries) && !watch.is_ended());
+            },
+        );
+        if is_over.get() {
+            // What is left shall be heard.
+            self.bell.ring();
         }
-        // What may be left shall be heard.
-        self.bell.ring();
+        answers
     }
 
-    /// Waits for an answer, or does the work itself where the engine has no workers.
-    fn sleep(&mut self, timeout_us: u64) -> Result<(), Fault> {
-        if self.is_held {
-            return Ok(());
-        }
-        self.engine.get()?.run_pending();
-        self.submitter.sleep(Duration::from_micros(timeout_us));
+    /// Waits for an answer, until the time is over or the session is freed; does the work itself where the engine has no workers.
+    fn sleep(&mut self, watch: Watch<'_>, timeout_us: u64) -> Result<(), Fault> {
+        let Self {
+            engine, submitter, ..
+        } = self;
+        let engine = engine.get()?;
+        engine.run_pending();
+        submitter.sleep_while(Duration::from_micros(timeout_us), || {
+            // Another thread may just have ended work without having seen the last flow.
+            engine.run_pending();
+            !watch.is_ended()
+        });
         Ok(())
     }
 
@@ -108,16 +116,6 @@ impl SessionState {
         let made = self.classifier.as_mut();
         made.ok_or_else(|| Fault::memory("the session's buffers", 0))
     }
-}
-
-/// What became of an answer that the host was given.
-enum Taken {
-    /// It was taken.
-    GoesOn,
-    /// It was taken, and no more is wanted.
-    Last,
-    /// It was not taken: there is no room for it.
-    NoRoom,
 }
 
 const KIND: &str = "session";
@@ -161,6 +159,8 @@ pub unsafe extern "C" fn tllm_session_new(
         let output = unsafe { Output::new(session, KIND) }?;
         let engine = engine_of(engine)?;
         let bell = Bell::new();
+        // For any model that may be activated. First: what comes after would not be given back where this is refused.
+        let entries = reserved(TLLM_ANSWER_ENTRIES_MAX)?;
         // Weak: the descriptor ends with the session, also where an idle worker still knows its mailbox.
         let rung = Arc::downgrade(&bell);
         let submitter = engine.get()?.submitter_with(Box::new(move || {
@@ -172,9 +172,7 @@ pub unsafe extern "C" fn tllm_session_new(
             submitter: ManuallyDrop::new(submitter),
             classifier: ManuallyDrop::new(None),
             bell,
-            // For any model that may be activated.
-            entries: reserved(TLLM_ANSWER_ENTRIES_MAX)?,
-            is_held: false,
+            entries,
             min_packets: engine.settings().min_packets(),
             engine,
         }));
@@ -189,7 +187,7 @@ pub unsafe extern "C" fn tllm_session_new(
 /// of another engine is taken too: the engine of the session judges it.
 ///
 /// Returns TLLM_OK; TLLM_NEED_MORE, nothing was submitted; TLLM_QUEUE_FULL, the flow was shed, and is counted so. After tllm_engine_stop
-/// it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned.
+/// it is TLLM_ERR_STOPPED, and the flow is counted as submitted and abandoned; while it is stopped, TLLM_OK, and the answer is TLLM_ABANDONED.
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_MEMORY (a model was activated that needs more), TLLM_ERR_STOPPED,
 /// TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
@@ -295,25 +293,17 @@ pub unsafe extern "C" fn tllm_session_wait(
         let mut session = session_of(session)?;
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(count, "count") }?;
-        let most = match session.is_held {
-            true => session.entries.len(),
-            false => session.engine.verdicts_max(),
-        };
+        let most = session.engine.verdicts_max();
         // SAFETY: the caller's promise.
         let made = unsafe { Entries::new(verdicts, verdict_size, capacity, most) };
         let mut entries = told_needed(made, most, &output)?;
+        let watch = session.watch();
         if timeout_us > 0 {
-            session.sleep(timeout_us)?;
+            session.sleep(watch, timeout_us)?;
         }
-        session.take(|answer| {
-            if entries.room() < answer.len() {
-                return Taken::NoRoom;
-            }
+        session.take(watch, entries.room(), |answer| {
             answer.iter().for_each(|entry| entries.push(entry));
-            match entries.room() {
-                0 => Taken::Last,
-                _ => Taken::GoesOn,
-            }
+            true
         });
         let found = entries.count;
         output.write(found);
@@ -344,18 +334,15 @@ pub unsafe extern "C" fn tllm_session_each(
         let output = unsafe { Output::optional(answers, "answers") }?;
         let mut apart = Apart::new(verdict_size)?;
         let mut session = session_of(session)?;
+        let watch = session.watch();
         if timeout_us > 0 {
-            session.sleep(timeout_us)?;
+            session.sleep(watch, timeout_us)?;
         }
-        let (mut found, mut is_cancelled) = (0_usize, false);
-        session.take(|entries| {
-            found += 1;
+        let mut is_cancelled = false;
+        let found = session.take(watch, usize::MAX, |entries| {
             // SAFETY: the caller's promise; the entries live until the call returns.
             is_cancelled = unsafe { callback(user, apart.lay(entries), entries.len()) } != 0;
-            match is_cancelled {
-                true => Taken::Last,
-                false => Taken::GoesOn,
-            }
+            !is_cancelled
         });
         if let Some(output) = output {
             output.write(found);
@@ -370,7 +357,7 @@ pub unsafe extern "C" fn tllm_session_each(
 
 /// Gives a file descriptor that is readable when answers have come, for poll(2), epoll(7) and their like. It belongs to the session and
 /// ends with it: do not read or close it. Taking the answers makes it quiet again; it may now and then be readable without an answer. In
-/// a child of a fork ask again: it has one of its own.
+/// a child of a fork ask again: it has one of its own. It is readable once more when the engine is stopped.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_UNSUPPORTED (not on Linux), TLLM_ERR_FORKED.
 ///
@@ -405,7 +392,7 @@ pub unsafe extern "C" fn tllm_session_in_flight(
         // SAFETY: the caller's promise.
         let output = unsafe { Output::new(flows, "flows") }?;
         let session = session_of(session)?;
-        output.write(session.submitter.in_flight() + usize::from(session.is_held));
+        output.write(session.submitter.in_flight());
         Ok(TLLM_OK)
     })
 }
@@ -436,8 +423,8 @@ pub unsafe extern "C" fn tllm_session_classify(
         // SAFETY: the caller's promise.
         let (output, handles) =
             unsafe { (Output::new(entries, "entries")?, handles(flows, count)?) };
-        // From here on the model stays the same to the end of the call.
-        let least = session.classifier()?.prepare().max(1).saturating_mul(count);
+        let session = Prepared::new(&mut session)?;
+        let least = session.verdicts_max.saturating_mul(count);
         // SAFETY: the caller's promise.
         let made = unsafe { Entries::new(verdicts, verdict_size, capacity, least) };
         let mut into = told_needed(made, least, &output)?;
@@ -445,7 +432,7 @@ pub unsafe extern "C" fn tllm_session_classify(
         for &flow in handles {
             states.push(flow_of(flow)?);
         }
-        let least_packets = session.min_packets;
+        let least_packets = session.state.min_packets;
         let mut judged: Vec<usize> = reserved(count)?;
         judged.extend(
             (0..states.len())
@@ -461,11 +448,14 @@ pub unsafe extern "C" fn tllm_session_classify(
             }
             next += 1;
         };
-        session.classifier()?.classify(&records, |record, answer| {
-            let index = judged[record];
-            need_more(index, &mut into);
-            entries_of(answer, index as u64, |entry| into.push(entry));
-        })?;
+        session
+            .state
+            .classifier()?
+            .classify(&records, |record, answer| {
+                let index = judged[record];
+                need_more(index, &mut into);
+                entries_of(answer, index as u64, |entry| into.push(entry));
+            })?;
         need_more(states.len(), &mut into);
         output.write(into.count);
         Ok(TLLM_OK)
@@ -497,13 +487,17 @@ pub unsafe extern "C" fn tllm_session_classify_request(
                 bytes(request, size, "request")?,
             )
         };
-        let least = session.classifier()?.prepare().max(1);
+        let session = Prepared::new(&mut session)?;
+        let least = session.verdicts_max;
         // SAFETY: the caller's promise.
         let made = unsafe { Entries::new(verdicts, verdict_size, capacity, least) };
         let mut into = told_needed(made, least, &output)?;
-        session.classifier()?.classify_request(request, |answer| {
-            entries_of(answer, 0, |entry| into.push(entry));
-        })?;
+        session
+            .state
+            .classifier()?
+            .classify_request(request, |answer| {
+                entries_of(answer, 0, |entry| into.push(entry));
+            })?;
         output.write(into.count);
         Ok(TLLM_OK)
     })
@@ -511,16 +505,41 @@ pub unsafe extern "C" fn tllm_session_classify_request(
 
 /// Frees a session. Its flows under way are abandoned, and counted so. NULL is nothing to do.
 ///
+/// Returns TLLM_OK; TLLM_RUNNING if a call is just using it.
 /// Errors: TLLM_ERR_HANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_session_free(session: *mut tllm_session) -> i32 {
     guard(|| {
-        if !session.is_null() {
-            let removed = SESSIONS.remove(session.addr());
-            drop(removed.map_err(|error| Fault::handle(KIND, error))?);
+        if session.is_null() {
+            return Ok(TLLM_OK);
         }
-        Ok(TLLM_OK)
+        freed(SESSIONS.remove(session.addr()), KIND)
     })
+}
+
+/// A session whose synchronous call has settled which model it runs, until this is dropped: also a call that fails lets go of the model.
+struct Prepared<'a> {
+    state: &'a mut SessionState,
+    /// Most entries of an answer.
+    verdicts_max: usize,
+}
+
+impl<'a> Prepared<'a> {
+    fn new(state: &'a mut SessionState) -> Result<Self, Fault> {
+        let verdicts_max = state.classifier()?.prepare().max(1);
+        Ok(Self {
+            state,
+            verdicts_max,
+        })
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if let Some(classifier) = self.state.classifier.as_mut() {
+            classifier.forget_prepared();
+        }
+    }
 }
 
 /// Writes what is needed where the host's array is too small.

@@ -21,7 +21,8 @@ pub const TLLM_EXPIRED: i32 = 5;
 pub const TLLM_ABANDONED: i32 = 6;
 /// The flow keeps no more packets: later ones are counted only, and cannot change its verdict.
 pub const TLLM_FLOW_FULL: i32 = 7;
-/// The time is over and workers of the engine still run their last batch.
+/// The time is over and workers of the engine still run their last batch; or what was freed is in use by a call, and goes when that
+/// returns.
 pub const TLLM_RUNNING: i32 = 8;
 /// The callback ended it.
 pub const TLLM_CANCELLED: i32 = 9;
@@ -92,7 +93,7 @@ pub(crate) const STATUSES: [(i32, &CStr); 37] = [
     (TLLM_EXPIRED, c"the deadline passed"),
     (TLLM_ABANDONED, c"abandoned: the engine was stopped"),
     (TLLM_FLOW_FULL, c"the flow keeps no more packets"),
-    (TLLM_RUNNING, c"workers still run"),
+    (TLLM_RUNNING, c"still at work"),
     (TLLM_CANCELLED, c"ended by the callback"),
     (TLLM_END, c"no entry of this number"),
     (TLLM_NOT_APPLICABLE, c"no chosen task applies"),

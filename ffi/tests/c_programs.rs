@@ -220,6 +220,32 @@ fn check(program: &Program, how: How) {
     );
 }
 
+/// Functions that take no handle.
+const WITHOUT_HANDLE: [&str; 8] = [
+    "tllm_abi_version",
+    "tllm_check_platform",
+    "tllm_config_option",
+    "tllm_log_set",
+    "tllm_subject_json",
+    "tllm_verdicts_json",
+    "tllm_version",
+    "tllm_version_number",
+];
+
+#[test]
+fn every_function_is_tried_with_a_defect_and_with_wrong_handles() {
+    let read = |path: &str| std::fs::read_to_string(ffi().join(path)).unwrap();
+    let symbols = read("abi/symbols.txt");
+    for program in ["faults.c", "handles.c"] {
+        let text = read(&format!("../tests/c/{program}"));
+        let takes_a_handle =
+            |symbol: &&str| program == "faults.c" || !WITHOUT_HANDLE.contains(symbol);
+        for symbol in symbols.lines().filter(takes_a_handle) {
+            assert!(text.contains(&format!("{symbol}(")), "{program}: {symbol}");
+        }
+    }
+}
+
 macro_rules! programs {
     ($($name:ident $program:expr;)*) => {
         $(mod $name {

@@ -11,11 +11,15 @@
     reason = "a helper that fails is a failed test; a long run says how it goes"
 )]
 
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{null, null_mut};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicIsize, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::time::{Duration, Instant};
 
 use trafficllm::{Bundle, Direction, Flow, Model};
@@ -313,6 +317,59 @@ fn unexpected(status: i32) -> ! {
     panic!("unexpected status {status}")
 }
 
+/// The system's allocator, with a count of the bytes that are in use: what leaks shows here, where the resident memory also has what the
+/// allocator keeps for later.
+struct Counting;
+
+static HEAP_BYTES: AtomicIsize = AtomicIsize::new(0);
+
+// SAFETY: every call goes on to the system's allocator unchanged; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        HEAP_BYTES.fetch_add(layout.size() as isize, Relaxed);
+        // SAFETY: the caller's promise is that of the system's allocator.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        HEAP_BYTES.fetch_add(layout.size() as isize, Relaxed);
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        HEAP_BYTES.fetch_add(size as isize - layout.size() as isize, Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        HEAP_BYTES.fetch_sub(layout.size() as isize, Relaxed);
+        // SAFETY: as above.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Bytes of the heap in use, in KiB, and mappings of the process: the weights of each model are one.
+fn in_use() -> (isize, usize) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    (HEAP_BYTES.load(Relaxed) / 1_024, maps.lines().count())
+}
+
+/// Bytes that the models take that were replaced and have flows to finish, in KiB.
+fn retired_kib(engine: *mut tllm_engine) -> u64 {
+    // SAFETY: the struct is plain data and has its room.
+    unsafe {
+        let mut memory: tllm_memory = std::mem::zeroed();
+        let size = size_of_val(&memory);
+        assert_eq!(tllm_engine_memory(engine, &raw mut memory, size), TLLM_OK);
+        memory.retired_bytes / 1_024
+    }
+}
+
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
@@ -352,6 +409,7 @@ fn counters(engine: *mut tllm_engine) -> tllm_counters {
 fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
     let folder = tempfile::tempdir().unwrap();
     let paths = bundles(folder.path());
+    let mut resident = Vec::with_capacity(seconds() as usize);
     let broken = folder.path().join("broken.tllm");
     std::fs::write(&broken, b"no bundle").unwrap();
     let broken = CString::new(broken.to_str().unwrap()).unwrap();
@@ -360,6 +418,8 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
         .flat_map(|flow| [(flow.clone(), 0), (flow, 1)])
         .collect();
     let expected = expected(&paths, &subjects);
+    // What the library keeps for ever (tables of handles) is there: `expected` has used it.
+    let before = in_use();
 
     let (mut config, mut model, mut engine) = (null_mut(), null_mut(), null_mut());
     // SAFETY: all pointers are to locals that live through the calls.
@@ -383,8 +443,8 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
         AtomicBool::new(false),
     );
     let (samples, full) = (AtomicU64::new(0), AtomicU64::new(0));
-    let mut resident = Vec::new();
     let mut swaps = 0;
+
     starve_workers();
     let seen: Vec<Seen> = std::thread::scope(|scope| {
         let hosts: Vec<_> = (0..SESSIONS as u64)
@@ -435,7 +495,11 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
             swaps += 1;
             resident.push(resident_kib());
             if second % 60 == 0 {
-                println!("{second} s: {} KiB, {:?}", resident_kib(), counters(engine));
+                let (resident, retired, in_use) = (resident_kib(), retired_kib(engine), in_use());
+                let counters = counters(engine);
+                println!(
+                    "{second} s: resident {resident} KiB, of that models replaced {retired} KiB; heap KiB and mappings {in_use:?}; {counters:?}"
+                );
             }
             if second >= seconds() {
                 break;
@@ -497,4 +561,9 @@ fn nothing_is_lost_or_mixed_up_while_models_change_and_workers_starve() {
     assert_eq!(tllm_engine_free(engine), TLLM_OK);
     ok(tllm_model_free(model));
     ok(tllm_config_free(config));
+    // A few hundred bytes for each swap or one for a thousand flows would be more. The threads have left stacks and arenas.
+    let after = in_use();
+    println!("heap in use in KiB and mappings: before {before:?}, after {after:?}");
+    assert!(after.0 < before.0 + 128, "{before:?}, {after:?}");
+    assert!(after.1 < before.1 + 100, "{before:?}, {after:?}");
 }

@@ -117,6 +117,9 @@ impl Engine {
     /// It does not wait longer than that for a worker that the system does not let run: such a worker is left behind, and ends by
     /// itself. It may be called again, to wait for that.
     ///
+    /// A worker may stop its own engine, in a function that is told of answers: it then waits for the others, and ends when it is back from
+    /// that function.
+    ///
     /// Whoever sleeps in [`Submitter::wait`] returns, and every function that is told of answers ([`Engine::submitter_with`]) is called
     /// once more, on this thread.
     pub fn stop(&self, timeout: Duration) -> Stopped {
@@ -263,11 +266,10 @@ impl Engine {
         inline.try_work(|worker| worker.run_waiting(None))
     }
 
-    /// Whether this thread runs the model for the engine, further up.
+    /// Whether this thread judges for the engine, further up: it was called by what the work calls.
     fn is_own_work(&self) -> bool {
-        self.inline
-            .as_ref()
-            .is_some_and(|inline| inline.is_own_work())
+        let inline = self.inline.as_ref();
+        inline.is_some_and(|inline| inline.is_own_work()) || self.shared.queue.is_worker()
     }
 
     /// What became of the flows that were submitted.
@@ -285,7 +287,7 @@ impl Engine {
     /// Flows that wait for a worker now.
     #[must_use]
     pub fn queue_depth(&self) -> usize {
-        self.shared.queue.depth()
+        self.shared.queue_depth()
     }
 
     /// Counts the memory of a flow that the host begins to feed, [`trafficllm_traffic::FlowRecorder::bytes_max`] as a rule, for

@@ -87,7 +87,7 @@ pub enum Error {
     /// The engine was stopped: it judges nothing any more.
     #[error("the engine was stopped")]
     Stopped,
-    /// The engine has no workers and this thread is just judging for it: a detection that is called from within would wait for itself.
+    /// This thread is just judging for the engine: a detection that is called from within would wait for itself.
     #[error("this thread is judging for the engine already: it cannot wait for its own work")]
     OwnWork,
     /// What was asked for would exceed [`crate::EngineOptions::memory_bytes_max`].

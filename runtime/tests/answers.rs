@@ -137,6 +137,35 @@ fn a_poll_gives_at_most_so_many_answers() {
 }
 
 #[test]
+fn an_answer_that_does_not_fit_stays_and_goes_with_its_owner() {
+    let model = model();
+    let flows = recorded_flows(&model);
+    let engine = started(&model, EngineOptions::default());
+    let mut submitter = engine.submitter().unwrap();
+    let owners: Vec<Arc<()>> = (0..3).map(|_| Arc::new(())).collect();
+    for (id, owner) in (0..).zip(&owners) {
+        submitter.submit_for(&flows[0], id, owner).unwrap();
+    }
+    engine.run_pending();
+    let mut offered = 0;
+    let refused = |verdicts: usize| {
+        assert!(verdicts > 0);
+        offered += 1;
+        false
+    };
+    assert_eq!(submitter.poll_while(refused, |_| panic!("taken")), 0);
+    assert_eq!((offered, submitter.in_flight()), (1, 3));
+    assert_eq!(engine.counters().done, 0, "what was not taken has no fate");
+    let mut owners = owners.into_iter();
+    drop(owners.next());
+    let mut ids = Vec::new();
+    let taken = submitter.poll_while(|_| true, |answer| ids.push(answer.id));
+    assert_eq!((taken, ids.as_slice()), (2, [1, 2].as_slice()));
+    let counters = engine.counters();
+    assert_eq!((counters.done, counters.abandoned), (2, 1));
+}
+
+#[test]
 fn answers_come_only_while_their_owner_is_there() {
     let model = model();
     let flows = recorded_flows(&model);

@@ -263,3 +263,49 @@ fn the_buffers_for_a_larger_model_are_there_before_it_is() {
         thread::yield_now();
     }
 }
+
+#[test]
+fn a_classifier_takes_no_more_for_a_larger_model_than_the_budget_has() {
+    let look = |tokens: u64| {
+        model(|manifest| {
+            manifest.profile["max_tokens"] = Value::from(tokens);
+        })
+    };
+    let (first, second) = (look(60), look(300));
+    let flows = recorded_flows(&first);
+    let options = |memory_bytes_max| EngineOptions {
+        workers: 0,
+        batch_tokens: BATCH_TOKENS_MIN,
+        memory_bytes_max,
+        ..EngineOptions::default()
+    };
+    // Room that is left when the classifier meets the larger model; what it then takes.
+    let judged_with = |room: Option<usize>| {
+        let budget = 1 << 30;
+        let engine = Engine::new(Arc::clone(&first), options(budget)).unwrap();
+        let mut classifier = engine.classifier().unwrap();
+        classifier.classify(&[&flows[0]], |_, _| {}).unwrap();
+        engine.activate(Arc::clone(&second)).unwrap();
+        // The activation's own buffers find their worker.
+        engine.run_pending();
+        let before = engine.memory().total_bytes();
+        let charged = room.map_or(0, |room| budget - before - room);
+        engine.charge_flow_bytes(charged).unwrap();
+        let judged = classifier.classify(&[&flows[0]], |_, _| {});
+        assert!(engine.memory().total_bytes() <= budget);
+        let grown = (engine.memory().total_bytes() - charged).saturating_sub(before);
+        let counters = engine.counters();
+        let shed = u64::from(judged.is_err());
+        assert_eq!((counters.in_flight(), counters.shed), (0, shed));
+        engine.release_flow_bytes(charged);
+        classifier.classify(&[&flows[0]], |_, _| {}).unwrap();
+        (judged, grown)
+    };
+    let (judged, grown) = judged_with(None);
+    judged.unwrap();
+    assert!(grown > 0, "a larger model needs larger buffers");
+    let (judged, _) = judged_with(Some(grown));
+    judged.unwrap();
+    let (judged, _) = judged_with(Some(grown - 1));
+    assert_eq!(judged.unwrap_err(), trafficllm::SubmitError::NoMemory);
+}

@@ -186,11 +186,13 @@ fn begin(plugin: &Plugin, view: &View<'_>) -> Followed {
     info.responder_port = view.destination.port;
     let spare = plugin.table.place(number).and_then(Place::recorder);
     let reset = spare.filter(|&spare| plugin.library.reset(spare, &info) == status::OK);
-    let recorder = match reset {
-        Some(recorder) => Ok(recorder),
-        None => plugin.engine.new_flow(&info),
-    };
-    let Ok(recorder) = recorder else {
+    let recorder = reset.or_else(|| {
+        if let Some(unusable) = plugin.table.take_recorder(number) {
+            plugin.library.free(unusable);
+        }
+        plugin.engine.new_flow(&info).ok()
+    });
+    let Some(recorder) = recorder else {
         plugin.table.give_back(number);
         return untracked();
     };
@@ -244,7 +246,9 @@ fn add(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>)
             followed.is_full_asked = ask(plugin, followed, place);
         }
     } else if !followed.is_early_asked && followed.packets >= plugin.config.packets {
-        followed.is_early_asked = ask(plugin, followed, place);
+        // After a rest it may have been asked already.
+        let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
+        followed.is_early_asked = is_asked || ask(plugin, followed, place);
     }
 }
 
@@ -264,7 +268,15 @@ fn feed(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>
     packet.payload_bytes = view.payload_bytes;
     packet.payload = view.payload.as_ptr();
     packet.payload_size = view.payload.len();
-    match plugin.library.feed(recorder, &packet) {
+    let mut fed = plugin.library.feed(recorder, &packet);
+    for _ in 0..limits::FEED_ATTEMPTS {
+        if fed != status::ERR_BUSY {
+            break;
+        }
+        std::hint::spin_loop();
+        fed = plugin.library.feed(recorder, &packet);
+    }
+    match fed {
         status::OK => {}
         status::FLOW_FULL => {
             followed.is_full = true;
@@ -314,7 +326,11 @@ fn wait(plugin: &Plugin, followed: &mut Followed, place: &Place) {
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            plugin.counters.errors.add(1);
+            // Without a time nobody was to wait.
+            plugin
+                .counters
+                .errors
+                .add(u64::from(plugin.config.offline_wait_ms > 0));
             return;
         }
         let wait_us = left.as_micros().min(1_000) as u64;

@@ -91,9 +91,7 @@ fn numbers_are_those_of_the_header() {
         ("TLLM_TASK_BYTES", abi::TASK_BYTES as i64),
         ("TLLM_LABEL_BYTES", abi::LABEL_BYTES as i64),
         ("TLLM_ANSWER_ENTRIES_MAX", abi::ANSWER_ENTRIES_MAX as i64),
-        ("TLLM_ERR_MEMORY", i64::from(abi::status::ERR_MEMORY)),
-        ("TLLM_ERR_BUDGET", i64::from(abi::status::ERR_BUDGET)),
-        ("TLLM_ERR_LIMIT", i64::from(abi::status::ERR_LIMIT)),
+        ("TLLM_ERR_BUSY", i64::from(abi::status::ERR_BUSY)),
         ("TLLM_MODEL_ID_BYTES", abi::MODEL_ID_BYTES as i64),
     ] {
         assert_eq!(constant(name), own, "{name}");

@@ -58,6 +58,7 @@ static void every_function(void)
     tllm_task_info task_info;
     tllm_counters counters;
     tllm_memory memory;
+    tllm_latency latency;
     tllm_flow_stats stats;
     tllm_subject subject;
     const tllm_flow *flows[1] = {flow};
@@ -93,6 +94,7 @@ static void every_function(void)
     PANICS(tllm_engine_model(engine, &made_model));
     PANICS(tllm_engine_counters(engine, &counters, sizeof counters));
     PANICS(tllm_engine_memory(engine, &memory, sizeof memory));
+    PANICS(tllm_engine_latency(engine, &latency, sizeof latency));
     PANICS(tllm_engine_metrics(engine, text, sizeof text, &count));
     PANICS(tllm_engine_run_pending(engine, &count));
     PANICS(tllm_engine_free(engine));
@@ -106,6 +108,7 @@ static void every_function(void)
     PANICS(tllm_verdicts_json(verdicts, sizeof verdicts[0], 1, text, sizeof text, &count));
     PANICS(tllm_session_new(engine, &made_session));
     PANICS(tllm_session_submit(session, flow, 1));
+    PANICS(tllm_session_submit_last(session, flow, 1));
     PANICS(tllm_session_submit_request(session, request, sizeof request - 1, 1));
     PANICS(tllm_session_poll(session, verdicts, sizeof verdicts[0], 16, &count));
     PANICS(tllm_session_wait(session, 1, verdicts, sizeof verdicts[0], 16, &count));

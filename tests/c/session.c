@@ -214,7 +214,7 @@ static void capacities(void)
     /* An answer comes whole or not at all: the second one waits for a call with room for it. */
     OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 3, &count));
     CHECK(count == 2 && verdicts[0].id == 1 && verdicts[2].status == (int32_t)0xeeeeeeee);
-    CHECK(in_flight(session) == 1);
+    CHECK(in_flight(session) == 1 && counters_of(engine).done == 1 && counters_of(engine).in_flight == 1);
     OK(tllm_session_submit(session, flow, 3));
     OK(tllm_engine_run_pending(engine, NULL));
     CHECK(in_flight(session) == 2);
@@ -234,6 +234,75 @@ static void capacities(void)
     CHECK(grown[2].more[0] == 0xeeeeeeeeeeeeeeeeu);
     OK(tllm_flow_free(flow));
     OK(tllm_session_free(session));
+    OK(tllm_engine_free(engine));
+}
+
+/* An answer that found no room is dropped like any other one: with its flow, or with its session. */
+static void dropped_without_room(void)
+{
+    tllm_engine *engine = engine_with(inline_settings);
+    tllm_session *session = session_of(engine);
+    tllm_flow *flows[3] = {flow_of(engine, 3, 1), flow_of(engine, 3, 2), flow_of(engine, 3, 3)};
+    tllm_verdict verdicts[16];
+    size_t count = 0;
+    for (uint64_t id = 0; id < 3; id++) {
+        OK(tllm_session_submit(session, flows[id], id));
+    }
+    OK(tllm_engine_run_pending(engine, NULL));
+    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 3, &count));
+    CHECK(count == 2 && verdicts[0].id == 0 && in_flight(session) == 2);
+    OK(tllm_flow_free(flows[1]));
+    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 3, &count));
+    CHECK(count == 2 && verdicts[0].id == 2 && in_flight(session) == 0);
+    tllm_counters counters = counters_of(engine);
+    CHECK(counters.done == 2 && counters.abandoned == 1);
+    OK(tllm_session_submit(session, flows[0], 3));
+    OK(tllm_session_submit(session, flows[2], 4));
+    OK(tllm_engine_run_pending(engine, NULL));
+    OK(tllm_session_poll(session, verdicts, sizeof verdicts[0], 3, &count));
+    CHECK(count == 2 && verdicts[0].id == 3);
+    OK(tllm_session_free(session));
+    counters = counters_of(engine);
+    CHECK(counters.done == 3 && counters.abandoned == 2 && counters.in_flight == 0);
+    OK(tllm_flow_free(flows[0]));
+    OK(tllm_flow_free(flows[2]));
+    OK(tllm_engine_free(engine));
+}
+
+/* A session that is freed while a thread waits in it wakes that thread. */
+static void *wait_long(void *session)
+{
+    tllm_verdict verdicts[8];
+    size_t count = 0;
+    int32_t status = TLLM_ERR_BUSY;
+    while (status == TLLM_ERR_BUSY) {
+        status = tllm_session_wait(session, UINT64_MAX, verdicts, sizeof verdicts[0], 8, &count);
+    }
+    CHECK(status == TLLM_PENDING && count == 0);
+    return NULL;
+}
+
+static void freed_while_waiting(void)
+{
+    static const char *const settings[] = {"engine.workers=1", NULL};
+    tllm_engine *engine = engine_with(settings);
+    tllm_session *session = session_of(engine);
+    tllm_flow *flow = flow_of(engine, 3, 1);
+    pthread_t waiting;
+    tllm_verdict verdicts[8];
+    size_t count = 0;
+    /* Not started: the answer does not come. */
+    OK(tllm_session_submit(session, flow, 1));
+    CHECK(pthread_create(&waiting, NULL, wait_long, session) == 0);
+    while (tllm_session_poll(session, verdicts, sizeof verdicts[0], 8, &count) != TLLM_ERR_BUSY) {
+        sleep_us(100);
+    }
+    STATUS(TLLM_RUNNING, tllm_session_free(session));
+    CHECK(pthread_join(waiting, NULL) == 0);
+    STATUS(TLLM_ERR_HANDLE, tllm_session_free(session));
+    tllm_counters counters = counters_of(engine);
+    CHECK(counters.abandoned == 1 && counters.in_flight == 0);
+    OK(tllm_flow_free(flow));
     OK(tllm_engine_free(engine));
 }
 
@@ -505,6 +574,8 @@ int main(int argc, char **argv)
     full_queue();
     capacities();
     dropped();
+    dropped_without_room();
+    freed_while_waiting();
     last();
     need_more();
     requests();

@@ -77,6 +77,13 @@ impl Classifier {
         verdicts
     }
 
+    /// Undoes [`Classifier::prepare`], for a call that does not come.
+    pub fn forget_prepared(&mut self) {
+        if let Some(generation) = self.prepared.take() {
+            self.let_go(generation);
+        }
+    }
+
     /// Judges flows and gives each answer to `take`, with the flow's index in `flows`, which is the answer's id as well.
     ///
     /// # Errors
@@ -90,8 +97,8 @@ impl Classifier {
         let shared = Arc::clone(&self.shared);
         let mut unsettled = Unsettled::new(&shared.counts, flows.len());
         let generation = self.begin();
+        let mut judged = self.make_ready(&generation);
         let mut flows = flows.iter().enumerate().peekable();
-        let mut judged = Ok(());
         while judged.is_ok() && flows.peek().is_some() {
             // What has found room is judged also where the next one has not.
             let opened = self.gather(&generation, &mut flows);
@@ -137,7 +144,8 @@ impl Classifier {
             return Err(error.into());
         }
         let mut unsettled = Unsettled::new(&shared.counts, 1);
-        let opened = self.open_slot(&generation, 0);
+        let opened = self.make_ready(&generation);
+        let opened = opened.and_then(|()| self.open_slot(&generation, 0));
         let judged = opened.and_then(|mut slot| {
             shared.meet_encoding_faults(slot.id);
             self.filler.request(&generation, &mut slot);
@@ -155,6 +163,33 @@ impl Classifier {
         }
         let prepared = self.prepared.take();
         prepared.unwrap_or_else(|| self.shared.generations.current())
+    }
+
+    /// Takes the buffers that a new model needs, if the memory budget has room for them.
+    fn make_ready(&mut self, generation: &Generation) -> Result<(), SubmitError> {
+        if self.judge.is_ready_for(generation.number) {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let making = shared.lock_making();
+        let needed = CLASSIFIER_FLOWS * generation.sizes.bytes() + self.buffers_bytes();
+        let grown = needed.saturating_sub(self.bytes);
+        let made = making
+            .check_budget("a classifier", grown)
+            .and_then(|()| self.judge.prepare(generation));
+        let held = made.and_then(|()| {
+            self.count_bytes(generation.sizes);
+            making.check_budget("a classifier", 0)
+        });
+        if held.is_err() {
+            self.judge.forget();
+            self.count_bytes(generation.sizes);
+        }
+        drop(making);
+        held.map_err(|error| {
+            tracing::warn!(%error, "no buffers for the new model");
+            SubmitError::NoMemory
+        })
     }
 
     fn open_slot(
@@ -252,9 +287,7 @@ impl Classifier {
 
 impl Drop for Classifier {
     fn drop(&mut self) {
-        if let Some(generation) = self.prepared.take() {
-            self.let_go(generation);
-        }
+        self.forget_prepared();
         self.shared.classifier_bytes.fetch_sub(self.bytes, SeqCst);
     }
 }

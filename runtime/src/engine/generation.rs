@@ -237,7 +237,7 @@ impl Generations {
     }
 
     /// Makes `next` the current generation.
-    pub(super) fn replace(&self, next: Generation) {
+    pub(super) fn replace(&self, next: Generation, is_held: impl FnOnce()) {
         let mut known = lock(&self.known);
         let number = next.number;
         // First: before a flow can be submitted to it. It never gets less.
@@ -246,6 +246,7 @@ impl Generations {
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);
         self.held_bytes.store(known.bytes_in_all(), SeqCst);
+        is_held();
         for view in known.views.iter().filter_map(Weak::upgrade) {
             view.set(&known.current);
         }

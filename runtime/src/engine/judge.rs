@@ -102,6 +102,12 @@ impl Judge {
         Ok(())
     }
 
+    /// Gives the buffers of the model back; they are taken again before the next batch.
+    pub(super) fn forget(&mut self) {
+        self.scratch = Scratch::default();
+        self.ready_for = 0;
+    }
+
     /// Whether the buffers are ready for the generation with this number.
     pub(super) fn is_ready_for(&self, number: u64) -> bool {
         self.ready_for == number
@@ -138,8 +144,7 @@ impl Judge {
             Err(panic) => {
                 Counts::add(&shared.counts.worker_panics, 1);
                 // The buffers are in an unknown state.
-                self.scratch = Scratch::default();
-                self.ready_for = 0;
+                self.forget();
                 Some(panic_text(&*panic))
             }
         };

@@ -219,6 +219,11 @@ impl Queue {
         self.lock_lanes().iter().map(|lane| lane.ring.len()).sum()
     }
 
+    /// Whether there are workers with threads of their own, started or not.
+    pub(super) fn has_workers(&self) -> bool {
+        !self.sleepers.is_empty()
+    }
+
     /// Whether a limited lane would refuse a flow now.
     pub(super) fn is_full(&self) -> bool {
         self.waiting.load(SeqCst) >= self.waiting_max
@@ -288,6 +293,13 @@ impl Queue {
     pub(super) fn wake(&self) -> bool {
         fence(SeqCst);
         self.sleepers.iter().any(Sleeper::wake)
+    }
+
+    /// Whether this thread is one of the workers.
+    pub(super) fn is_worker(&self) -> bool {
+        let own = thread::current().id();
+        let threads = self.sleepers.iter().filter_map(|it| it.thread.get());
+        threads.into_iter().any(|thread| thread.id() == own)
     }
 
     /// Wakes all workers.

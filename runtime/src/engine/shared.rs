@@ -12,7 +12,7 @@ use super::faults::Faults;
 use super::generation::{Generation, Generations};
 use super::judge::BatchSizes;
 use super::options::EngineOptions;
-use super::queue::Queue;
+use super::queue::{Lane, Queue};
 use crate::error::Error;
 use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
 use crate::model::Model;
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     making: Mutex<()>,
     /// Worker threads that have not ended.
     running: AtomicUsize,
+    /// Those of them that are just stopping the engine.
+    stopping_workers: AtomicUsize,
     /// Flows that waited and were sent home because the engine was closed.
     sent_home: AtomicU64,
     /// The engine was stopped, and its submitters could not be told.
@@ -99,6 +101,7 @@ impl Shared {
                 .collect(),
             making: Mutex::new(()),
             running: AtomicUsize::new(0),
+            stopping_workers: AtomicUsize::new(0),
             sent_home: AtomicU64::new(0),
             is_untold: AtomicBool::new(false),
             #[cfg(any(test, feature = "faults"))]
@@ -125,7 +128,9 @@ impl Shared {
         let added = self.generations.added_bytes(&next.model) + slots + buffers;
         making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
-        self.generations.replace(next);
+        // From here on it is held: counted twice it would have flows refused that have room.
+        let is_held = || self.making_bytes.store(0, SeqCst);
+        self.generations.replace(next, is_held);
         // Idle workers take their buffers now.
         self.queue.wake_all();
         drop(making);
@@ -188,12 +193,32 @@ impl Shared {
         }
     }
 
-    /// What a worker does that ends after the engine was closed: perhaps it stood in the way.
+    /// What everybody does who has held the list of lanes: perhaps a stop found it held, and could not tell the submitters.
     pub(super) fn end_closing(&self) {
         if self.is_untold.load(SeqCst) {
             self.send_home_waiting(Instant::now());
             self.tell_stopped(Instant::now(), false);
         }
+    }
+
+    /// Slots that wait.
+    pub(super) fn queue_depth(&self) -> usize {
+        let depth = self.queue.depth();
+        self.end_closing();
+        depth
+    }
+
+    /// Lets workers look into one more lane.
+    pub(super) fn open_lane(&self, lane: &Arc<Lane>) -> Result<(), Error> {
+        let opened = self.queue.open(lane);
+        self.end_closing();
+        opened
+    }
+
+    /// The opposite of [`Self::open_lane`], for a lane whose mailbox is closed.
+    pub(super) fn close_lane(&self, lane: &Lane) {
+        self.queue.close(lane);
+        self.end_closing();
     }
 
     /// Brings about the fault that a test wants for this flow.
@@ -223,18 +248,22 @@ impl Shared {
         self.running.fetch_sub(1, SeqCst);
     }
 
-    /// Sleeps until no worker is left or the time has come. It looks again and again: a lock that a worker would have to take could
-    /// be held by one that the system does not let run.
+    /// Sleeps until no worker is left, but this thread where it is one, or the time has come. It looks again and again: a lock that a
+    /// worker would have to take could be held by one that the system does not let run.
     pub(super) fn wait_for_workers(&self, until: Instant) {
+        // Workers that stop their own engine do not wait for each other.
+        let own = usize::from(self.queue.is_worker());
+        self.stopping_workers.fetch_add(own, SeqCst);
         let mut pause = Duration::from_micros(20);
-        while self.running_workers() > 0 {
+        while self.running_workers() > self.stopping_workers.load(SeqCst) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return;
+                break;
             }
             thread::sleep(pause.min(left));
             pause = (2 * pause).min(Duration::from_millis(1));
         }
+        self.stopping_workers.fetch_sub(own, SeqCst);
     }
 
     /// Counts flows that were sent home because the engine was closed.

@@ -459,6 +459,27 @@ mod tests {
     }
 
     #[test]
+    fn waiting_ends_with_the_stop_once() {
+        let mailbox = Arc::new(Mailbox::new(1, None).unwrap());
+        let mut taken = VecDeque::new();
+        mailbox.tell_stopped();
+        mailbox.wait(&mut taken, Duration::from_secs(60 * 60));
+        let waiting = Arc::clone(&mailbox);
+        let other = std::thread::spawn(move || {
+            waiting.wait(&mut VecDeque::new(), Duration::from_secs(60 * 60));
+        });
+        while !mailbox.lock().is_awaited {
+            std::thread::yield_now();
+        }
+        mailbox.tell_stopped();
+        other.join().unwrap();
+        let begin = Instant::now();
+        mailbox.wait(&mut taken, Duration::from_millis(2));
+        assert!(begin.elapsed() >= Duration::from_millis(2));
+        assert!(taken.is_empty());
+    }
+
+    #[test]
     fn who_is_told_of_answers_is_told_of_the_first_and_of_one_that_it_missed() {
         let calls = Arc::new(AtomicU64::new(0));
         let notify = {

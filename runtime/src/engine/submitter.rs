@@ -1,5 +1,6 @@
 //! The online way in: flows go into a bounded queue and their verdicts come back to the thread that asked.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
@@ -207,7 +208,7 @@ impl Submitter {
         let free = Slot::several(slots, current.sizes)?;
         let ready = room_for_answers(slots)?;
         let verdicts = Vec::with_capacity(current.sizes.verdicts);
-        shared.queue.open(&lane)?;
+        shared.open_lane(&lane)?;
         shared.add_submitter(slots, buffers);
         drop(making);
         Ok(Self {
@@ -284,26 +285,48 @@ impl Submitter {
 
     /// As [`Submitter::poll`], but gives at most so many answers; the others stay for the next call.
     pub fn poll_at_most(&mut self, answers: usize, mut take: impl FnMut(&Answer<'_>)) -> usize {
+        let left = Cell::new(answers);
+        self.poll_while(
+            |_| left.get() > 0,
+            |answer| {
+                left.set(left.get() - 1);
+                take(answer);
+            },
+        )
+    }
+
+    /// As [`Submitter::poll`], but asks `fits` before each answer, with the number of its verdicts, and ends where that is refused: the
+    /// answer stays, with those after it, and can still be dropped with its owner.
+    pub fn poll_while(
+        &mut self,
+        mut fits: impl FnMut(usize) -> bool,
+        mut take: impl FnMut(&Answer<'_>),
+    ) -> usize {
         let mut taken = 0;
-        while taken < answers {
-            let Some(slot) = self.take_slot() else { break };
-            let slot = self.shown.insert(slot);
-            let Some(generation) = &slot.generation else {
+        self.reuse_shown();
+        while let Some(slot) = self.find_slot()
+            && fits(slot.verdicts.len())
+        {
+            // Between the question and this the last owner may have gone.
+            let Some(slot) = self.pop_slot() else {
                 continue;
             };
-            let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-            name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
-            take(&Answer {
-                id: slot.id,
-                judgement: Judgement::of(slot, &verdicts),
-                generation: generation.number,
-                model: &generation.model,
-                latency_us: slot.latency_us,
-            });
-            self.verdicts = emptied(verdicts);
-            taken += 1;
+            let slot = self.shown.insert(slot);
+            if let Some(generation) = &slot.generation {
+                let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
+                name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
+                take(&Answer {
+                    id: slot.id,
+                    judgement: Judgement::of(slot, &verdicts),
+                    generation: generation.number,
+                    model: &generation.model,
+                    latency_us: slot.latency_us,
+                });
+                self.verdicts = emptied(verdicts);
+                taken += 1;
+            }
+            self.reuse_shown();
         }
-        self.reuse_shown();
         self.tell_let_go();
         taken
     }
@@ -459,6 +482,16 @@ impl Submitter {
     /// An answer that has come and that somebody wants; its fate is counted.
     pub(super) fn take_slot(&mut self) -> Option<Box<Slot>> {
         self.reuse_shown();
+        loop {
+            self.find_slot()?;
+            if let Some(slot) = self.pop_slot() {
+                return Some(slot);
+            }
+        }
+    }
+
+    /// The next answer that has come and that somebody wants. It stays the first of those that are ready.
+    fn find_slot(&mut self) -> Option<&Slot> {
         while self.in_flight > 0 {
             if self.ready.is_empty() {
                 self.mailbox.try_take(&mut self.ready);
@@ -466,23 +499,33 @@ impl Submitter {
             if self.ready.is_empty() {
                 self.take_back();
             }
-            let slot = self.ready.pop_front()?;
-            self.in_flight -= 1;
-            let counts = &self.shared.counts;
-            let is_owned = slot.is_owned();
-            let fate = match &slot.state {
-                _ if !is_owned => &counts.abandoned,
-                State::Judged => &counts.done,
-                State::Expired => &counts.expired,
-                State::Failed(_) => &counts.failed,
-                State::Open | State::Abandoned => &counts.abandoned,
-            };
-            Counts::add(fate, 1);
-            if is_owned {
-                return Some(slot);
+            if self.ready.front()?.is_owned() {
+                break;
             }
-            self.reuse(slot);
+            let _unwanted = self.pop_slot();
         }
+        // None is ready where none is under way.
+        self.ready.front().map(|slot| &**slot)
+    }
+
+    /// Takes the first of the answers that are ready and counts its fate; gives it back if somebody wants it.
+    fn pop_slot(&mut self) -> Option<Box<Slot>> {
+        let slot = self.ready.pop_front()?;
+        self.in_flight -= 1;
+        let counts = &self.shared.counts;
+        let is_owned = slot.is_owned();
+        let fate = match &slot.state {
+            _ if !is_owned => &counts.abandoned,
+            State::Judged => &counts.done,
+            State::Expired => &counts.expired,
+            State::Failed(_) => &counts.failed,
+            State::Open | State::Abandoned => &counts.abandoned,
+        };
+        Counts::add(fate, 1);
+        if is_owned {
+            return Some(slot);
+        }
+        self.reuse(slot);
         None
     }
 
@@ -503,6 +546,12 @@ impl Submitter {
     /// Sleeps until an answer comes, until the time is over, until nothing is under way or until the engine is stopped meanwhile. It
     /// takes no answer: that is [`Submitter::poll`].
     pub fn sleep(&mut self, timeout: Duration) {
+        self.sleep_while(timeout, || true);
+    }
+
+    /// As [`Submitter::sleep`], but also asks `goes_on` again and again, and ends where that says no: ten times a second, and a
+    /// thousand times where the engine has no workers, so that `goes_on` can be what does their work.
+    pub fn sleep_while(&mut self, timeout: Duration, mut goes_on: impl FnMut() -> bool) {
         let begin = Instant::now();
         let was_closed = self.shared.is_closed();
         loop {
@@ -512,10 +561,11 @@ impl Submitter {
             let is_closed = self.shared.is_closed();
             let left = timeout.saturating_sub(begin.elapsed());
             let is_over = left.is_zero() || is_closed && !was_closed;
-            if !self.ready.is_empty() || self.in_flight == 0 || is_over {
+            if !self.ready.is_empty() || self.in_flight == 0 || is_over || !goes_on() {
                 return;
             }
-            let pause = if is_closed && !self.lane.is_empty() {
+            let is_watched = is_closed && !self.lane.is_empty();
+            let pause = if is_watched || !self.shared.queue.has_workers() {
                 SHORT_PAUSE
             } else {
                 PAUSE
@@ -548,7 +598,7 @@ impl Submitter {
 impl Drop for Submitter {
     fn drop(&mut self) {
         self.mailbox.close();
-        self.shared.queue.close(&self.lane);
+        self.shared.close_lane(&self.lane);
         Counts::add(&self.shared.counts.abandoned, self.in_flight as u64);
         self.shared.remove_submitter(self.slots, self.buffers);
         let held = self.ready.drain(..).chain(self.shown.take());

@@ -194,3 +194,24 @@ fn a_slot_is_as_large_as_is_reported() {
         + slot.verdicts.capacity() * size_of::<trafficllm_model::TaskVerdict>();
     assert!(sizes.bytes() >= held && sizes.bytes() <= held + size_of::<Ticket>() * 2);
 }
+
+#[test]
+fn what_is_being_made_counts_for_the_flows_that_come_meanwhile() {
+    let model = Arc::new(Model::open_default().unwrap());
+    let held = model.core().bytes();
+    let options = EngineOptions {
+        memory_bytes_max: held + 1_000,
+        ..EngineOptions::default()
+    };
+    let shared = Shared::new(model, &options).unwrap();
+    shared.charge_flow_bytes(300).unwrap();
+    let making = shared.lock_making();
+    assert!(making.check_budget("a thing", 701).is_err());
+    making.check_budget("a thing", 600).unwrap();
+    assert!(shared.charge_flow_bytes(101).is_err());
+    shared.charge_flow_bytes(100).unwrap();
+    // It came to nothing.
+    drop(making);
+    shared.charge_flow_bytes(600).unwrap();
+    assert_eq!(shared.memory().flow_bytes, 1_000);
+}

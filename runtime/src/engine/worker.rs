@@ -110,8 +110,9 @@ impl Worker {
     fn tell_bytes(&self) {
         if let Some(told) = self.shared.worker_bytes.get(self.number) {
             let bytes = self.judge.bytes();
-            if told.swap(bytes, SeqCst) != bytes {
-                self.shared.generations.count_bytes();
+            let generations = &self.shared.generations;
+            if told.swap(bytes, SeqCst) != bytes || generations.has_retired() {
+                generations.count_bytes();
             }
         }
     }
@@ -145,7 +146,7 @@ impl Worker {
                 self.gather(first, shared.batch_wait);
                 self.run();
             } else if !shared.is_open() {
-                return;
+                break;
             } else {
                 self.prepare();
                 let number = shared.generations.number();

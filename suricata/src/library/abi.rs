@@ -23,12 +23,8 @@ pub mod status {
     pub const FLOW_FULL: i32 = 7;
     /// `TLLM_NOT_APPLICABLE`.
     pub const NOT_APPLICABLE: i32 = 11;
-    /// `TLLM_ERR_LIMIT`.
-    pub const ERR_LIMIT: i32 = -13;
-    /// `TLLM_ERR_MEMORY`.
-    pub const ERR_MEMORY: i32 = -11;
-    /// `TLLM_ERR_BUDGET`.
-    pub const ERR_BUDGET: i32 = -12;
+    /// `TLLM_ERR_BUSY`.
+    pub const ERR_BUSY: i32 = -4;
 }
 
 /// `TLLM_FROM_INITIATOR`.

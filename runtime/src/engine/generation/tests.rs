@@ -71,7 +71,7 @@ fn a_generation_is_released_when_nobody_holds_it() {
     let held = view.get().unwrap();
     let next = Generation::new(Arc::clone(&model), &[], Some(&held)).unwrap();
     assert_eq!(next.number, 2);
-    generations.replace(next);
+    generations.replace(next, || {});
     assert_eq!((generations.number(), view.get().unwrap().number), (2, 2));
     assert!(generations.has_retired() && !generations.has_unused());
     generations.release();

@@ -16,8 +16,16 @@ use crate::model::Model;
 const LONG: Duration = Duration::from_secs(60);
 
 fn engine() -> Arc<Engine> {
+    with_workers(0)
+}
+
+fn with_workers(workers: usize) -> Arc<Engine> {
+    let options = EngineOptions {
+        workers,
+        ..EngineOptions::default()
+    };
     let model = Arc::new(Model::open_default().unwrap());
-    Arc::new(Engine::new(model, EngineOptions::default()).unwrap())
+    Arc::new(Engine::new(model, options).unwrap())
 }
 
 /// Runs `work` on another thread, which is left behind where it does not return.
@@ -133,6 +141,41 @@ fn who_is_told_of_answers_may_stop_the_engine() {
         assert_eq!((answers, abandoned), (4, vec![3]));
         assert_eq!(engine.counters().in_flight(), 0);
     });
+}
+
+#[test]
+fn a_worker_that_tells_of_answers_may_stop_its_engine_and_gets_no_detection() {
+    for workers in [1, 2] {
+        let engine = with_workers(workers);
+        let shared = Arc::clone(&engine.shared);
+        returns("stopping from a worker", move || {
+            let own = Arc::clone(&engine);
+            let (tell, told) = mpsc::channel();
+            let mut submitter = submitter(&engine, 1, move || {
+                let mut detection = own.detect(Count(0));
+                let line = b"{\"request\":\"GET /a HTTP/1.1\"}\n";
+                let detected = detection.requests(line.as_slice()).map(|_| ());
+                _ = tell.send((detected, own.stop(2 * LONG)));
+            });
+            let begin = Instant::now();
+            engine.start().unwrap();
+            // While it stops the engine it is told of that as well, and stops it again.
+            let (within, stopped_within) = told.recv_timeout(LONG).unwrap();
+            let (detected, stopped) = told.recv_timeout(LONG).unwrap();
+            assert!(begin.elapsed() < LONG, "it has not waited for itself");
+            assert!(matches!(within, Err(Error::Stopped)));
+            assert!(matches!(detected, Err(Error::OwnWork)));
+            assert_eq!((stopped.abandoned, stopped.running_workers), (0, 1));
+            assert_eq!(stopped, stopped_within);
+            assert_eq!(submitter.wait(LONG, |_| ()), 1);
+        });
+        // The notify function has held the engine: it goes with the last one to hold the mailbox.
+        let end = Instant::now() + LONG;
+        while shared.running_workers() > 0 {
+            assert!(Instant::now() < end, "a worker does not end");
+            thread::yield_now();
+        }
+    }
 }
 
 /// A log that asks for work and for numbers whenever something is said.

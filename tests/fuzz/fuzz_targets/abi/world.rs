@@ -222,6 +222,22 @@ pub(crate) fn read_entries(words: &[u64], size: usize, count: usize) -> Vec<tllm
     (0..count).map(read).collect()
 }
 
+/// Every flow of an engine without sessions has its fate.
+pub(crate) fn check_settled(engine: *const tllm_engine) {
+    let size = size_of::<tllm_counters>();
+    // SAFETY: counters are plain numbers, and there is room.
+    let counters = unsafe {
+        let mut counters: tllm_counters = std::mem::zeroed();
+        assert_eq!(
+            tllm_engine_counters(engine, &raw mut counters, size),
+            TLLM_OK
+        );
+        counters
+    };
+    assert_eq!((counters.in_flight, counters.flows), (0, 0));
+    check_counters(engine, size);
+}
+
 pub(crate) fn check_counters(engine: *const tllm_engine, size: usize) {
     let mut room = [0_u64; ROOM / 8];
     // SAFETY: there is room for any size that is taken, and counters are plain numbers.
