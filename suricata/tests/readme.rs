@@ -54,7 +54,6 @@ fn hold(name: &str, made: &str) {
     panic!(
         "README.md, {name}: expected\n{made}\nfound\n{found}\nUPDATE_EXPECT=1 cargo test -p trafficllm-suricata --test readme -- --test-threads=1 writes it"
     );
-<<<<<<< HEAD
 }
 
 fn file(name: &str) -> String {
@@ -109,6 +108,4 @@ fn the_dashboard_is_whole_and_uses_fields_that_there_are() {
             assert!(is_known || is_of_task, "{name} is no member of the object");
         }
     }
-=======
->>>>>>> main
 }
