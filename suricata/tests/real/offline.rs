@@ -151,6 +151,29 @@ fn how_a_capture_is_read_changes_no_verdict() {
     }
 }
 
+#[test]
+fn broken_captures_break_nothing() {
+    use std::os::unix::process::ExitStatusExt;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/hostile/captures");
+    for host in hosts() {
+        let mut read = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let ran = host::read(&host, &Setup::new().key("offline-wait", 500), &path);
+            let name = path.display();
+            assert_eq!(ran.status.signal(), None, "{name}: {}", ran.log);
+            assert!(
+                !ran.log.contains("the plugin is disabled"),
+                "{name}: {}",
+                ran.log
+            );
+            Schema::read().hold(&ran.eve());
+            read += ran.records("flow").len();
+        }
+        eprintln!("Suricata {}: {read} flows of broken captures", host.version);
+    }
+}
+
 /// Larger captures, where they lie beside the checkout.
 fn shared_captures() -> Vec<PathBuf> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
