@@ -7,6 +7,7 @@ Connections begin GAP_MS after each other (1 unless said), and lie over each oth
     mixed      HTTP, DNS, long TCP transfers and pings, over IPv4 and IPv6, and some of what follows
     http       HTTP connections of 10 packets
     same       the same between two hosts only
+    fan        the same from one host to seven
     long       TCP connections of 60 packets
     dns        one question and one answer
     reversed   TCP connections whose first packet the capture lacks, so that it begins with the server's
@@ -98,6 +99,10 @@ def same(number, chance):
     return http(number, chance, hosts(0, False))
 
 
+def fan(number, chance):
+    return http(number, chance, (hosts(0, False)[0], hosts(number, False)[1]))
+
+
 def long_transfer(number, chance):
     client, server = hosts(number, False)
     data = [(bytes([i]) * 20, bytes(chance.randrange(256) for _ in range(500))) for i in range(14)]
@@ -134,7 +139,7 @@ def mixed(number, chance):
     return kinds[number % len(kinds)](number, chance)
 
 
-KINDS = {"mixed": mixed, "http": http, "same": same, "long": long_transfer, "dns": dns, "reversed": reversed_start}
+KINDS = {"mixed": mixed, "http": http, "same": same, "fan": fan, "long": long_transfer, "dns": dns, "reversed": reversed_start}
 
 
 def write(path, kind, connections, gap_ms):
