@@ -95,6 +95,9 @@ void Judge::Configure(std::string bundle, const zeek::VectorVal* settings, bool 
 
     auto end = std::chrono::steady_clock::now() + start_wait;
 
+    // Reading a capture file, it comes into effect with the same packet each time.
+    wait = wait || (MayWait() && trace_wait.count() > 0);
+
     while ( wait && detector->ChangesUnderWay() > 0 ) {
         auto left = std::chrono::duration_cast<std::chrono::microseconds>(end - std::chrono::steady_clock::now());
 
@@ -127,7 +130,7 @@ void Judge::Refuse(const trafficllm::Error& error) {
 
 bool Judge::MayWait() const { return zeek::run_state::reading_traces && zeek::run_state::pseudo_realtime == 0.0; }
 
-uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, bool is_last) {
+uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion) {
     if ( ! detector )
         return 0;
 
@@ -140,7 +143,7 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     std::string problem = "there is no engine";
 
     try {
-        status = detector->Submit(*feed.Flow(), number, is_last);
+        status = detector->Submit(*feed.Flow(), number, occasion != Occasion::Asked);
     } catch ( const trafficllm::Error& e ) {
         problem = e.what();
     }
@@ -156,6 +159,9 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     }
 
     auto refused = ledger.Take(number);
+
+    if ( occasion != Occasion::End )
+        return 0;
 
     if ( status == trafficllm::Status::need_more )
         ++counters.too_short;
@@ -203,7 +209,7 @@ zeek::ValPtr Judge::Classify(zeek::Connection* conn, zeek::detail::Frame* frame)
     auto number = tap->second->Submitted();
 
     if ( ! number && tap->second->Feed().Flow() )
-        number = Submit(tap->second->Feed(), conn, false);
+        number = Submit(tap->second->Feed(), conn, Occasion::Asked);
 
     auto* pending = number ? ledger.Find(number) : nullptr;
     auto* trigger = frame->GetTrigger();

@@ -62,9 +62,12 @@ public:
     void Tune(bool enabled, double trace_wait, double shutdown_wait);
 
     /** Whether connections that begin now are looked at. */
-    bool IsReady() const { return is_enabled && detector && detector->IsReady(); }
+    bool IsLooking() const { return is_enabled && HasEngine(); }
 
-    /** The engine, only if IsReady(). */
+    /** Whether packets of connections that were begun can be taken. */
+    bool HasEngine() const { return detector && detector->IsReady(); }
+
+    /** The engine, only if HasEngine(). */
     const trafficllm::Engine& Engine() const { return detector->Engine(); }
 
     void Add(zeek::Connection* conn, Tap* tap);
@@ -73,12 +76,22 @@ public:
     /** Takes note that there can be no flow for a connection. */
     void Refuse(const trafficllm::Error& error);
 
+    /** Why a flow is submitted. */
+    enum class Occasion : uint8_t {
+        /** A script asks; it will be submitted again. */
+        Asked,
+        /** It is full. If there is no room for it in the queue, it will be submitted again. */
+        Full,
+        /** Its connection ends. If it is not taken, the scripts are told. */
+        End,
+    };
+
     /**
      * Submits the flow of a connection. Reading a capture file it waits for the verdict, and gives it to the scripts.
      *
-     * @return Its number; 0 if it was not taken, which the scripts are told.
+     * @return Its number; 0 if it was not taken.
      */
-    uint64_t Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, bool is_last);
+    uint64_t Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion);
 
     /** Does what the function trafficllm_classify() of the scripts promises. */
     zeek::ValPtr Classify(zeek::Connection* conn, zeek::detail::Frame* frame);

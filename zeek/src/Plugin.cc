@@ -31,7 +31,7 @@ void Plugin::InitPostScript() {
 }
 
 void Plugin::HookSetupAnalyzerTree(zeek::Connection* conn) {
-    if ( judge->IsReady() )
+    if ( judge->IsLooking() )
         conn->GetSessionAdapter()->AddTapAnalyzer(std::make_unique<Tap>(*judge, conn));
 }
 

@@ -89,7 +89,7 @@ Tap::~Tap() { judge.Remove(conn); }
 void Tap::TapPacket(const zeek::Packet& packet, zeek::packet_analysis::PacketAction, zeek::packet_analysis::SkipReason) {
     // Whatever Zeek thinks of a packet (a bad checksum, a connection that a script wants no more of), the flow has it. The tap stays when
     // the flow is full: Zeek walks over its taps just now, and one that is taken out would be missing under its feet.
-    if ( ! feed.IsOpen() || ! judge.IsReady() )
+    if ( ! feed.IsOpen() || ! judge.HasEngine() )
         return;
 
     FeedPacket next;
@@ -105,25 +105,19 @@ void Tap::TapPacket(const zeek::Packet& packet, zeek::packet_analysis::PacketAct
         return;
     }
 
+    // Where the queue is full the flow is kept, and tried again when the connection ends.
     feed.Close();
-    SubmitLast();
+    submitted = judge.Submit(feed, conn, Judge::Occasion::Full);
+
+    if ( submitted )
+        feed.Discard();
 }
 
 void Tap::Done() {
-    feed.Close();
-
     if ( feed.Flow() && ! submitted )
-        SubmitLast();
+        submitted = judge.Submit(feed, conn, Judge::Occasion::End);
 
     feed.Discard();
-}
-
-void Tap::SubmitLast() {
-    submitted = judge.Submit(feed, conn, true);
-
-    // Where the queue was full the flow is kept, and tried again when the connection ends.
-    if ( submitted )
-        feed.Discard();
 }
 
 } // namespace plugin::TrafficLLM_Detector

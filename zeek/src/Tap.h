@@ -31,7 +31,6 @@ public:
     uint64_t Submitted() const { return submitted; }
 
 private:
-    void SubmitLast();
 
     Judge& judge;
     zeek::Connection* conn;

@@ -39,7 +39,7 @@ type Waiting: record {
 };
 
 # By the connection's unique identifier.
-global waiting: table[string] of Waiting = table();
+global waiting: table[string] of Waiting &create_expire=1hr;
 
 function add_verdict(info: Conn::Info, v: Verdict)
 	{

@@ -85,7 +85,7 @@ global change_under_way = F;
 event change()
 	{
 	change_under_way = F;
-	__configure(bundle, library_settings(), reading_traces() && trace_wait > 0sec);
+	__configure(bundle, library_settings(), F);
 	}
 
 event change_waits()

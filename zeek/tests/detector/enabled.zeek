@@ -30,3 +30,10 @@ event zeek_done()
 	{
 	print fmt("%d connections, %d judged", new, judged);
 	}
+
+# Connections that were begun before are judged with all of their packets.
+event trafficllm_verdict(c: connection, v: TrafficLLM::Verdict)
+	{
+	if ( v$packets != 10 )
+		print fmt("judged with %d packets", v$packets);
+	}
