@@ -1,0 +1,1 @@
+##! Loaded with the plugin. Nothing happens until a script loads TrafficLLM.
