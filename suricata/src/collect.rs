@@ -74,7 +74,8 @@ impl Followed {
     /// Whether the newest verdict is one on all packets that the model looks at, as far as the flow has come.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        self.verdict.is_some() && self.judged_packets() >= self.packets
+        let newest = self.verdict.as_ref();
+        newest.is_some_and(|verdict| verdict.packets >= self.packets)
     }
 
     /// Whether it has a place in the table.
@@ -83,8 +84,11 @@ impl Followed {
         self.place.is_some()
     }
 
+    /// Packets that there is a verdict on. An answer without one is not counted: an older one that has a verdict may still come.
     fn judged_packets(&self) -> u32 {
-        self.verdict.as_ref().map_or(0, |verdict| verdict.packets)
+        let judged = self.verdict.as_ref();
+        let judged = judged.filter(|verdict| verdict.state.is_judged());
+        judged.map_or(0, |verdict| verdict.packets)
     }
 
     /// Takes a verdict that has come.
@@ -237,17 +241,16 @@ fn add(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>)
         feed(plugin, followed, place, view);
     }
     followed.take_letter(place);
-    let is_judged = followed.judged_packets() >= followed.packets;
-    if followed.is_full && is_judged {
+    let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
+    if followed.is_full && is_asked {
         release(plugin, followed, place);
-    } else if followed.is_full && place.offered.load(Ordering::Acquire) < followed.packets {
+    } else if followed.is_full {
         // Where it is shed, the next packet is another occasion only if overload says so.
         if !followed.is_full_asked {
             followed.is_full_asked = ask(plugin, followed, place);
         }
     } else if !followed.is_early_asked && followed.packets >= plugin.config.packets {
         // After a rest it may have been asked already.
-        let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
         followed.is_early_asked = is_asked || ask(plugin, followed, place);
     }
 }
@@ -409,7 +412,7 @@ pub fn word_of(plugin: &Plugin, followed: &Followed) -> &'static str {
     }
 }
 
-/// Gives the recorder of a flow back that was judged whole.
+/// Gives the recorder of a flow back whose packets were all offered, once the answers have come.
 fn release(plugin: &Plugin, followed: &mut Followed, place: &Place) {
     if followed.is_over || place.pending() > 0 {
         return;

@@ -45,14 +45,18 @@ pub struct Letter {
     pub about: About,
     /// The newest answer, if it was not taken.
     pub verdict: Option<FlowVerdict>,
-    /// Packets of the newest answer that came: answers come in any order.
+    /// Packets of the newest answer that was put in: answers come in any order.
     newest_packets: u32,
+    /// Whether that was a verdict: one that failed has none.
+    is_newest_judged: bool,
 }
 
 impl Letter {
-    /// Puts an answer in, unless a newer one has come before.
+    /// Puts an answer in, unless a better one has come before: a verdict is better than a failure, a newer one than an older one.
     pub fn put(&mut self, verdict: FlowVerdict) {
-        if verdict.packets >= self.newest_packets {
+        let is_judged = verdict.state.is_judged();
+        if (is_judged, verdict.packets) >= (self.is_newest_judged, self.newest_packets) {
+            self.is_newest_judged = is_judged;
             self.newest_packets = verdict.packets;
             self.verdict = Some(verdict);
         }

@@ -7,9 +7,21 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::verdict::{Names, State};
 
 fn recorder(number: usize) -> Recorder {
     Recorder::of(number).unwrap()
+}
+
+fn verdict(state: State, packets: u32) -> FlowVerdict {
+    FlowVerdict {
+        names: Arc::new(Names::example(&[])),
+        state,
+        packets,
+        generation: 1,
+        latency_us: 0,
+        judgements: Vec::new(),
+    }
 }
 
 fn begun(table: &Table) -> u32 {
@@ -103,21 +115,36 @@ fn recorders_stay_with_some_free_places() {
 
 #[test]
 fn a_letter_keeps_the_newest_answer() {
-    let verdict = |packets: u32| FlowVerdict {
-        names: Arc::new(crate::verdict::Names::example(&[])),
-        state: crate::verdict::State::Done,
-        packets,
-        generation: 1,
-        latency_us: 0,
-        judgements: Vec::new(),
-    };
     let mut letter = Letter::default();
-    letter.put(verdict(20));
-    letter.put(verdict(8));
+    letter.put(verdict(State::Done, 20));
+    letter.put(verdict(State::Done, 8));
     assert_eq!(letter.verdict.as_ref().unwrap().packets, 20);
     letter.verdict = None;
-    letter.put(verdict(8));
+    letter.put(verdict(State::Done, 8));
     assert!(letter.verdict.is_none(), "what was taken was newer");
+}
+
+#[test]
+fn a_failure_takes_the_place_of_no_verdict() {
+    for failure in [State::Failed, State::Expired, State::Abandoned] {
+        for good in [State::Done, State::NotApplicable] {
+            let mut letter = Letter::default();
+            letter.put(verdict(good, 8));
+            letter.put(verdict(failure, 20));
+            let kept = letter.verdict.take().unwrap();
+            assert_eq!((kept.state, kept.packets), (good, 8));
+            letter.put(verdict(failure, 20));
+            assert!(letter.verdict.is_none(), "a verdict was taken before");
+            letter.put(verdict(good, 20));
+            assert_eq!(letter.verdict.unwrap().packets, 20);
+        }
+        let mut letter = Letter::default();
+        letter.put(verdict(failure, 20));
+        assert_eq!(letter.verdict.as_ref().unwrap().state, failure);
+        letter.put(verdict(State::Done, 8));
+        let kept = letter.verdict.unwrap();
+        assert_eq!((kept.state, kept.packets), (State::Done, 8), "{failure:?}");
+    }
 }
 
 /// Threads begin and end flows, others answer: no place has two owners, and all are free in the end.

@@ -185,6 +185,12 @@ impl State {
         }
     }
 
+    /// Whether the model has looked at the flow: what is not that takes the place of no verdict.
+    #[must_use]
+    pub fn is_judged(self) -> bool {
+        matches!(self, Self::Done | Self::NotApplicable)
+    }
+
     /// The word for it in EVE.
     #[must_use]
     pub fn word(self) -> &'static str {
