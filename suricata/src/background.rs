@@ -10,7 +10,7 @@ use crate::late::LateFile;
 use crate::limits;
 use crate::plugin::{self, Plugin, Refusal};
 use crate::reload::Watch;
-use crate::session::{Submitted, Ticket};
+use crate::session::Submitted;
 use crate::table::Place;
 use crate::{counters, guarded};
 
@@ -168,17 +168,18 @@ impl Work {
             if let Some(place) = self.plugin.table.place(number)
                 && self.is_resting(place, now_ms)
             {
-                let rests = place.rests.fetch_add(1, Ordering::Relaxed);
-                let ticket = Ticket {
-                    place: number,
-                    packets: place.packets.load(Ordering::Acquire),
-                };
-                if self.plugin.offer(ticket, place, Refusal::IsNotCounted) == Submitted::Shed {
-                    place.rests.store(rests, Ordering::Relaxed);
-                    self.next_place = number;
-                    return;
+                match self.plugin.offer(number, Refusal::IsNotCounted) {
+                    Submitted::Shed => {
+                        self.next_place = number;
+                        return;
+                    }
+                    Submitted::Busy | Submitted::Nothing => {}
+                    Submitted::Queued | Submitted::NeedMore | Submitted::Failed(_) => {
+                        // Of another flow, if this one has ended: then that one rests longer, once.
+                        place.rests.fetch_add(1, Ordering::Relaxed);
+                        room -= 1;
+                    }
                 }
-                room -= 1;
             }
         }
     }

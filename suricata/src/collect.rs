@@ -18,7 +18,7 @@ use crate::host::symbols::{Flow, Packet, ThreadVars};
 use crate::library::abi::{self, status};
 use crate::limits;
 use crate::plugin::{self, Plugin, Refusal};
-use crate::session::{Lanes, Submitted, Ticket};
+use crate::session::{Lanes, Submitted};
 use crate::table::{About, Left, Place};
 use crate::verdict::FlowVerdict;
 
@@ -297,11 +297,7 @@ fn ask(plugin: &Plugin, followed: &mut Followed, place: &Place) -> bool {
     let Some(number) = followed.place else {
         return true;
     };
-    let ticket = Ticket {
-        place: number,
-        packets: followed.packets,
-    };
-    match plugin.offer(ticket, place, Refusal::IsCounted) {
+    match plugin.offer(number, Refusal::IsCounted) {
         Submitted::Queued => {
             if plugin.is_offline() && plugin.has_rules.load(Ordering::Relaxed) {
                 wait(plugin, followed, place);
@@ -313,7 +309,7 @@ fn ask(plugin: &Plugin, followed: &mut Followed, place: &Place) -> bool {
             plugin.config.overload != Overload::Retry
         }
         Submitted::Busy => false,
-        Submitted::NeedMore | Submitted::Failed(_) => true,
+        Submitted::NeedMore | Submitted::Nothing | Submitted::Failed(_) => true,
     }
 }
 
@@ -359,42 +355,43 @@ pub fn at_record(plugin: &Plugin, followed: &mut Followed, flow_id: Option<u64>)
     }
     followed.take_letter(place);
     if plugin.is_offline() {
-        let packets = followed.packets;
-        judge_rest_waiting(
-            plugin,
-            followed,
-            Ticket {
-                place: number,
-                packets,
-            },
-            place,
-        );
+        judge_rest_waiting(plugin, followed, number, place);
     }
 }
 
-/// Has what came after the last judgement judged; whether nothing is left to ask.
-fn judge_rest(plugin: &Plugin, followed: &Followed, ticket: Ticket, refusal: Refusal) -> bool {
-    let Some(place) = plugin.table.place(ticket.place) else {
-        return true;
-    };
-    if followed.is_over || place.offered.load(Ordering::Acquire) >= ticket.packets {
-        return true;
-    }
-    let submitted = plugin.offer(ticket, place, refusal);
-    !matches!(submitted, Submitted::Busy | Submitted::Shed)
+/// Whether packets came after the last judgement that was asked for.
+fn has_rest(followed: &Followed, place: &Place) -> bool {
+    !followed.is_over && place.offered.load(Ordering::Acquire) < followed.packets
 }
 
-/// The same where no traffic waits: again until there is room, and until the answer has come.
-fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, ticket: Ticket, place: &Place) {
+/// Has what came after the last judgement judged where no traffic waits: again until there is room, and until the answer has come.
+fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, number: u32, place: &Place) {
     let deadline = Instant::now() + Duration::from_millis(plugin.config.offline_wait_ms);
-    let is_asked = || judge_rest(plugin, followed, ticket, Refusal::IsNotCounted);
-    while !is_asked() && Instant::now() < deadline {
+    while has_rest(followed, place)
+        && plugin
+            .offer(number, Refusal::IsNotCounted)
+            .is_to_be_repeated()
+        && Instant::now() < deadline
+    {
         for lane in plugin.lanes.all() {
             plugin.take_answers(&lane, 0);
         }
         std::thread::sleep(NAP);
     }
     wait(plugin, followed, place);
+}
+
+/// Has what came after the last judgement judged where it is the last occasion. Nobody waits: what finds every session taken is lost.
+fn judge_rest_at_end(plugin: &Plugin, number: u32) {
+    for _ in 0..limits::LAST_OFFERS {
+        if plugin.offer(number, Refusal::IsCounted) != Submitted::Busy {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    if plugin.offer_shared(number, Refusal::IsCounted) == Submitted::Busy {
+        plugin.counters.errors.add(1);
+    }
 }
 
 /// What a flow's record says instead of a verdict.
@@ -448,13 +445,8 @@ fn drop_followed(plugin: &Plugin, followed: Followed) {
         return;
     };
     let is_late_wanted = !plugin.config.late_file.is_empty() && plugin::get().is_some();
-    if is_late_wanted {
-        let ticket = Ticket {
-            place: number,
-            packets: followed.packets,
-        };
-        // A full queue is counted there.
-        judge_rest(plugin, &followed, ticket, Refusal::IsCounted);
+    if is_late_wanted && has_rest(&followed, place) {
+        judge_rest_at_end(plugin, number);
     }
     if plugin.table.end(number) == Left::Free {
         // All answers have come; one that no record has is still in its letter.

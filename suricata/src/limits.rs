@@ -49,5 +49,8 @@ pub const RESTS_MAX: u32 = 6;
 pub const SHOWN_LABELS: usize = 64;
 /// Most files of a bundle that is watched: one has some tens.
 pub const BUNDLE_FILES_MAX: usize = 1_024;
+/// How often a flow that ends is offered to its thread's session, which another thread may have for a moment, before it is offered to
+/// the one that is there for all.
+pub const LAST_OFFERS: usize = 16;
 /// How often a packet is offered to a flow that is being submitted after a rest, which takes some microseconds, before it is lost.
 pub const FEED_ATTEMPTS: usize = 64;

@@ -12,7 +12,7 @@ use crate::library::abi;
 use crate::library::{CallError, Engine, Library, LoadError};
 use crate::limits;
 use crate::session::{Lane, Lanes, Submitted, Ticket};
-use crate::table::{Left, Place, Table};
+use crate::table::{Left, News, Table};
 use crate::verdict::{FlowVerdict, KnownNames, Names, State};
 
 static PLUGIN: OnceLock<Plugin> = OnceLock::new();
@@ -246,8 +246,24 @@ impl Plugin {
         self.is_offline.load(Ordering::Relaxed)
     }
 
-    /// Offers a flow to the engine, as far as it has come, on the calling thread's lane.
-    pub fn offer(&self, ticket: Ticket, place: &Place, refusal: Refusal) -> Submitted {
+    /// Offers the flow of a place to the engine, as far as it has come, on the calling thread's lane.
+    pub fn offer(&self, number: u32, refusal: Refusal) -> Submitted {
+        self.offer_on(number, refusal, |submit| {
+            self.lanes.own(&self.engine, submit)
+        })
+    }
+
+    /// The same on the lane that is there for all.
+    pub fn offer_shared(&self, number: u32, refusal: Refusal) -> Submitted {
+        self.offer_on(number, refusal, |submit| self.lanes.shared(submit))
+    }
+
+    fn offer_on(
+        &self,
+        number: u32,
+        refusal: Refusal,
+        with_lane: impl FnOnce(&dyn Fn(&Lane) -> Submitted) -> Option<Submitted>,
+    ) -> Submitted {
         let count_shed = || {
             if refusal == Refusal::IsCounted {
                 self.counters.shed.add(1);
@@ -257,21 +273,27 @@ impl Plugin {
             count_shed();
             return Submitted::Shed;
         }
-        let Some(recorder) = place.recorder() else {
-            return Submitted::Busy;
+        // Held before it is submitted: the answer may come at once, and the place must not become another flow's.
+        let (recorder, packets) = match self.table.news(number, !self.config.late_file.is_empty()) {
+            News::Some { recorder, packets } => (recorder, packets),
+            News::None(left) => {
+                self.free_if(number, left);
+                return Submitted::Nothing;
+            }
+            News::NoFlow => return Submitted::Nothing,
         };
-        // Before it is submitted: the answer may come at once.
-        if !place.expect_answer() {
-            return Submitted::Busy;
-        }
-        let submit = |lane: &Lane| lane.submit(recorder, ticket, self.now_ms());
-        let submitted = self.lanes.own(&self.engine, submit);
+        let ticket = Ticket {
+            place: number,
+            packets,
+        };
+        let submitted = with_lane(&|lane| lane.submit(recorder, ticket, self.now_ms()));
         let submitted = submitted.unwrap_or(Submitted::Busy);
         match submitted {
             Submitted::Queued => {
-                place.offered.fetch_max(ticket.packets, Ordering::AcqRel);
                 self.counters.submitted.add(1);
-                return submitted;
+                if let Some(place) = self.table.place(number) {
+                    place.offered.fetch_max(packets, Ordering::AcqRel);
+                }
             }
             Submitted::Shed => {
                 count_shed();
@@ -280,9 +302,13 @@ impl Plugin {
                 }
             }
             Submitted::Failed(_) => self.counters.errors.add(1),
-            Submitted::NeedMore | Submitted::Busy => {}
+            Submitted::NeedMore | Submitted::Busy | Submitted::Nothing => {}
         }
-        self.settle(ticket.place, false);
+        if submitted != Submitted::Queued {
+            // No answer will come.
+            self.settle(number);
+        }
+        self.settle(number);
         submitted
     }
 
@@ -304,7 +330,7 @@ impl Plugin {
             }
             None => {
                 self.counters.errors.add(1);
-                self.settle(ticket.place, false);
+                self.settle(ticket.place);
             }
         }
     }
@@ -327,7 +353,7 @@ impl Plugin {
             }
             std::hint::spin_loop();
         }
-        self.settle(ticket.place, !self.config.late_file.is_empty());
+        self.settle(ticket.place);
     }
 
     /// Delivers what could not be delivered when it came. Not on a packet's way.
@@ -341,9 +367,15 @@ impl Plugin {
         }
     }
 
-    /// One answer less is under way for a place.
-    fn settle(&self, number: u32, is_late: bool) {
-        if self.table.answered(number, is_late) == Left::Free {
+    /// One answer less is under way for a place. An earlier one may be in its letter still.
+    fn settle(&self, number: u32) {
+        let is_late_wanted = !self.config.late_file.is_empty();
+        let left = self.table.answered(number, is_late_wanted);
+        self.free_if(number, left);
+    }
+
+    fn free_if(&self, number: u32, left: Left) {
+        if left == Left::Free {
             self.free(number);
         }
     }

@@ -45,10 +45,33 @@ pub enum Submitted {
     Shed,
     /// The flow has too few packets.
     NeedMore,
-    /// The session is another thread's for the moment, or cannot be made.
+    /// The session or the flow is another thread's for the moment, or there is no session.
     Busy,
+    /// There are no packets that were not offered before.
+    Nothing,
     /// The library refused, with a status.
     Failed(i32),
+}
+
+impl Submitted {
+    /// What a submission's status says.
+    #[must_use]
+    pub fn of(status: i32) -> Self {
+        match status {
+            status::OK => Self::Queued,
+            status::QUEUE_FULL => Self::Shed,
+            status::NEED_MORE => Self::NeedMore,
+            // A packet is being added to the flow, or it is being submitted.
+            status::ERR_BUSY => Self::Busy,
+            failed => Self::Failed(failed),
+        }
+    }
+
+    /// Whether it may go well the next time.
+    #[must_use]
+    pub fn is_to_be_repeated(self) -> bool {
+        matches!(self, Self::Busy | Self::Shed)
+    }
 }
 
 /// A session with what other threads may know of it.
@@ -80,15 +103,11 @@ impl Lane {
             return Submitted::Busy;
         };
         self.used_ms.store(now_ms, Ordering::Relaxed);
-        match session.submit(recorder, ticket.number()) {
-            status::OK => {
-                self.in_flight.fetch_add(1, Ordering::AcqRel);
-                Submitted::Queued
-            }
-            status::QUEUE_FULL => Submitted::Shed,
-            status::NEED_MORE => Submitted::NeedMore,
-            failed => Submitted::Failed(failed),
+        let submitted = Submitted::of(session.submit(recorder, ticket.number()));
+        if submitted == Submitted::Queued {
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
         }
+        submitted
     }
 
     /// Takes the answers that have come, or that come within `wait_us`, and gives each to `answer`.
@@ -181,6 +200,11 @@ impl Lanes {
             .flatten()
     }
 
+    /// Calls `function` with the lane that is there for all.
+    pub fn shared<R>(&self, function: impl FnOnce(&Lane) -> R) -> Option<R> {
+        self.shared.get().map(|lane| function(lane))
+    }
+
     /// All lanes there are.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Lane>> {
@@ -220,6 +244,21 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_for_a_moment_is_offered_again() {
+        for (status, submitted, is_to_be_repeated) in [
+            (status::OK, Submitted::Queued, false),
+            (status::NEED_MORE, Submitted::NeedMore, false),
+            (status::QUEUE_FULL, Submitted::Shed, true),
+            (status::ERR_BUSY, Submitted::Busy, true),
+            (-3, Submitted::Failed(-3), false),
+        ] {
+            assert_eq!(Submitted::of(status), submitted);
+            assert_eq!(submitted.is_to_be_repeated(), is_to_be_repeated);
+        }
+        assert!(!Submitted::Nothing.is_to_be_repeated());
+    }
 
     #[test]
     fn tickets_come_back_as_they_went() {

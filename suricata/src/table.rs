@@ -105,11 +105,35 @@ impl Place {
     /// Counts an answer that will come, if the flow lives. Without one the place may be another flow's at any time.
     #[must_use]
     pub fn expect_answer(&self) -> bool {
-        let more = |word: u32| (word & ALIVE != 0 && word & PENDING < PENDING).then_some(word + 1);
+        self.hold(1)
+    }
+
+    fn hold(&self, times: u32) -> bool {
+        let more = |word: u32| {
+            let has_room = word & PENDING <= PENDING - times;
+            (word & ALIVE != 0 && has_room).then_some(word + times)
+        };
         self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
             .is_ok()
     }
+}
+
+/// What a place has for the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Packets that were not judged. The place is held twice, for the answer and for who asks: [`Table::answered`] must follow twice,
+    /// so that who asks has the place to himself after the answer has come.
+    Some {
+        /// What was recorded.
+        recorder: Recorder,
+        /// Packets fed.
+        packets: u32,
+    },
+    /// None, or no recorder. The place is not held.
+    None(Left),
+    /// No flow lives there, or too many answers are under way.
+    NoFlow,
 }
 
 /// What is to be done with a place after something came to its end.
@@ -241,6 +265,27 @@ impl Table {
         };
         let before = place.word.fetch_and(!ALIVE, Ordering::AcqRel);
         Self::left(before & !ALIVE, before & ALIVE != 0)
+    }
+
+    /// Holds a place for an answer, and says what there is to judge. Only then: what was read of it before may be of a flow that has
+    /// ended meanwhile. `is_late` as for [`Table::answered`].
+    #[must_use]
+    pub fn news(&self, number: u32, is_late: bool) -> News {
+        let held = self.place(number).filter(|place| place.hold(2));
+        let Some(place) = held else {
+            return News::NoFlow;
+        };
+        let packets = place.packets.load(Ordering::Acquire);
+        match place.recorder() {
+            Some(recorder) if packets > place.offered.load(Ordering::Acquire) => {
+                News::Some { recorder, packets }
+            }
+            // The flow may have ended meanwhile, with a verdict in its letter.
+            _ => match self.answered(number, is_late) {
+                Left::Kept => News::None(self.answered(number, is_late)),
+                Left::Free => News::None(Left::Free),
+            },
+        }
     }
 
     /// An answer has come, or will not. On a flow that has ended and with `is_late`, the place waits for [`Table::take_late`].

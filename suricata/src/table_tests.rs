@@ -1,6 +1,6 @@
 //! A place has one owner at a time, whatever the order of events.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU32;
@@ -145,6 +145,64 @@ fn a_failure_takes_the_place_of_no_verdict() {
         let kept = letter.verdict.unwrap();
         assert_eq!((kept.state, kept.packets), (State::Done, 8), "{failure:?}");
     }
+}
+
+#[test]
+fn what_is_offered_is_of_the_flow_that_lives_there() {
+    let table = Table::new(1, 1);
+    let number = begun(&table);
+    let place = table.place(number).unwrap();
+    assert_eq!(
+        table.news(number, true),
+        News::None(Left::Kept),
+        "no packet yet"
+    );
+    assert_eq!(place.pending(), 0);
+    place.packets.store(9, Ordering::Release);
+    let News::Some { recorder, packets } = table.news(number, true) else {
+        panic!("nine packets are news");
+    };
+    assert_eq!((recorder.number(), packets, place.pending()), (1, 9, 2));
+    place.offered.store(9, Ordering::Release);
+    assert_eq!(
+        table.news(number, true),
+        News::None(Left::Kept),
+        "all offered"
+    );
+    assert_eq!(place.pending(), 2);
+    // While it is held, its number is nobody else's.
+    assert_eq!(table.end(number), Left::Kept);
+    assert_eq!(
+        (table.take(), table.news(number, true)),
+        (None, News::NoFlow)
+    );
+    assert_eq!(table.answered(number, false), Left::Kept);
+    assert_eq!(table.take(), None, "who asked has it still");
+    assert_eq!(table.answered(number, false), Left::Free);
+    let _ = table.free(number);
+    // Another flow of the same number has packets of its own.
+    assert_eq!(begun(&table), number);
+    assert_eq!(table.news(number, true), News::None(Left::Kept));
+    place.packets.store(2, Ordering::Release);
+    assert!(matches!(
+        table.news(number, true),
+        News::Some { packets: 2, .. }
+    ));
+    assert_eq!(table.news(7, true), News::NoFlow);
+}
+
+#[test]
+fn nothing_is_offered_of_a_flow_without_a_recorder() {
+    let table = Table::new(1, 1);
+    let number = begun(&table);
+    table
+        .place(number)
+        .unwrap()
+        .packets
+        .store(3, Ordering::Release);
+    assert!(table.take_recorder(number).is_some());
+    assert_eq!(table.news(number, true), News::None(Left::Kept));
+    assert_eq!(table.end(number), Left::Free);
 }
 
 /// Threads begin and end flows, others answer: no place has two owners, and all are free in the end.
