@@ -326,10 +326,8 @@ fn wait(plugin: &Plugin, followed: &mut Followed, place: &Place) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // Without a time nobody was to wait.
-            plugin
-                .counters
-                .errors
-                .add(u64::from(plugin.config.offline_wait_ms > 0));
+            let is_short = plugin.config.offline_wait_ms > 0;
+            plugin.counters.waits_over.add(u64::from(is_short));
             return;
         }
         let wait_us = left.as_micros().min(1_000) as u64;

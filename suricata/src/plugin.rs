@@ -118,8 +118,21 @@ pub fn remains() -> Option<&'static Plugin> {
     PLUGIN.get()
 }
 
+/// Why the plugin was halted.
+static HALT_REASON: OnceLock<String> = OnceLock::new();
+
+/// Why the plugin does not work, where somebody wonders.
+#[must_use]
+pub fn halt_reason() -> &'static str {
+    HALT_REASON
+        .get()
+        .map_or("it could not start", String::as_str)
+}
+
 /// Ends the plugin's work for good; Suricata goes on without it.
 pub fn halt(reason: &str) {
+    // The first reason is the one.
+    HALT_REASON.get_or_init(|| reason.to_owned());
     if !IS_HALTED.swap(true, Ordering::SeqCst) {
         log(
             Level::Error,
@@ -380,9 +393,11 @@ impl Plugin {
         }
     }
 
-    /// Frees a place that nobody needs.
+    /// Frees a place that nobody needs. An answer that is still in its letter came late, and is not to be written.
     pub fn free(&self, number: u32) {
-        if let Some(surplus) = self.table.free(number) {
+        let freed = self.table.free(number);
+        self.counters.late.add(u64::from(freed.has_letter));
+        if let Some(surplus) = freed.surplus {
             self.library.free(surplus);
         }
     }

@@ -145,6 +145,15 @@ pub enum Left {
     Free,
 }
 
+/// What a place had that was freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// The recorder that it shall not keep.
+    pub surplus: Option<Recorder>,
+    /// Whether an answer was in its letter that nobody took.
+    pub has_letter: bool,
+}
+
 /// A list of places that threads push to and take from without waiting.
 #[derive(Debug)]
 struct Stack {
@@ -350,20 +359,25 @@ impl Table {
         }
     }
 
-    /// Frees a place that [`Left::Free`] was said of; gives the recorder back that it shall not keep.
+    /// Frees a place that [`Left::Free`] was said of.
     #[must_use]
-    pub fn free(&self, number: u32) -> Option<Recorder> {
-        let place = self.place(number)?;
-        if let Ok(mut letter) = place.letter.lock() {
-            letter.verdict = None;
-        }
+    pub fn free(&self, number: u32) -> Freed {
+        let Some(place) = self.place(number) else {
+            return Freed::default();
+        };
+        // Nobody else has the letter now.
+        let letter = place.letter.lock();
+        let has_letter = letter.is_ok_and(|mut letter| letter.verdict.take().is_some());
         let surplus = if self.free.length.load(Ordering::Relaxed) < self.spare_limit {
             None
         } else {
             Recorder::of(place.recorder.swap(0, Ordering::AcqRel))
         };
         self.push(&self.free, number);
-        surplus
+        Freed {
+            surplus,
+            has_letter,
+        }
     }
 
     /// Takes the recorder of a live flow that needs no more packets and has no answer under way.

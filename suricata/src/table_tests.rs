@@ -38,7 +38,7 @@ fn there_are_as_many_places_as_were_asked_for() {
     assert_eq!(table.take(), None);
     assert_eq!(table.flows(), 3);
     assert_eq!(table.end(1), Left::Free);
-    assert_eq!(table.free(1), None);
+    assert_eq!(table.free(1), Freed::default());
     assert_eq!((table.take(), table.take()), (Some(1), None));
 }
 
@@ -107,8 +107,8 @@ fn recorders_stay_with_some_free_places() {
     for number in [first, second] {
         assert_eq!(table.end(number), Left::Free);
     }
-    assert_eq!(table.free(first), None);
-    assert_eq!(table.free(second), Some(recorder(1)));
+    assert_eq!(table.free(first).surplus, None);
+    assert_eq!(table.free(second).surplus, Some(recorder(1)));
     assert_eq!(table.place(first).unwrap().recorder(), Some(recorder(1)));
     assert_eq!(table.place(second).unwrap().recorder(), None);
 }
@@ -203,6 +203,24 @@ fn nothing_is_offered_of_a_flow_without_a_recorder() {
     assert!(table.take_recorder(number).is_some());
     assert_eq!(table.news(number, true), News::None(Left::Kept));
     assert_eq!(table.end(number), Left::Free);
+}
+
+#[test]
+fn an_answer_that_nobody_took_is_told_once() {
+    let table = Table::new(1, 1);
+    for (has_answer, is_taken) in [(true, false), (true, true), (false, false)] {
+        let number = begun(&table);
+        let place = table.place(number).unwrap();
+        if has_answer {
+            place.letter.lock().unwrap().put(verdict(State::Done, 3));
+        }
+        if is_taken {
+            place.letter.lock().unwrap().verdict = None;
+        }
+        assert_eq!(table.end(number), Left::Free);
+        assert_eq!(table.free(number).has_letter, has_answer && !is_taken);
+        assert!(place.letter.lock().unwrap().verdict.is_none());
+    }
 }
 
 /// Threads begin and end flows, others answer: no place has two owners, and all are free in the end.
