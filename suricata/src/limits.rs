@@ -31,6 +31,8 @@ pub const OFFLINE_WAIT_MS_DEFAULT: u64 = 5_000;
 pub const STOP_WAIT_MS_MAX: u64 = 600_000;
 /// That time, unless configured.
 pub const STOP_WAIT_MS_DEFAULT: u64 = 2_000;
+/// Longest time that the plugin's own thread has for its last lines when Suricata ends, in milliseconds.
+pub const END_WAIT_MS: u64 = 2_000;
 /// Most bytes of a text of the configuration; libtrafficllm's own limit.
 pub const TEXT_BYTES_MAX: usize = 4_095;
 /// Characters of a wrong value that a message shows.
