@@ -44,8 +44,8 @@ pub struct Plugin {
     pub is_offline: AtomicBool,
     /// Whether nothing is offered until the queue is half empty.
     pub is_paused: AtomicBool,
-    /// Verdicts whose letter was taken when they came: seldom any.
-    pub undelivered: Mutex<Vec<(Ticket, FlowVerdict)>>,
+    /// Answers that could not be delivered when they came: seldom any.
+    pub undelivered: Mutex<Vec<Undelivered>>,
     /// Packets that looked wrong before any looked right; the largest number once one did.
     pub layout_failures: AtomicU64,
     /// A prepared packet.
@@ -58,6 +58,15 @@ pub struct Plugin {
 unsafe impl Sync for Plugin {}
 // SAFETY: as above.
 unsafe impl Send for Plugin {}
+
+/// An answer that found what it needs in another thread's hand.
+#[derive(Debug)]
+pub enum Undelivered {
+    /// The names of the models.
+    Answer(Vec<abi::Verdict>),
+    /// Its flow's letter.
+    Verdict(Ticket, FlowVerdict),
+}
 
 /// Whether a flow that finds the queue full is counted as shed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -330,13 +339,27 @@ impl Plugin {
         lane.take(wait_us, self.now_ms(), |answer| self.deliver(answer))
     }
 
-    /// Puts an answer where its flow finds it.
+    /// Puts an answer where its flow finds it. Where the names of models are being changed, the plugin's own thread does.
     fn deliver(&self, answer: &[abi::Verdict]) {
         let Some(first) = answer.first() else { return };
         let ticket = Ticket::of(first.id);
         self.counters.answers.add(1);
         let min_score = self.config.min_score;
-        match FlowVerdict::of(answer, ticket.packets, &self.names, min_score) {
+        loop {
+            let verdict = FlowVerdict::try_of(answer, ticket.packets, &self.names, min_score);
+            if let Ok(verdict) = verdict {
+                return self.accept(ticket, verdict);
+            }
+            if let Ok(mut undelivered) = self.undelivered.try_lock() {
+                return undelivered.push(Undelivered::Answer(answer.to_vec()));
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Counts an answer, and puts it where its flow finds it. `None` for one that is of no known model.
+    fn accept(&self, ticket: Ticket, verdict: Option<FlowVerdict>) {
+        match verdict {
             Some(verdict) => {
                 self.counters.count(&verdict);
                 self.put(ticket, verdict);
@@ -361,7 +384,8 @@ impl Plugin {
                     letter.put(verdict);
                 }
             } else if let Ok(mut undelivered) = self.undelivered.try_lock() {
-                undelivered.extend(verdict.take().map(|verdict| (ticket, verdict)));
+                let verdict = verdict.take();
+                undelivered.extend(verdict.map(|verdict| Undelivered::Verdict(ticket, verdict)));
                 return;
             }
             std::hint::spin_loop();
@@ -375,8 +399,19 @@ impl Plugin {
             Ok(mut undelivered) => std::mem::take(&mut *undelivered),
             Err(_) => return,
         };
-        for (ticket, verdict) in rest {
-            self.put(ticket, verdict);
+        for undelivered in rest {
+            match undelivered {
+                Undelivered::Verdict(ticket, verdict) => self.put(ticket, verdict),
+                Undelivered::Answer(answer) => {
+                    let Some(first) = answer.first() else {
+                        continue;
+                    };
+                    let ticket = Ticket::of(first.id);
+                    let min_score = self.config.min_score;
+                    let verdict = FlowVerdict::of(&answer, ticket.packets, &self.names, min_score);
+                    self.accept(ticket, verdict);
+                }
+            }
         }
     }
 

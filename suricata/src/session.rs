@@ -214,9 +214,17 @@ impl Lanes {
 
     /// Lets go of the lanes whose threads have ended and whose answers have come.
     pub fn prune(&self) {
-        if let Ok(mut lanes) = self.all.lock() {
-            lanes.retain(|lane| Arc::strong_count(lane) > 1 || lane.has_flows());
+        let is_needed = |lane: &Arc<Lane>| Arc::strong_count(lane) > 1 || lane.has_flows();
+        let mut gone = Vec::new();
+        if let Ok(mut lanes) = self.all.lock()
+            && !lanes.iter().all(is_needed)
+        {
+            let (kept, rest) = std::mem::take(&mut *lanes).into_iter().partition(is_needed);
+            *lanes = kept;
+            gone = rest;
         }
+        // Their sessions are freed without the lock that new threads take.
+        drop(gone);
     }
 
     fn add(&self, engine: &Engine) -> Result<Arc<Lane>, CallError> {
