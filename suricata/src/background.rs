@@ -161,7 +161,9 @@ impl Work {
     fn round(&mut self) {
         let now_ms = self.plugin.tick();
         self.rounds = self.rounds.wrapping_add(1);
+        self.plugin.lanes.renew_shared(&self.plugin.engine);
         for lane in self.plugin.lanes.all() {
+            self.plugin.lose(&lane);
             if lane.has_flows() && now_ms.saturating_sub(lane.used_ms()) >= LANE_REST_MS {
                 while self.plugin.take_answers(&lane, 0) {}
             }

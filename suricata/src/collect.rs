@@ -285,7 +285,15 @@ fn feed(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>
             followed.is_full = true;
             return;
         }
-        _ => return plugin.counters.packets_lost.add(1),
+        failed => {
+            if failed == status::ERR_PANIC
+                && let Some(number) = followed.place
+            {
+                // It can only be freed.
+                plugin.give_up_recorder(number);
+            }
+            return plugin.counters.packets_lost.add(1);
+        }
     }
     followed.packets += 1;
     place.touched_ms.store(plugin.now_ms(), Ordering::Relaxed);

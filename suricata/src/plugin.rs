@@ -323,7 +323,13 @@ impl Plugin {
                     self.is_paused.store(true, Ordering::Relaxed);
                 }
             }
-            Submitted::Failed(_) => self.counters.errors.add(1),
+            Submitted::Failed(status) => {
+                self.counters.errors.add(1);
+                if status == abi::status::ERR_PANIC {
+                    // It was in use then, and can only be freed.
+                    self.give_up_recorder(number);
+                }
+            }
             Submitted::NeedMore | Submitted::Busy | Submitted::Nothing => {}
         }
         if submitted != Submitted::Queued {
@@ -337,6 +343,15 @@ impl Plugin {
     /// Takes the answers of a lane that have come or come within `wait_us`; whether there were any.
     pub fn take_answers(&self, lane: &Lane, wait_us: u64) -> bool {
         lane.take(wait_us, self.now_ms(), |answer| self.deliver(answer))
+    }
+
+    /// Answers what a dead lane will not: its judgements have failed. Not on a packet's way.
+    pub fn lose(&self, lane: &Lane) {
+        for ticket in lane.take_lost() {
+            let names = self.names.newest();
+            let lost = names.map(|names| FlowVerdict::lost(names, ticket.packets));
+            self.accept(ticket, lost);
+        }
     }
 
     /// Puts an answer where its flow finds it. Where the names of models are being changed, the plugin's own thread does.
@@ -425,6 +440,13 @@ impl Plugin {
     fn free_if(&self, number: u32, left: Left) {
         if left == Left::Free {
             self.free(number);
+        }
+    }
+
+    /// Frees the recorder of a flow that lives, or whose place is held: it is followed no further.
+    pub fn give_up_recorder(&self, number: u32) {
+        if let Some(recorder) = self.table.take_recorder(number) {
+            self.library.free(recorder);
         }
     }
 
