@@ -149,11 +149,8 @@ bool Detector::WaitForChange(std::chrono::microseconds timeout) {
     }
 }
 
-trafficllm::Status Detector::Submit(const trafficllm::Flow& flow, uint64_t id, bool is_last) {
-    if ( ! current )
-        return trafficllm::Status::pending;
-
-    return is_last ? current->session.submit_last(flow, id) : current->session.submit(flow, id);
+trafficllm::Status Detector::Submit(const trafficllm::Flow& flow, uint64_t id) {
+    return current ? current->session.submit_last(flow, id) : trafficllm::Status::pending;
 }
 
 void Detector::Retire(GenerationPtr generation) {

@@ -71,12 +71,11 @@ public:
     const trafficllm::Engine& Engine() const { return current->engine; }
 
     /**
-     * Submits a flow, which may be of an earlier engine. Never waits.
+     * Submits a flow, which may be of an earlier engine; its answer comes also when the flow is gone. Never waits.
      *
-     * @param is_last Whether the verdict is wanted also when the flow is gone.
      * @return Status::ok, need_more or queue_full; pending if there is no engine.
      */
-    trafficllm::Status Submit(const trafficllm::Flow& flow, uint64_t id, bool is_last);
+    trafficllm::Status Submit(const trafficllm::Flow& flow, uint64_t id);
 
     /** Gives each answer that has come to `take(trafficllm::Answer)`, of earlier engines too; at most `limit` and some. Never waits. */
     template<class Function>

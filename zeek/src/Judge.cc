@@ -143,7 +143,8 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     std::string problem = "there is no engine";
 
     try {
-        status = detector->Submit(*feed.Flow(), number, occasion != Occasion::Asked);
+        // Its answer is wanted also when the connection ends before it: a script may wait for it.
+        status = detector->Submit(*feed.Flow(), number);
     } catch ( const trafficllm::Error& e ) {
         problem = e.what();
     }

@@ -2,7 +2,8 @@
 //!
 //! | module | what it shows |
 //! |---|---|
-//! | `offline` | captures from files: verdicts are those of the command, rules, the schema |
+//! | `offline` | captures from files: verdicts are those of the command, the schema |
+//! | `rules` | alerts, and what `suricata -T` says |
 //! | `daemon` | fork, dropped privileges, no new processes, Landlock, reload of rules and model |
 //! | `live` | several workers on an interface, late verdicts, a stalled model, an end under load |
 //! | `inline` | flows dropped by verdict |
@@ -29,4 +30,5 @@ mod live;
 mod network;
 mod offline;
 mod records;
+mod rules;
 mod traffic;

@@ -87,7 +87,7 @@ event connection_state_remove(c: connection)
 
 	add_verdicts(c$conn, c$trafficllm$verdicts);
 
-	if ( c$trafficllm$waiting > 0 && conn_wait > 0sec )
+	if ( c$trafficllm$waiting > 0 && conn_wait > 0sec && conn_waiting_max > 0 )
 		waiting[c$uid] = Waiting($info=c$conn);
 	}
 
@@ -97,7 +97,8 @@ function line_goes(rec: Conn::Info, id: Log::ID): bool
 	return T;
 	}
 
-hook Log::log_stream_policy(rec: any, id: Log::ID)
+# After those of others: one that keeps a line out of the log ends the hook before this.
+hook Log::log_stream_policy(rec: any, id: Log::ID) &priority=-100
 	{
 	if ( id != Conn::LOG || |waiting| == 0 )
 		return;
@@ -110,17 +111,21 @@ hook Log::log_stream_policy(rec: any, id: Log::ID)
 
 function release(c: connection)
 	{
-	# Another question about the same connection may be open still.
-	if ( c$uid !in waiting || c$trafficllm$waiting > 0 )
+	if ( c$uid !in waiting )
 		return;
 
 	local line = waiting[c$uid];
+	# Now: the line may go before the last answer is there.
 	add_verdicts(line$info, c$trafficllm$verdicts);
+
+	# Another question about the same connection may be open still.
+	if ( c$trafficllm$waiting > 0 )
+		return;
+
+	delete waiting[c$uid];
 
 	if ( line?$token )
 		Log::delay_finish(Conn::LOG, line$info, line$token);
-	else
-		delete waiting[c$uid];
 	}
 
 # All verdicts of an answer are there with the first.
@@ -144,7 +149,8 @@ function set_conn_wait(name: string, value: interval): interval
 
 function set_conn_waiting_max(name: string, value: count): count
 	{
-	Log::set_max_delay_queue_size(Conn::LOG, value);
+	# Zeek itself does not take 0; then no line waits any more.
+	Log::set_max_delay_queue_size(Conn::LOG, value > 0 ? value : 1);
 	return value;
 	}
 

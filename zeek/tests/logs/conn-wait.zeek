@@ -8,6 +8,9 @@
 # @TEST-EXEC: echo "no verdict comes" >>output
 # @TEST-EXEC: zeek -C -r in.pcap %INPUT TrafficLLM::workers=0 TrafficLLM::shutdown_wait=0sec >>output
 # @TEST-EXEC: wait_report.sh >>output
+# @TEST-EXEC: echo "none may wait" >>output
+# @TEST-EXEC: zeek -C -r in.pcap %INPUT TrafficLLM::conn_waiting_max=0 TrafficLLM::workers=0 TrafficLLM::shutdown_wait=0sec >>output
+# @TEST-EXEC: wait_report.sh >>output
 # @TEST-EXEC: btest-diff output
 
 @load TrafficLLM/conn-log

@@ -177,7 +177,7 @@ void detection() {
     Feed feed;
     CHECK(feed.IsOpen() && ! feed.Flow());
     CHECK(feed.Add(detector.Engine(), source.Next(true, 52)) == trafficllm::Status::ok);
-    CHECK(detector.Submit(*feed.Flow(), 1, true) == trafficllm::Status::need_more);
+    CHECK(detector.Submit(*feed.Flow(), 1) == trafficllm::Status::need_more);
 
     for ( int i = 1; i < 8; i++ )
         CHECK(feed.Add(detector.Engine(), source.Next(i % 2 == 0, 52)) == trafficllm::Status::ok);
@@ -196,7 +196,7 @@ void detection() {
         answers.push_back(text);
     };
     auto judge = [&](const Feed& what, uint64_t id) {
-        CHECK(detector.Submit(*what.Flow(), id, true) == trafficllm::Status::ok);
+        CHECK(detector.Submit(*what.Flow(), id) == trafficllm::Status::ok);
 
         while ( answers.empty() )
             detector.Wait(60s, take);
@@ -222,7 +222,7 @@ void detection() {
     CHECK(judge(other, 7) == first);
 
     // A descriptor tells of an answer; now and then it is readable without one.
-    CHECK(detector.Submit(*feed.Flow(), 8, true) == trafficllm::Status::ok);
+    CHECK(detector.Submit(*feed.Flow(), 8) == trafficllm::Status::ok);
     pollfd waiting{detector.Descriptors().at(0), POLLIN, 0};
 
     while ( answers.empty() ) {
@@ -244,7 +244,7 @@ void detection() {
         detector.Configure({"", {{"engine.workers", round % 3 == 0 ? "1" : "2"}}});
 
         while ( detector.ChangesUnderWay() > 0 ) {
-            if ( open.size() < 500 && detector.Submit(*feed.Flow(), ++id, true) == trafficllm::Status::ok )
+            if ( open.size() < 500 && detector.Submit(*feed.Flow(), ++id) == trafficllm::Status::ok )
                 open.insert(id);
 
             detector.Poll(SIZE_MAX, [&](const trafficllm::Answer& answer) { CHECK(open.erase(answer.id()) == 1); });
@@ -268,10 +268,10 @@ void detection() {
 
     // The end, with flows under way.
     for ( int i = 0; i < 100; i++ )
-        static_cast<void>(detector.Submit(*feed.Flow(), ++id, true));
+        static_cast<void>(detector.Submit(*feed.Flow(), ++id));
 
     detector.Stop(60s);
-    CHECK(! detector.IsReady() && detector.Submit(*feed.Flow(), 1, true) == trafficllm::Status::pending);
+    CHECK(! detector.IsReady() && detector.Submit(*feed.Flow(), 1) == trafficllm::Status::pending);
     CHECK(! detector.Wait(1s, take));
 }
 
