@@ -11,6 +11,11 @@
 #   TLLM_SURICATA_FOLDER=FOLDER   where the trees are kept (~/.cache/trafficllm-suricata)
 #   TLLM_SURICATA_SUITES="A B"    Debian's suites to take it from ("forky trixie-backports"): those that have an 8.0 are used
 set -euo pipefail
+# What is relative is so to where the script was called.
+case ${CARGO_TARGET_DIR:-/} in
+/*) ;;
+*) export CARGO_TARGET_DIR=$PWD/$CARGO_TARGET_DIR ;;
+esac
 cd "$(dirname "$0")/.."
 started=$SECONDS
 folder=${TLLM_SURICATA_FOLDER:-${XDG_CACHE_HOME:-$HOME/.cache}/trafficllm-suricata}

@@ -1,16 +1,20 @@
 //! The plugin's own thread: what must not be done on a packet's way.
 
-use std::sync::Mutex;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::host::{self, Level, log};
-use crate::late::LateFile;
+use crate::late::{self, LateFile};
 use crate::limits;
 use crate::plugin::{self, Plugin, Refusal};
 use crate::reload::Watch;
-use crate::session::{Submitted, Ticket};
+use crate::session::Submitted;
 use crate::table::Place;
 use crate::{counters, guarded};
 
@@ -23,6 +27,40 @@ const LANE_REST_MS: u64 = 40;
 
 static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
 static IS_ENDING: AtomicBool = AtomicBool::new(false);
+static END: End = End::new();
+
+/// The end of the thread, which is not waited for without a bound: what it writes to may hang.
+struct End {
+    is_there: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl End {
+    const fn new() -> Self {
+        Self {
+            is_there: Mutex::new(false),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn tell(&self) {
+        if let Ok(mut is_there) = self.is_there.lock() {
+            *is_there = true;
+        }
+        self.changed.notify_all();
+    }
+
+    /// Waits at most so long; whether it is there.
+    fn wait(&self, longest: Duration) -> bool {
+        let Ok(is_there) = self.is_there.lock() else {
+            return false;
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(is_there, longest, |is_there| !*is_there);
+        waited.is_ok_and(|(is_there, _)| *is_there)
+    }
+}
 
 /// Starts the engine and the plugin's thread, and has both end with the process.
 ///
@@ -64,8 +102,10 @@ extern "C" fn at_exit() {
         let thread = THREAD.lock().ok().and_then(|mut place| place.take());
         if let Some(thread) = thread {
             thread.thread().unpark();
-            // It panics only into its own guard.
-            let _ = thread.join();
+            if END.wait(Duration::from_millis(limits::END_WAIT_MS)) {
+                // It panics only into its own guard.
+                let _ = thread.join();
+            }
         }
     });
 }
@@ -81,6 +121,7 @@ fn work(plugin: &'static Plugin) {
         }
         work.end();
     });
+    END.tell();
 }
 
 /// Suricata's signals are for its own threads.
@@ -120,7 +161,9 @@ impl Work {
     fn round(&mut self) {
         let now_ms = self.plugin.tick();
         self.rounds = self.rounds.wrapping_add(1);
+        self.plugin.lanes.renew_shared(&self.plugin.engine);
         for lane in self.plugin.lanes.all() {
+            self.plugin.lose(&lane);
             if lane.has_flows() && now_ms.saturating_sub(lane.used_ms()) >= LANE_REST_MS {
                 while self.plugin.take_answers(&lane, 0) {}
             }
@@ -168,17 +211,18 @@ impl Work {
             if let Some(place) = self.plugin.table.place(number)
                 && self.is_resting(place, now_ms)
             {
-                let rests = place.rests.fetch_add(1, Ordering::Relaxed);
-                let ticket = Ticket {
-                    place: number,
-                    packets: place.packets.load(Ordering::Acquire),
-                };
-                if self.plugin.offer(ticket, place, Refusal::IsNotCounted) == Submitted::Shed {
-                    place.rests.store(rests, Ordering::Relaxed);
-                    self.next_place = number;
-                    return;
+                match self.plugin.offer(number, Refusal::IsNotCounted) {
+                    Submitted::Shed => {
+                        self.next_place = number;
+                        return;
+                    }
+                    Submitted::Busy | Submitted::Nothing => {}
+                    Submitted::Queued | Submitted::NeedMore | Submitted::Failed(_) => {
+                        // Of another flow, if this one has ended: then that one rests longer, once.
+                        place.rests.fetch_add(1, Ordering::Relaxed);
+                        room -= 1;
+                    }
                 }
-                room -= 1;
             }
         }
     }
@@ -210,12 +254,62 @@ impl Work {
         }
         // Readers see the old text or the new one, never a part.
         let aside = format!("{path}.new");
-        let written = std::fs::write(&aside, counters::metrics(self.plugin))
+        let written = overwrite(Path::new(&aside), &counters::metrics(self.plugin))
             .and_then(|()| std::fs::rename(&aside, path));
         if let Err(error) = written
             && !std::mem::replace(&mut self.is_metrics_error_told, true)
         {
             log(Level::Error, &format!("metrics-file {path}: {error}"));
         }
+    }
+}
+
+/// Writes a file anew. Nothing but a file: nobody is waited for.
+fn overwrite(path: &Path, text: &str) -> std::io::Result<()> {
+    let file = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    late::regular(file)?.write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn an_end_that_does_not_come_is_left() {
+        let end = End::new();
+        assert!(!end.wait(Duration::from_millis(1)));
+        end.tell();
+        assert!(end.wait(Duration::ZERO));
+    }
+
+    #[test]
+    fn an_end_that_comes_is_met() {
+        let end = End::new();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| end.wait(Duration::from_secs(600)));
+            end.tell();
+            assert!(waits.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn metrics_are_written_to_a_file_only() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("metrics");
+        for text in ["a long text\n", "short\n"] {
+            overwrite(&path, text).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        let fifo = folder.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        assert!(overwrite(&fifo, "text").is_err());
     }
 }

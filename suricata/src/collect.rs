@@ -18,7 +18,7 @@ use crate::host::symbols::{Flow, Packet, ThreadVars};
 use crate::library::abi::{self, status};
 use crate::limits;
 use crate::plugin::{self, Plugin, Refusal};
-use crate::session::{Lanes, Submitted, Ticket};
+use crate::session::{Lanes, Submitted};
 use crate::table::{About, Left, Place};
 use crate::verdict::FlowVerdict;
 
@@ -74,7 +74,8 @@ impl Followed {
     /// Whether the newest verdict is one on all packets that the model looks at, as far as the flow has come.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        self.verdict.is_some() && self.judged_packets() >= self.packets
+        let newest = self.verdict.as_ref();
+        newest.is_some_and(|verdict| verdict.packets >= self.packets)
     }
 
     /// Whether it has a place in the table.
@@ -83,8 +84,11 @@ impl Followed {
         self.place.is_some()
     }
 
+    /// Packets that there is a verdict on. An answer without one is not counted: an older one that has a verdict may still come.
     fn judged_packets(&self) -> u32 {
-        self.verdict.as_ref().map_or(0, |verdict| verdict.packets)
+        let judged = self.verdict.as_ref();
+        let judged = judged.filter(|verdict| verdict.state.is_judged());
+        judged.map_or(0, |verdict| verdict.packets)
     }
 
     /// Takes a verdict that has come.
@@ -237,17 +241,16 @@ fn add(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>)
         feed(plugin, followed, place, view);
     }
     followed.take_letter(place);
-    let is_judged = followed.judged_packets() >= followed.packets;
-    if followed.is_full && is_judged {
+    let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
+    if followed.is_full && is_asked {
         release(plugin, followed, place);
-    } else if followed.is_full && place.offered.load(Ordering::Acquire) < followed.packets {
+    } else if followed.is_full {
         // Where it is shed, the next packet is another occasion only if overload says so.
         if !followed.is_full_asked {
             followed.is_full_asked = ask(plugin, followed, place);
         }
     } else if !followed.is_early_asked && followed.packets >= plugin.config.packets {
         // After a rest it may have been asked already.
-        let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
         followed.is_early_asked = is_asked || ask(plugin, followed, place);
     }
 }
@@ -282,7 +285,15 @@ fn feed(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>
             followed.is_full = true;
             return;
         }
-        _ => return plugin.counters.packets_lost.add(1),
+        failed => {
+            if failed == status::ERR_PANIC
+                && let Some(number) = followed.place
+            {
+                // It can only be freed.
+                plugin.give_up_recorder(number);
+            }
+            return plugin.counters.packets_lost.add(1);
+        }
     }
     followed.packets += 1;
     place.touched_ms.store(plugin.now_ms(), Ordering::Relaxed);
@@ -294,11 +305,7 @@ fn ask(plugin: &Plugin, followed: &mut Followed, place: &Place) -> bool {
     let Some(number) = followed.place else {
         return true;
     };
-    let ticket = Ticket {
-        place: number,
-        packets: followed.packets,
-    };
-    match plugin.offer(ticket, place, Refusal::IsCounted) {
+    match plugin.offer(number, Refusal::IsCounted) {
         Submitted::Queued => {
             if plugin.is_offline() && plugin.has_rules.load(Ordering::Relaxed) {
                 wait(plugin, followed, place);
@@ -310,7 +317,7 @@ fn ask(plugin: &Plugin, followed: &mut Followed, place: &Place) -> bool {
             plugin.config.overload != Overload::Retry
         }
         Submitted::Busy => false,
-        Submitted::NeedMore | Submitted::Failed(_) => true,
+        Submitted::NeedMore | Submitted::Nothing | Submitted::Failed(_) => true,
     }
 }
 
@@ -327,10 +334,8 @@ fn wait(plugin: &Plugin, followed: &mut Followed, place: &Place) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // Without a time nobody was to wait.
-            plugin
-                .counters
-                .errors
-                .add(u64::from(plugin.config.offline_wait_ms > 0));
+            let is_short = plugin.config.offline_wait_ms > 0;
+            plugin.counters.waits_over.add(u64::from(is_short));
             return;
         }
         let wait_us = left.as_micros().min(1_000) as u64;
@@ -356,42 +361,43 @@ pub fn at_record(plugin: &Plugin, followed: &mut Followed, flow_id: Option<u64>)
     }
     followed.take_letter(place);
     if plugin.is_offline() {
-        let packets = followed.packets;
-        judge_rest_waiting(
-            plugin,
-            followed,
-            Ticket {
-                place: number,
-                packets,
-            },
-            place,
-        );
+        judge_rest_waiting(plugin, followed, number, place);
     }
 }
 
-/// Has what came after the last judgement judged; whether nothing is left to ask.
-fn judge_rest(plugin: &Plugin, followed: &Followed, ticket: Ticket, refusal: Refusal) -> bool {
-    let Some(place) = plugin.table.place(ticket.place) else {
-        return true;
-    };
-    if followed.is_over || place.offered.load(Ordering::Acquire) >= ticket.packets {
-        return true;
-    }
-    let submitted = plugin.offer(ticket, place, refusal);
-    !matches!(submitted, Submitted::Busy | Submitted::Shed)
+/// Whether packets came after the last judgement that was asked for.
+fn has_rest(followed: &Followed, place: &Place) -> bool {
+    !followed.is_over && place.offered.load(Ordering::Acquire) < followed.packets
 }
 
-/// The same where no traffic waits: again until there is room, and until the answer has come.
-fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, ticket: Ticket, place: &Place) {
+/// Has what came after the last judgement judged where no traffic waits: again until there is room, and until the answer has come.
+fn judge_rest_waiting(plugin: &Plugin, followed: &mut Followed, number: u32, place: &Place) {
     let deadline = Instant::now() + Duration::from_millis(plugin.config.offline_wait_ms);
-    let is_asked = || judge_rest(plugin, followed, ticket, Refusal::IsNotCounted);
-    while !is_asked() && Instant::now() < deadline {
+    while has_rest(followed, place)
+        && plugin
+            .offer(number, Refusal::IsNotCounted)
+            .is_to_be_repeated()
+        && Instant::now() < deadline
+    {
         for lane in plugin.lanes.all() {
             plugin.take_answers(&lane, 0);
         }
         std::thread::sleep(NAP);
     }
     wait(plugin, followed, place);
+}
+
+/// Has what came after the last judgement judged where it is the last occasion. Nobody waits: what finds every session taken is lost.
+fn judge_rest_at_end(plugin: &Plugin, number: u32) {
+    for _ in 0..limits::LAST_OFFERS {
+        if plugin.offer(number, Refusal::IsCounted) != Submitted::Busy {
+            return;
+        }
+        std::hint::spin_loop();
+    }
+    if plugin.offer_shared(number, Refusal::IsCounted) == Submitted::Busy {
+        plugin.counters.errors.add(1);
+    }
 }
 
 /// What a flow's record says instead of a verdict.
@@ -409,7 +415,7 @@ pub fn word_of(plugin: &Plugin, followed: &Followed) -> &'static str {
     }
 }
 
-/// Gives the recorder of a flow back that was judged whole.
+/// Gives the recorder of a flow back whose packets were all offered, once the answers have come.
 fn release(plugin: &Plugin, followed: &mut Followed, place: &Place) {
     if followed.is_over || place.pending() > 0 {
         return;
@@ -445,13 +451,8 @@ fn drop_followed(plugin: &Plugin, followed: Followed) {
         return;
     };
     let is_late_wanted = !plugin.config.late_file.is_empty() && plugin::get().is_some();
-    if is_late_wanted {
-        let ticket = Ticket {
-            place: number,
-            packets: followed.packets,
-        };
-        // A full queue is counted there.
-        judge_rest(plugin, &followed, ticket, Refusal::IsCounted);
+    if is_late_wanted && has_rest(&followed, place) {
+        judge_rest_at_end(plugin, number);
     }
     if plugin.table.end(number) == Left::Free {
         // All answers have come; one that no record has is still in its letter.

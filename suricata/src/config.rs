@@ -4,6 +4,10 @@ mod keys;
 
 pub use keys::{EVE_TYPES, KEYS, Key, Kind, markdown};
 
+use std::fs::Metadata;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
 use crate::host::conf::Value;
 use crate::limits;
 
@@ -164,6 +168,49 @@ impl Config {
             cpu: block.text("cpu")?,
             log_level: block.choice("log-level")?.to_owned(),
         })
+    }
+}
+
+impl Config {
+    /// Holds what is written to being files, or not there yet: other things may have writers wait.
+    ///
+    /// # Errors
+    /// The first key that names something else.
+    pub fn check_files(&self, log_directory: &Path) -> Result<(), ConfigError> {
+        for (key, path) in [
+            ("late-file", &self.late_file),
+            ("metrics-file", &self.metrics_file),
+        ] {
+            if path.is_empty() {
+                continue;
+            }
+            // A metrics file is where it says, as the system has it.
+            let path = match key {
+                "late-file" => log_directory.join(path),
+                _ => PathBuf::from(path),
+            };
+            // What cannot be looked at is told when it is written.
+            if let Ok(found) = std::fs::metadata(&path)
+                && !found.is_file()
+            {
+                let found = format!("{} ({})", quoted(&path.to_string_lossy()), kind_of(&found));
+                return Err(wrong(key, "a file or none yet", &found));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(found: &Metadata) -> &'static str {
+    let kind = found.file_type();
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_fifo() {
+        "a FIFO"
+    } else if kind.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 

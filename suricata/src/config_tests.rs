@@ -153,3 +153,39 @@ fn the_table_of_keys_has_a_row_for_each() {
         assert_eq!(row.matches('|').count(), 6, "{row}");
     }
 }
+
+#[test]
+fn what_is_written_to_is_a_file() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("file"), "").unwrap();
+    let fifo = std::process::Command::new("mkfifo")
+        .arg(path("fifo"))
+        .status();
+    assert!(fifo.unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    let check = |late: &str, metrics: &str| {
+        let block = [text("late-file", late), text("metrics-file", metrics)];
+        let config = Config::read(&block).unwrap();
+        let checked = config.check_files(folder.path());
+        checked.map_err(|error| error.to_string())
+    };
+    let absolute = |name: &str| path(name).to_string_lossy().into_owned();
+    for good in ["", "file", "none", "/nowhere/none"] {
+        assert_eq!(check(good, ""), Ok(()), "{good}");
+    }
+    assert_eq!(check("", &absolute("file")), Ok(()));
+    for (name, kind) in [
+        ("fifo", "a FIFO"),
+        ("socket", "a socket"),
+        ("../", "a folder"),
+    ] {
+        let shown = format!("{:?}", absolute(name));
+        let told = format!(": expected a file or none yet, found {shown} ({kind})");
+        assert_eq!(check(name, ""), Err(format!("trafficllm.late-file{told}")));
+        let metrics = check("", &absolute(name));
+        assert_eq!(metrics, Err(format!("trafficllm.metrics-file{told}")));
+    }
+    let device = check("/dev/null", "").unwrap_err();
+    assert!(device.ends_with("(a device)"), "{device}");
+}

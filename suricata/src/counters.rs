@@ -44,12 +44,14 @@ pub struct Counters {
     pub verdicts: Counter,
     /// Verdicts of tasks that abstained.
     pub abstained: Counter,
-    /// Answers that came after their flow's record.
+    /// Flows whose newest answer came after their record, whether it is written or not.
     pub late: Counter,
     /// Late answers that could not be written.
     pub late_lost: Counter,
-    /// Submissions and answers that failed, waits that were too short.
+    /// Submissions and answers that failed.
     pub errors: Counter,
+    /// Waits for a verdict that were too short.
+    pub waits_over: Counter,
     /// Packets that could not be added to their flow.
     pub packets_lost: Counter,
     /// Models that took over.
@@ -109,11 +111,12 @@ shown! {
     c"trafficllm.submitted", true, "Judgements that were asked for.", |plugin| plugin.counters.submitted.get();
     c"trafficllm.done", true, "Judgements that came.", |plugin| plugin.counters.done.get();
     c"trafficllm.shed", true, "Judgements that found the queue full.", |plugin| plugin.counters.shed.get();
-    c"trafficllm.late", true, "Judgements that came after the record of their flow.", |plugin| plugin.counters.late.get();
+    c"trafficllm.late", true, "Flows whose newest judgement came after their record; late-file has it, if there is one.", |plugin| plugin.counters.late.get();
     c"trafficllm.late_lost", true, "Late judgements that could not be written.", |plugin| plugin.counters.late_lost.get();
     c"trafficllm.verdicts", true, "Verdicts: one for each judgement and task.", |plugin| plugin.counters.verdicts.get();
     c"trafficllm.abstained", true, "Verdicts that abstained.", |plugin| plugin.counters.abstained.get();
     c"trafficllm.errors", true, "Judgements that failed.", |plugin| plugin.counters.errors.get();
+    c"trafficllm.waits_over", true, "Waits for a verdict, of captures that are read from files, that offline-wait was too short for.", |plugin| plugin.counters.waits_over.get();
     c"trafficllm.packets_lost", true, "Packets that could not be added to their flow.", |plugin| plugin.counters.packets_lost.get();
     c"trafficllm.worker_panics", true, "Defects in the engine that were caught.", |plugin| plugin.engine.counters().worker_panics;
     c"trafficllm.queue", false, "Judgements that wait for a worker.", |plugin| plugin.engine.counters().waiting;

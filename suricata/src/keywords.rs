@@ -7,7 +7,7 @@
 pub mod option;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use crate::collect;
 use crate::host::packet;
@@ -194,6 +194,20 @@ unsafe extern "C" fn set_up_score(
     unsafe { set_up(rules, rule, option, &SCORE_KEYWORD, "score", parse) }
 }
 
+/// Says once why rules are refused: Suricata says it of each.
+fn tell_refusal(name: &str) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    if !IS_TOLD.swap(true, Ordering::Relaxed) {
+        let reason = plugin::halt_reason();
+        log(
+            Level::Error,
+            &format!(
+                "trafficllm.{name}: the plugin is disabled ({reason}): no rule with its keywords can be loaded"
+            ),
+        );
+    }
+}
+
 /// # Safety
 /// Live rules, a rule of them, and a C text or NULL.
 unsafe fn set_up(
@@ -205,6 +219,7 @@ unsafe fn set_up(
     parse: impl FnOnce(&str, &Names) -> Result<Question, String>,
 ) -> c_int {
     let Some(plugin) = plugin::get() else {
+        tell_refusal(name);
         return -1;
     };
     let result = crate::guarded(Err("a defect".to_owned()), || {

@@ -2,9 +2,10 @@
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,6 +22,8 @@ pub struct LateFile {
     file: Option<File>,
     is_error_told: bool,
     line: String,
+    /// Whether the last line was written in part: it is ended before the next one.
+    is_torn: bool,
 }
 
 impl LateFile {
@@ -32,6 +35,7 @@ impl LateFile {
             file: None,
             is_error_told: false,
             line: String::new(),
+            is_torn: false,
         }
     }
 
@@ -60,7 +64,7 @@ impl LateFile {
         self.line.clear();
         write_line(&mut self.line, SystemTime::now(), about, verdict, is_final);
         let written = self.file().and_then(|mut file| {
-            file.write_all(self.line.as_bytes())?;
+            append_line(&mut file, &self.line, &mut self.is_torn)?;
             Ok(file)
         });
         match written {
@@ -84,15 +88,56 @@ impl LateFile {
     fn file(&mut self) -> std::io::Result<File> {
         match self.file.take() {
             Some(file) if is_at(&file, &self.path) => Ok(file),
-            _ => OpenOptions::new()
-                .create(true)
-                .append(true)
-                .open(&self.path),
+            _ => {
+                let file = open(&self.path)?;
+                // Another file has no torn line.
+                self.is_torn &= file.metadata()?.len() > 0;
+                Ok(file)
+            }
         }
     }
 }
 
-fn is_at(file: &File, path: &std::path::Path) -> bool {
+/// Opens the file to append to. Nothing but a file: it does not wait for the reader of a FIFO.
+fn open(path: &Path) -> std::io::Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    regular(file)
+}
+
+/// The file, if it is one that writing to does not wait for anybody.
+pub fn regular(file: File) -> std::io::Result<File> {
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::new(ErrorKind::InvalidInput, "is no file"))
+    }
+}
+
+/// Appends a line; on one of its own, if the one before was written in part.
+fn append_line(file: &mut impl Write, line: &str, is_torn: &mut bool) -> std::io::Result<()> {
+    let end = if *is_torn { "\n" } else { "" };
+    for text in [end, line] {
+        let mut rest = text.as_bytes();
+        while !rest.is_empty() {
+            match file.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    *is_torn = rest.get(written - 1) != Some(&b'\n');
+                    rest = &rest[written..];
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let open = file.metadata().map(identity);

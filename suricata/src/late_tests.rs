@@ -26,6 +26,78 @@ fn dates_are_those_of_the_calendar() {
     }
 }
 
+#[test]
+fn what_is_no_file_is_not_opened_and_not_waited_for() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let fifo = folder.path().join("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    assert!(open(&fifo).is_err(), "nobody reads it");
+    let reader = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&fifo);
+    let found = open(&fifo).unwrap_err();
+    assert_eq!(found.kind(), ErrorKind::InvalidInput, "somebody reads it");
+    drop(reader);
+    assert!(open(folder.path()).is_err());
+    assert!(open(&folder.path().join("file")).is_ok());
+}
+
+/// A disk with so much room.
+struct Disk {
+    text: Vec<u8>,
+    room: usize,
+}
+
+impl Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let fitting = bytes.len().min(self.room - self.text.len());
+        if fitting == 0 {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        self.text.extend_from_slice(&bytes[..fitting]);
+        Ok(fitting)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_line_that_was_torn_spoils_no_other() {
+    // Full before the second line, within it, before its end, and again after its end was written.
+    for (room, lines) in [
+        (4, ["one", "four"].as_slice()),
+        (6, &["one", "tw", "four"]),
+        (7, &["one", "two", "four"]),
+    ] {
+        for tries_while_full in 1..3 {
+            let mut disk = Disk {
+                text: Vec::new(),
+                room,
+            };
+            let mut is_torn = false;
+            append_line(&mut disk, "one\n", &mut is_torn).unwrap();
+            for _ in 0..tries_while_full {
+                append_line(&mut disk, "two\n", &mut is_torn).unwrap_err();
+            }
+            assert_eq!(is_torn, room > 4);
+            disk.room += 1;
+            if is_torn {
+                // Room for the end of the torn line only.
+                append_line(&mut disk, "three\n", &mut is_torn).unwrap_err();
+                assert!(!is_torn);
+            }
+            disk.room = 100;
+            append_line(&mut disk, "four\n", &mut is_torn).unwrap();
+            let text = String::from_utf8(disk.text).unwrap();
+            assert_eq!(text.lines().collect::<Vec<_>>(), lines, "{room}");
+        }
+    }
+}
+
 fn line(about: About) -> serde_json::Value {
     let verdict = FlowVerdict {
         names: Arc::new(Names::example(&[])),

@@ -145,6 +145,9 @@ fn start() -> Result<(), String> {
         log(Level::Notice, "disabled by trafficllm.enabled");
         return Ok(());
     }
+    config
+        .check_files(&host.log_directory())
+        .map_err(|error| error.to_string())?;
     let plugin = plugin::make(host, config).map_err(|error| error.to_string())?;
     hook(host).inspect_err(|what| {
         // What is registered already stays so: without a plugin it does nothing.

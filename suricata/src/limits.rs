@@ -31,6 +31,8 @@ pub const OFFLINE_WAIT_MS_DEFAULT: u64 = 5_000;
 pub const STOP_WAIT_MS_MAX: u64 = 600_000;
 /// That time, unless configured.
 pub const STOP_WAIT_MS_DEFAULT: u64 = 2_000;
+/// Longest time that the plugin's own thread has for its last lines when Suricata ends, in milliseconds.
+pub const END_WAIT_MS: u64 = 2_000;
 /// Most bytes of a text of the configuration; libtrafficllm's own limit.
 pub const TEXT_BYTES_MAX: usize = 4_095;
 /// Characters of a wrong value that a message shows.
@@ -49,5 +51,8 @@ pub const RESTS_MAX: u32 = 6;
 pub const SHOWN_LABELS: usize = 64;
 /// Most files of a bundle that is watched: one has some tens.
 pub const BUNDLE_FILES_MAX: usize = 1_024;
+/// How often a flow that ends is offered to its thread's session, which another thread may have for a moment, before it is offered to
+/// the one that is there for all.
+pub const LAST_OFFERS: usize = 16;
 /// How often a packet is offered to a flow that is being submitted after a rest, which takes some microseconds, before it is lost.
 pub const FEED_ATTEMPTS: usize = 64;

@@ -12,7 +12,7 @@ use crate::library::abi;
 use crate::library::{CallError, Engine, Library, LoadError};
 use crate::limits;
 use crate::session::{Lane, Lanes, Submitted, Ticket};
-use crate::table::{Left, Place, Table};
+use crate::table::{Left, News, Table};
 use crate::verdict::{FlowVerdict, KnownNames, Names, State};
 
 static PLUGIN: OnceLock<Plugin> = OnceLock::new();
@@ -44,8 +44,8 @@ pub struct Plugin {
     pub is_offline: AtomicBool,
     /// Whether nothing is offered until the queue is half empty.
     pub is_paused: AtomicBool,
-    /// Verdicts whose letter was taken when they came: seldom any.
-    pub undelivered: Mutex<Vec<(Ticket, FlowVerdict)>>,
+    /// Answers that could not be delivered when they came: seldom any.
+    pub undelivered: Mutex<Vec<Undelivered>>,
     /// Packets that looked wrong before any looked right; the largest number once one did.
     pub layout_failures: AtomicU64,
     /// A prepared packet.
@@ -58,6 +58,15 @@ pub struct Plugin {
 unsafe impl Sync for Plugin {}
 // SAFETY: as above.
 unsafe impl Send for Plugin {}
+
+/// An answer that found what it needs in another thread's hand.
+#[derive(Debug)]
+pub enum Undelivered {
+    /// The names of the models.
+    Answer(Vec<abi::Verdict>),
+    /// Its flow's letter.
+    Verdict(Ticket, FlowVerdict),
+}
 
 /// Whether a flow that finds the queue full is counted as shed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +127,21 @@ pub fn remains() -> Option<&'static Plugin> {
     PLUGIN.get()
 }
 
+/// Why the plugin was halted.
+static HALT_REASON: OnceLock<String> = OnceLock::new();
+
+/// Why the plugin does not work, where somebody wonders.
+#[must_use]
+pub fn halt_reason() -> &'static str {
+    HALT_REASON
+        .get()
+        .map_or("it could not start", String::as_str)
+}
+
 /// Ends the plugin's work for good; Suricata goes on without it.
 pub fn halt(reason: &str) {
+    // The first reason is the one.
+    HALT_REASON.get_or_init(|| reason.to_owned());
     if !IS_HALTED.swap(true, Ordering::SeqCst) {
         log(
             Level::Error,
@@ -246,8 +268,24 @@ impl Plugin {
         self.is_offline.load(Ordering::Relaxed)
     }
 
-    /// Offers a flow to the engine, as far as it has come, on the calling thread's lane.
-    pub fn offer(&self, ticket: Ticket, place: &Place, refusal: Refusal) -> Submitted {
+    /// Offers the flow of a place to the engine, as far as it has come, on the calling thread's lane.
+    pub fn offer(&self, number: u32, refusal: Refusal) -> Submitted {
+        self.offer_on(number, refusal, |submit| {
+            self.lanes.own(&self.engine, submit)
+        })
+    }
+
+    /// The same on the lane that is there for all.
+    pub fn offer_shared(&self, number: u32, refusal: Refusal) -> Submitted {
+        self.offer_on(number, refusal, |submit| self.lanes.shared(submit))
+    }
+
+    fn offer_on(
+        &self,
+        number: u32,
+        refusal: Refusal,
+        with_lane: impl FnOnce(&dyn Fn(&Lane) -> Submitted) -> Option<Submitted>,
+    ) -> Submitted {
         let count_shed = || {
             if refusal == Refusal::IsCounted {
                 self.counters.shed.add(1);
@@ -257,21 +295,27 @@ impl Plugin {
             count_shed();
             return Submitted::Shed;
         }
-        let Some(recorder) = place.recorder() else {
-            return Submitted::Busy;
+        // Held before it is submitted: the answer may come at once, and the place must not become another flow's.
+        let (recorder, packets) = match self.table.news(number, !self.config.late_file.is_empty()) {
+            News::Some { recorder, packets } => (recorder, packets),
+            News::None(left) => {
+                self.free_if(number, left);
+                return Submitted::Nothing;
+            }
+            News::NoFlow => return Submitted::Nothing,
         };
-        // Before it is submitted: the answer may come at once.
-        if !place.expect_answer() {
-            return Submitted::Busy;
-        }
-        let submit = |lane: &Lane| lane.submit(recorder, ticket, self.now_ms());
-        let submitted = self.lanes.own(&self.engine, submit);
+        let ticket = Ticket {
+            place: number,
+            packets,
+        };
+        let submitted = with_lane(&|lane| lane.submit(recorder, ticket, self.now_ms()));
         let submitted = submitted.unwrap_or(Submitted::Busy);
         match submitted {
             Submitted::Queued => {
-                place.offered.fetch_max(ticket.packets, Ordering::AcqRel);
                 self.counters.submitted.add(1);
-                return submitted;
+                if let Some(place) = self.table.place(number) {
+                    place.offered.fetch_max(packets, Ordering::AcqRel);
+                }
             }
             Submitted::Shed => {
                 count_shed();
@@ -279,10 +323,20 @@ impl Plugin {
                     self.is_paused.store(true, Ordering::Relaxed);
                 }
             }
-            Submitted::Failed(_) => self.counters.errors.add(1),
-            Submitted::NeedMore | Submitted::Busy => {}
+            Submitted::Failed(status) => {
+                self.counters.errors.add(1);
+                if status == abi::status::ERR_PANIC {
+                    // It was in use then, and can only be freed.
+                    self.give_up_recorder(number);
+                }
+            }
+            Submitted::NeedMore | Submitted::Busy | Submitted::Nothing => {}
         }
-        self.settle(ticket.place, false);
+        if submitted != Submitted::Queued {
+            // No answer will come.
+            self.settle(number);
+        }
+        self.settle(number);
         submitted
     }
 
@@ -291,20 +345,43 @@ impl Plugin {
         lane.take(wait_us, self.now_ms(), |answer| self.deliver(answer))
     }
 
-    /// Puts an answer where its flow finds it.
+    /// Answers what a dead lane will not: its judgements have failed. Not on a packet's way.
+    pub fn lose(&self, lane: &Lane) {
+        for ticket in lane.take_lost() {
+            let names = self.names.newest();
+            let lost = names.map(|names| FlowVerdict::lost(names, ticket.packets));
+            self.accept(ticket, lost);
+        }
+    }
+
+    /// Puts an answer where its flow finds it. Where the names of models are being changed, the plugin's own thread does.
     fn deliver(&self, answer: &[abi::Verdict]) {
         let Some(first) = answer.first() else { return };
         let ticket = Ticket::of(first.id);
         self.counters.answers.add(1);
         let min_score = self.config.min_score;
-        match FlowVerdict::of(answer, ticket.packets, &self.names, min_score) {
+        loop {
+            let verdict = FlowVerdict::try_of(answer, ticket.packets, &self.names, min_score);
+            if let Ok(verdict) = verdict {
+                return self.accept(ticket, verdict);
+            }
+            if let Ok(mut undelivered) = self.undelivered.try_lock() {
+                return undelivered.push(Undelivered::Answer(answer.to_vec()));
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Counts an answer, and puts it where its flow finds it. `None` for one that is of no known model.
+    fn accept(&self, ticket: Ticket, verdict: Option<FlowVerdict>) {
+        match verdict {
             Some(verdict) => {
                 self.counters.count(&verdict);
                 self.put(ticket, verdict);
             }
             None => {
                 self.counters.errors.add(1);
-                self.settle(ticket.place, false);
+                self.settle(ticket.place);
             }
         }
     }
@@ -322,12 +399,13 @@ impl Plugin {
                     letter.put(verdict);
                 }
             } else if let Ok(mut undelivered) = self.undelivered.try_lock() {
-                undelivered.extend(verdict.take().map(|verdict| (ticket, verdict)));
+                let verdict = verdict.take();
+                undelivered.extend(verdict.map(|verdict| Undelivered::Verdict(ticket, verdict)));
                 return;
             }
             std::hint::spin_loop();
         }
-        self.settle(ticket.place, !self.config.late_file.is_empty());
+        self.settle(ticket.place);
     }
 
     /// Delivers what could not be delivered when it came. Not on a packet's way.
@@ -336,21 +414,47 @@ impl Plugin {
             Ok(mut undelivered) => std::mem::take(&mut *undelivered),
             Err(_) => return,
         };
-        for (ticket, verdict) in rest {
-            self.put(ticket, verdict);
+        for undelivered in rest {
+            match undelivered {
+                Undelivered::Verdict(ticket, verdict) => self.put(ticket, verdict),
+                Undelivered::Answer(answer) => {
+                    let Some(first) = answer.first() else {
+                        continue;
+                    };
+                    let ticket = Ticket::of(first.id);
+                    let min_score = self.config.min_score;
+                    let verdict = FlowVerdict::of(&answer, ticket.packets, &self.names, min_score);
+                    self.accept(ticket, verdict);
+                }
+            }
         }
     }
 
-    /// One answer less is under way for a place.
-    fn settle(&self, number: u32, is_late: bool) {
-        if self.table.answered(number, is_late) == Left::Free {
+    /// One answer less is under way for a place. An earlier one may be in its letter still.
+    fn settle(&self, number: u32) {
+        let is_late_wanted = !self.config.late_file.is_empty();
+        let left = self.table.answered(number, is_late_wanted);
+        self.free_if(number, left);
+    }
+
+    fn free_if(&self, number: u32, left: Left) {
+        if left == Left::Free {
             self.free(number);
         }
     }
 
-    /// Frees a place that nobody needs.
+    /// Frees the recorder of a flow that lives, or whose place is held: it is followed no further.
+    pub fn give_up_recorder(&self, number: u32) {
+        if let Some(recorder) = self.table.take_recorder(number) {
+            self.library.free(recorder);
+        }
+    }
+
+    /// Frees a place that nobody needs. An answer that is still in its letter came late, and is not to be written.
     pub fn free(&self, number: u32) {
-        if let Some(surplus) = self.table.free(number) {
+        let freed = self.table.free(number);
+        self.counters.late.add(u64::from(freed.has_letter));
+        if let Some(surplus) = freed.surplus {
             self.library.free(surplus);
         }
     }

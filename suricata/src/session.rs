@@ -5,8 +5,9 @@
 //! the session taken goes on and comes again.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 
 use crate::host::{Level, log};
 use crate::library::abi::{self, status};
@@ -45,16 +46,75 @@ pub enum Submitted {
     Shed,
     /// The flow has too few packets.
     NeedMore,
-    /// The session is another thread's for the moment, or cannot be made.
+    /// The session or the flow is another thread's for the moment, or there is no session.
     Busy,
+    /// There are no packets that were not offered before.
+    Nothing,
     /// The library refused, with a status.
     Failed(i32),
+}
+
+impl Submitted {
+    /// What a submission's status says.
+    #[must_use]
+    pub fn of(status: i32) -> Self {
+        match status {
+            status::OK => Self::Queued,
+            status::QUEUE_FULL => Self::Shed,
+            status::NEED_MORE => Self::NeedMore,
+            // A packet is being added to the flow, or it is being submitted.
+            status::ERR_BUSY => Self::Busy,
+            failed => Self::Failed(failed),
+        }
+    }
+
+    /// Whether it may go well the next time.
+    #[must_use]
+    pub fn is_to_be_repeated(self) -> bool {
+        matches!(self, Self::Busy | Self::Shed)
+    }
+}
+
+/// What was submitted and not answered, the oldest first: answers come nearly in that order.
+#[derive(Debug, Default)]
+struct UnderWay(VecDeque<u64>);
+
+impl UnderWay {
+    fn add(&mut self, ticket: Ticket) {
+        self.0.push_back(ticket.number());
+    }
+
+    /// An answer has come; whether one was expected.
+    fn answered(&mut self, number: u64) -> bool {
+        let place = self.0.iter().position(|&expected| expected == number);
+        place.and_then(|place| self.0.remove(place)).is_some()
+    }
+
+    fn take_all(&mut self) -> Vec<Ticket> {
+        self.0.drain(..).map(Ticket::of).collect()
+    }
+}
+
+/// Whether a session can only be freed after a status of one of its calls.
+fn ends_session(status: i32) -> bool {
+    matches!(
+        status,
+        status::ERR_PANIC | status::ERR_FORKED | status::ERR_HANDLE
+    )
+}
+
+#[derive(Debug)]
+struct Way {
+    session: Session,
+    under_way: UnderWay,
 }
 
 /// A session with what other threads may know of it.
 #[derive(Debug)]
 pub struct Lane {
-    session: Mutex<Session>,
+    way: Mutex<Way>,
+    /// Whether the session can only be freed.
+    is_dead: AtomicBool,
     /// Submitted and not answered.
     in_flight: AtomicU32,
     /// When it was last used, on the plugin's clock.
@@ -74,47 +134,79 @@ impl Lane {
         self.used_ms.load(Ordering::Relaxed)
     }
 
+    /// Whether a defect has ended its session: nothing more comes of it.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.is_dead.load(Ordering::Acquire)
+    }
+
     /// Submits a flow.
     pub fn submit(&self, recorder: Recorder, ticket: Ticket, now_ms: u64) -> Submitted {
-        let Some(mut session) = self.try_lock() else {
+        let Some(mut way) = self.try_lock() else {
             return Submitted::Busy;
         };
         self.used_ms.store(now_ms, Ordering::Relaxed);
-        match session.submit(recorder, ticket.number()) {
-            status::OK => {
-                self.in_flight.fetch_add(1, Ordering::AcqRel);
-                Submitted::Queued
-            }
-            status::QUEUE_FULL => Submitted::Shed,
-            status::NEED_MORE => Submitted::NeedMore,
-            failed => Submitted::Failed(failed),
+        let status = way.session.submit(recorder, ticket.number());
+        let submitted = Submitted::of(status);
+        if submitted == Submitted::Queued {
+            way.under_way.add(ticket);
+            self.in_flight.fetch_add(1, Ordering::AcqRel);
+        } else if ends_session(status)
+            // It may be the flow that is not known.
+            && (status != status::ERR_HANDLE || way.session.is_gone())
+        {
+            self.is_dead.store(true, Ordering::Release);
         }
+        submitted
     }
 
     /// Takes the answers that have come, or that come within `wait_us`, and gives each to `answer`.
     pub fn take(&self, wait_us: u64, now_ms: u64, mut answer: impl FnMut(&[abi::Verdict])) -> bool {
-        let Some(mut session) = self.try_lock() else {
+        if self.is_dead() {
+            return false;
+        }
+        let Some(mut way) = self.try_lock() else {
             return false;
         };
         self.used_ms.store(now_ms, Ordering::Relaxed);
-        let mut rest = session.take(wait_us);
+        let Way { session, under_way } = &mut *way;
+        let mut rest = match session.take(wait_us) {
+            Ok(answers) => answers,
+            Err(status) => {
+                self.is_dead
+                    .fetch_or(ends_session(status), Ordering::AcqRel);
+                return false;
+            }
+        };
         let has_come = !rest.is_empty();
         while let Some(first) = rest.first() {
             let entries = (first.entries.max(1) as usize).min(rest.len());
             let (whole, behind) = rest.split_at(entries);
-            let fewer = |flows: u32| flows.checked_sub(1);
-            let _ = self
-                .in_flight
-                .fetch_update(Ordering::AcqRel, Ordering::Acquire, fewer);
-            answer(whole);
             rest = behind;
+            if under_way.answered(first.id) {
+                self.in_flight.fetch_sub(1, Ordering::AcqRel);
+                answer(whole);
+            }
         }
         has_come
     }
 
-    fn try_lock(&self) -> Option<MutexGuard<'_, Session>> {
-        match self.session.try_lock() {
-            Ok(session) => Some(session),
+    /// What was submitted to a dead lane and will not be answered. Not on a packet's way.
+    #[must_use]
+    pub fn take_lost(&self) -> Vec<Ticket> {
+        if !self.is_dead() {
+            return Vec::new();
+        }
+        let Some(mut way) = self.try_lock() else {
+            return Vec::new();
+        };
+        self.in_flight.store(0, Ordering::Release);
+        way.under_way.take_all()
+    }
+
+    fn try_lock(&self) -> Option<MutexGuard<'_, Way>> {
+        match self.way.try_lock() {
+            Ok(way) => Some(way),
             // A panic was caught while it was held; the library has its own guard against what that may have left.
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => None,
@@ -127,7 +219,7 @@ impl Lane {
 pub struct Lanes {
     all: Mutex<Vec<Arc<Lane>>>,
     /// The lane of the plugin's own thread, for those that cannot get one.
-    shared: OnceLock<Arc<Lane>>,
+    shared: Mutex<Option<Arc<Lane>>>,
     is_refusal_told: AtomicBool,
 }
 
@@ -143,27 +235,41 @@ impl Lanes {
     /// No memory, the budget.
     pub fn make_shared(&self, engine: &Engine) -> Result<(), CallError> {
         let lane = self.add(engine)?;
-        // Nobody else makes one.
-        let _ = self.shared.set(lane);
+        if let Ok(mut shared) = self.shared.lock() {
+            *shared = Some(lane);
+        }
         Ok(())
+    }
+
+    /// Makes another shared lane if it is dead; the calling thread's own, then. Where there is no memory for it, the next time.
+    pub fn renew_shared(&self, engine: &Engine) {
+        if self.shared_lane().is_some_and(|lane| lane.is_dead()) && self.make_shared(engine).is_ok()
+        {
+            self.use_shared();
+        }
+    }
+
+    fn shared_lane(&self) -> Option<Arc<Lane>> {
+        // Held for a moment only: to take another pointer to it, or to put another lane in.
+        self.shared.lock().ok()?.clone()
     }
 
     /// Makes the shared lane the calling thread's own.
     pub fn use_shared(&self) {
         // A thread that has just begun has its variables.
-        let _ = OWN.try_with(|own| own.replace(self.shared.get().cloned()));
+        let _ = OWN.try_with(|own| own.replace(self.shared_lane()));
     }
 
     /// Calls `function` with the calling thread's lane. A thread that has none gets one of its own, or where that is refused the
-    /// shared one. `None` where there is neither: a thread that is ending.
+    /// shared one; so does a thread whose lane is dead. `None` where there is neither: a thread that is ending.
     pub fn own<R>(&self, engine: &Engine, function: impl FnOnce(&Lane) -> R) -> Option<R> {
         OWN.try_with(|own| {
             let mut own = own.try_borrow_mut().ok()?;
-            if own.is_none() {
+            if own.as_ref().is_none_or(|lane| lane.is_dead()) {
                 *own = self.add(engine).map_or_else(
                     |error| {
                         self.tell_refusal(&error);
-                        self.shared.get().cloned()
+                        self.shared_lane()
                     },
                     Some,
                 );
@@ -181,6 +287,11 @@ impl Lanes {
             .flatten()
     }
 
+    /// Calls `function` with the lane that is there for all.
+    pub fn shared<R>(&self, function: impl FnOnce(&Lane) -> R) -> Option<R> {
+        self.shared_lane().map(|lane| function(&lane))
+    }
+
     /// All lanes there are.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Lane>> {
@@ -190,14 +301,26 @@ impl Lanes {
 
     /// Lets go of the lanes whose threads have ended and whose answers have come.
     pub fn prune(&self) {
-        if let Ok(mut lanes) = self.all.lock() {
-            lanes.retain(|lane| Arc::strong_count(lane) > 1 || lane.has_flows());
+        let is_needed = |lane: &Arc<Lane>| Arc::strong_count(lane) > 1 || lane.has_flows();
+        let mut gone = Vec::new();
+        if let Ok(mut lanes) = self.all.lock()
+            && !lanes.iter().all(is_needed)
+        {
+            let (kept, rest) = std::mem::take(&mut *lanes).into_iter().partition(is_needed);
+            *lanes = kept;
+            gone = rest;
         }
+        // Their sessions are freed without the lock that new threads take.
+        drop(gone);
     }
 
     fn add(&self, engine: &Engine) -> Result<Arc<Lane>, CallError> {
         let lane = Arc::new(Lane {
-            session: Mutex::new(engine.new_session()?),
+            way: Mutex::new(Way {
+                session: engine.new_session()?,
+                under_way: UnderWay::default(),
+            }),
+            is_dead: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
             used_ms: AtomicU64::new(0),
         });
@@ -220,6 +343,46 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_taken_for_a_moment_is_offered_again() {
+        for (status, submitted, is_to_be_repeated) in [
+            (status::OK, Submitted::Queued, false),
+            (status::NEED_MORE, Submitted::NeedMore, false),
+            (status::QUEUE_FULL, Submitted::Shed, true),
+            (status::ERR_BUSY, Submitted::Busy, true),
+            (-3, Submitted::Failed(-3), false),
+        ] {
+            assert_eq!(Submitted::of(status), submitted);
+            assert_eq!(submitted.is_to_be_repeated(), is_to_be_repeated);
+        }
+        assert!(!Submitted::Nothing.is_to_be_repeated());
+    }
+
+    #[test]
+    fn answers_are_expected_once() {
+        let ticket = |place| Ticket { place, packets: 3 };
+        let mut under_way = UnderWay::default();
+        // The same one twice: two threads may offer a flow at once.
+        for place in [1, 2, 2, 4] {
+            under_way.add(ticket(place));
+        }
+        assert!(under_way.answered(ticket(2).number()));
+        assert!(!under_way.answered(ticket(3).number()));
+        assert!(under_way.answered(ticket(4).number()));
+        assert_eq!(under_way.take_all(), [ticket(1), ticket(2)]);
+        assert!(!under_way.answered(ticket(1).number()));
+    }
+
+    #[test]
+    fn only_a_defect_ends_a_session() {
+        for status in [-3, -16, -17] {
+            assert!(ends_session(status));
+        }
+        for status in [-4, -11, -15, -18, 0, 1, 2, 4] {
+            assert!(!ends_session(status), "{status}");
+        }
+    }
 
     #[test]
     fn tickets_come_back_as_they_went() {

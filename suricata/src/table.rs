@@ -45,14 +45,18 @@ pub struct Letter {
     pub about: About,
     /// The newest answer, if it was not taken.
     pub verdict: Option<FlowVerdict>,
-    /// Packets of the newest answer that came: answers come in any order.
+    /// Packets of the newest answer that was put in: answers come in any order.
     newest_packets: u32,
+    /// Whether that was a verdict: one that failed has none.
+    is_newest_judged: bool,
 }
 
 impl Letter {
-    /// Puts an answer in, unless a newer one has come before.
+    /// Puts an answer in, unless a better one has come before: a verdict is better than a failure, a newer one than an older one.
     pub fn put(&mut self, verdict: FlowVerdict) {
-        if verdict.packets >= self.newest_packets {
+        let is_judged = verdict.state.is_judged();
+        if (is_judged, verdict.packets) >= (self.is_newest_judged, self.newest_packets) {
+            self.is_newest_judged = is_judged;
             self.newest_packets = verdict.packets;
             self.verdict = Some(verdict);
         }
@@ -101,11 +105,35 @@ impl Place {
     /// Counts an answer that will come, if the flow lives. Without one the place may be another flow's at any time.
     #[must_use]
     pub fn expect_answer(&self) -> bool {
-        let more = |word: u32| (word & ALIVE != 0 && word & PENDING < PENDING).then_some(word + 1);
+        self.hold(1)
+    }
+
+    fn hold(&self, times: u32) -> bool {
+        let more = |word: u32| {
+            let has_room = word & PENDING <= PENDING - times;
+            (word & ALIVE != 0 && has_room).then_some(word + times)
+        };
         self.word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
             .is_ok()
     }
+}
+
+/// What a place has for the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Packets that were not judged. The place is held twice, for the answer and for who asks: [`Table::answered`] must follow twice,
+    /// so that who asks has the place to himself after the answer has come.
+    Some {
+        /// What was recorded.
+        recorder: Recorder,
+        /// Packets fed.
+        packets: u32,
+    },
+    /// None, or no recorder. The place is not held.
+    None(Left),
+    /// No flow lives there, or too many answers are under way.
+    NoFlow,
 }
 
 /// What is to be done with a place after something came to its end.
@@ -115,6 +143,15 @@ pub enum Left {
     Kept,
     /// Nobody needs it: it is free.
     Free,
+}
+
+/// What a place had that was freed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// The recorder that it shall not keep.
+    pub surplus: Option<Recorder>,
+    /// Whether an answer was in its letter that nobody took.
+    pub has_letter: bool,
 }
 
 /// A list of places that threads push to and take from without waiting.
@@ -239,6 +276,27 @@ impl Table {
         Self::left(before & !ALIVE, before & ALIVE != 0)
     }
 
+    /// Holds a place for an answer, and says what there is to judge. Only then: what was read of it before may be of a flow that has
+    /// ended meanwhile. `is_late` as for [`Table::answered`].
+    #[must_use]
+    pub fn news(&self, number: u32, is_late: bool) -> News {
+        let held = self.place(number).filter(|place| place.hold(2));
+        let Some(place) = held else {
+            return News::NoFlow;
+        };
+        let packets = place.packets.load(Ordering::Acquire);
+        match place.recorder() {
+            Some(recorder) if packets > place.offered.load(Ordering::Acquire) => {
+                News::Some { recorder, packets }
+            }
+            // The flow may have ended meanwhile, with a verdict in its letter.
+            _ => match self.answered(number, is_late) {
+                Left::Kept => News::None(self.answered(number, is_late)),
+                Left::Free => News::None(Left::Free),
+            },
+        }
+    }
+
     /// An answer has come, or will not. On a flow that has ended and with `is_late`, the place waits for [`Table::take_late`].
     #[must_use]
     pub fn answered(&self, number: u32, is_late: bool) -> Left {
@@ -301,20 +359,25 @@ impl Table {
         }
     }
 
-    /// Frees a place that [`Left::Free`] was said of; gives the recorder back that it shall not keep.
+    /// Frees a place that [`Left::Free`] was said of.
     #[must_use]
-    pub fn free(&self, number: u32) -> Option<Recorder> {
-        let place = self.place(number)?;
-        if let Ok(mut letter) = place.letter.lock() {
-            letter.verdict = None;
-        }
+    pub fn free(&self, number: u32) -> Freed {
+        let Some(place) = self.place(number) else {
+            return Freed::default();
+        };
+        // Nobody else has the letter now.
+        let letter = place.letter.lock();
+        let has_letter = letter.is_ok_and(|mut letter| letter.verdict.take().is_some());
         let surplus = if self.free.length.load(Ordering::Relaxed) < self.spare_limit {
             None
         } else {
             Recorder::of(place.recorder.swap(0, Ordering::AcqRel))
         };
         self.push(&self.free, number);
-        surplus
+        Freed {
+            surplus,
+            has_letter,
+        }
     }
 
     /// Takes the recorder of a live flow that needs no more packets and has no answer under way.

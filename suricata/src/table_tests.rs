@@ -1,15 +1,27 @@
 //! A place has one owner at a time, whatever the order of events.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::verdict::{Names, State};
 
 fn recorder(number: usize) -> Recorder {
     Recorder::of(number).unwrap()
+}
+
+fn verdict(state: State, packets: u32) -> FlowVerdict {
+    FlowVerdict {
+        names: Arc::new(Names::example(&[])),
+        state,
+        packets,
+        generation: 1,
+        latency_us: 0,
+        judgements: Vec::new(),
+    }
 }
 
 fn begun(table: &Table) -> u32 {
@@ -26,7 +38,7 @@ fn there_are_as_many_places_as_were_asked_for() {
     assert_eq!(table.take(), None);
     assert_eq!(table.flows(), 3);
     assert_eq!(table.end(1), Left::Free);
-    assert_eq!(table.free(1), None);
+    assert_eq!(table.free(1), Freed::default());
     assert_eq!((table.take(), table.take()), (Some(1), None));
 }
 
@@ -95,29 +107,120 @@ fn recorders_stay_with_some_free_places() {
     for number in [first, second] {
         assert_eq!(table.end(number), Left::Free);
     }
-    assert_eq!(table.free(first), None);
-    assert_eq!(table.free(second), Some(recorder(1)));
+    assert_eq!(table.free(first).surplus, None);
+    assert_eq!(table.free(second).surplus, Some(recorder(1)));
     assert_eq!(table.place(first).unwrap().recorder(), Some(recorder(1)));
     assert_eq!(table.place(second).unwrap().recorder(), None);
 }
 
 #[test]
 fn a_letter_keeps_the_newest_answer() {
-    let verdict = |packets: u32| FlowVerdict {
-        names: Arc::new(crate::verdict::Names::example(&[])),
-        state: crate::verdict::State::Done,
-        packets,
-        generation: 1,
-        latency_us: 0,
-        judgements: Vec::new(),
-    };
     let mut letter = Letter::default();
-    letter.put(verdict(20));
-    letter.put(verdict(8));
+    letter.put(verdict(State::Done, 20));
+    letter.put(verdict(State::Done, 8));
     assert_eq!(letter.verdict.as_ref().unwrap().packets, 20);
     letter.verdict = None;
-    letter.put(verdict(8));
+    letter.put(verdict(State::Done, 8));
     assert!(letter.verdict.is_none(), "what was taken was newer");
+}
+
+#[test]
+fn a_failure_takes_the_place_of_no_verdict() {
+    for failure in [State::Failed, State::Expired, State::Abandoned] {
+        for good in [State::Done, State::NotApplicable] {
+            let mut letter = Letter::default();
+            letter.put(verdict(good, 8));
+            letter.put(verdict(failure, 20));
+            let kept = letter.verdict.take().unwrap();
+            assert_eq!((kept.state, kept.packets), (good, 8));
+            letter.put(verdict(failure, 20));
+            assert!(letter.verdict.is_none(), "a verdict was taken before");
+            letter.put(verdict(good, 20));
+            assert_eq!(letter.verdict.unwrap().packets, 20);
+        }
+        let mut letter = Letter::default();
+        letter.put(verdict(failure, 20));
+        assert_eq!(letter.verdict.as_ref().unwrap().state, failure);
+        letter.put(verdict(State::Done, 8));
+        let kept = letter.verdict.unwrap();
+        assert_eq!((kept.state, kept.packets), (State::Done, 8), "{failure:?}");
+    }
+}
+
+#[test]
+fn what_is_offered_is_of_the_flow_that_lives_there() {
+    let table = Table::new(1, 1);
+    let number = begun(&table);
+    let place = table.place(number).unwrap();
+    assert_eq!(
+        table.news(number, true),
+        News::None(Left::Kept),
+        "no packet yet"
+    );
+    assert_eq!(place.pending(), 0);
+    place.packets.store(9, Ordering::Release);
+    let News::Some { recorder, packets } = table.news(number, true) else {
+        panic!("nine packets are news");
+    };
+    assert_eq!((recorder.number(), packets, place.pending()), (1, 9, 2));
+    place.offered.store(9, Ordering::Release);
+    assert_eq!(
+        table.news(number, true),
+        News::None(Left::Kept),
+        "all offered"
+    );
+    assert_eq!(place.pending(), 2);
+    // While it is held, its number is nobody else's.
+    assert_eq!(table.end(number), Left::Kept);
+    assert_eq!(
+        (table.take(), table.news(number, true)),
+        (None, News::NoFlow)
+    );
+    assert_eq!(table.answered(number, false), Left::Kept);
+    assert_eq!(table.take(), None, "who asked has it still");
+    assert_eq!(table.answered(number, false), Left::Free);
+    let _ = table.free(number);
+    // Another flow of the same number has packets of its own.
+    assert_eq!(begun(&table), number);
+    assert_eq!(table.news(number, true), News::None(Left::Kept));
+    place.packets.store(2, Ordering::Release);
+    assert!(matches!(
+        table.news(number, true),
+        News::Some { packets: 2, .. }
+    ));
+    assert_eq!(table.news(7, true), News::NoFlow);
+}
+
+#[test]
+fn nothing_is_offered_of_a_flow_without_a_recorder() {
+    let table = Table::new(1, 1);
+    let number = begun(&table);
+    table
+        .place(number)
+        .unwrap()
+        .packets
+        .store(3, Ordering::Release);
+    assert!(table.take_recorder(number).is_some());
+    assert_eq!(table.news(number, true), News::None(Left::Kept));
+    assert_eq!(table.end(number), Left::Free);
+}
+
+#[test]
+fn an_answer_that_nobody_took_is_told_once() {
+    let table = Table::new(1, 1);
+    for (has_answer, is_taken) in [(true, false), (true, true), (false, false)] {
+        let number = begun(&table);
+        let place = table.place(number).unwrap();
+        if has_answer {
+            place.letter.lock().unwrap().put(verdict(State::Done, 3));
+        }
+        if is_taken {
+            place.letter.lock().unwrap().verdict = None;
+        }
+        assert_eq!(table.end(number), Left::Free);
+        assert_eq!(table.free(number).has_letter, has_answer && !is_taken);
+        assert!(place.letter.lock().unwrap().verdict.is_none());
+    }
 }
 
 /// Threads begin and end flows, others answer: no place has two owners, and all are free in the end.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, RwLock, RwLockReadGuard, TryLockError};
 
 use crate::library::abi::{self, status};
 use crate::library::{CallError, Model};
@@ -152,12 +152,27 @@ impl KnownNames {
         self.models.read().ok()?.last().map(Arc::clone)
     }
 
+    #[cfg(test)]
     fn of(&self, model: &str) -> Option<Arc<Names>> {
         let models = self.models.read().ok()?;
         let found = models.iter().rev().find(|known| known.model == model);
         found.map(Arc::clone)
     }
+
+    /// The models, if nobody changes them at the moment.
+    fn try_models(&self) -> Result<RwLockReadGuard<'_, Vec<Arc<Names>>>, Changing> {
+        match self.models.try_read() {
+            Ok(models) => Ok(models),
+            // They are whole: nothing that changes them panics half way.
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Changing),
+        }
+    }
 }
+
+/// The names of the models are being changed: another moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changing;
 
 /// What became of a judgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +198,12 @@ impl State {
             status::ABANDONED => Self::Abandoned,
             _ => Self::Failed,
         }
+    }
+
+    /// Whether the model has looked at the flow: what is not that takes the place of no verdict.
+    #[must_use]
+    pub fn is_judged(self) -> bool {
+        matches!(self, Self::Done | Self::NotApplicable)
     }
 
     /// The word for it in EVE.
@@ -231,7 +252,7 @@ pub struct FlowVerdict {
 impl FlowVerdict {
     /// Keeps an answer of the library: its entries, none of which is missing.
     ///
-    /// `None` if it is of no known model.
+    /// `None` if it is of no known model. Not on a packet's way: see [`FlowVerdict::try_of`].
     #[must_use]
     pub fn of(
         answer: &[abi::Verdict],
@@ -239,13 +260,49 @@ impl FlowVerdict {
         known: &KnownNames,
         min_score: f32,
     ) -> Option<Self> {
+        Self::named(answer, packets, &known.models.read().ok()?, min_score)
+    }
+
+    /// The same where nobody waits.
+    ///
+    /// # Errors
+    /// [`Changing`]: the names cannot be read at the moment.
+    pub fn try_of(
+        answer: &[abi::Verdict],
+        packets: u32,
+        known: &KnownNames,
+        min_score: f32,
+    ) -> Result<Option<Self>, Changing> {
+        let models = known.try_models()?;
+        Ok(Self::named(answer, packets, &models, min_score))
+    }
+
+    /// A judgement that was asked for and will not come, of a model whose names are these.
+    #[must_use]
+    pub fn lost(names: Arc<Names>, packets: u32) -> Self {
+        Self {
+            names,
+            state: State::Failed,
+            packets,
+            generation: 0,
+            latency_us: 0,
+            judgements: Vec::new(),
+        }
+    }
+
+    fn named(
+        answer: &[abi::Verdict],
+        packets: u32,
+        models: &[Arc<Names>],
+        min_score: f32,
+    ) -> Option<Self> {
         let first = answer.first()?;
         let model = abi::field_text(&first.model_id);
         // An answer without a verdict may be of no model.
-        let names = known.of(model).or_else(|| {
-            let is_nameless = State::of(first.status) != State::Done;
-            known.newest().filter(|_| is_nameless)
-        })?;
+        let is_nameless = State::of(first.status) != State::Done;
+        let found = models.iter().rev().find(|known| known.model == model);
+        let names = found.or_else(|| models.last().filter(|_| is_nameless))?;
+        let names = Arc::clone(names);
         let judged = |entry: &&abi::Verdict| State::of(entry.status) == State::Done;
         let judgements = answer.iter().filter(judged).map(|entry| Judgement {
             task: u16::try_from(entry.task).unwrap_or(u16::MAX),

@@ -77,6 +77,38 @@ fn an_answer_without_verdicts_has_a_state() {
 }
 
 #[test]
+fn nobody_waits_for_names_that_are_changed() {
+    let known = known();
+    let answer = [entry(0, 1, 0.75, status::OK)];
+    let changing = known.models.write().unwrap();
+    let tried = FlowVerdict::try_of(&answer, 9, &known, 0.0);
+    assert_eq!(tried.unwrap_err(), Changing);
+    drop(changing);
+    let verdict = FlowVerdict::try_of(&answer, 9, &known, 0.0).unwrap();
+    assert_eq!(verdict.unwrap().on(0).unwrap().label, 1);
+    let mut stranger = entry(0, 1, 0.75, status::OK);
+    stranger.model_id[0] = b'f';
+    assert!(
+        FlowVerdict::try_of(&[stranger], 9, &known, 0.0)
+            .unwrap()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_lost_judgement_has_failed() {
+    let names = known().newest().unwrap();
+    let lost = FlowVerdict::lost(names, 9);
+    assert!(!lost.state.is_judged());
+    let mut text = String::new();
+    lost.write_json(&mut text, false);
+    assert!(
+        text.starts_with("\"state\":\"failed\",\"final\":false"),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_answer_of_an_unknown_model_is_none() {
     let mut stranger = entry(0, 1, 0.75, status::OK);
     stranger.model_id[0] = b'f';

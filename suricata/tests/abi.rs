@@ -91,7 +91,10 @@ fn numbers_are_those_of_the_header() {
         ("TLLM_TASK_BYTES", abi::TASK_BYTES as i64),
         ("TLLM_LABEL_BYTES", abi::LABEL_BYTES as i64),
         ("TLLM_ANSWER_ENTRIES_MAX", abi::ANSWER_ENTRIES_MAX as i64),
+        ("TLLM_ERR_HANDLE", i64::from(abi::status::ERR_HANDLE)),
         ("TLLM_ERR_BUSY", i64::from(abi::status::ERR_BUSY)),
+        ("TLLM_ERR_FORKED", i64::from(abi::status::ERR_FORKED)),
+        ("TLLM_ERR_PANIC", i64::from(abi::status::ERR_PANIC)),
         ("TLLM_MODEL_ID_BYTES", abi::MODEL_ID_BYTES as i64),
     ] {
         assert_eq!(constant(name), own, "{name}");

@@ -23,8 +23,14 @@ pub mod status {
     pub const FLOW_FULL: i32 = 7;
     /// `TLLM_NOT_APPLICABLE`.
     pub const NOT_APPLICABLE: i32 = 11;
+    /// `TLLM_ERR_HANDLE`.
+    pub const ERR_HANDLE: i32 = -3;
     /// `TLLM_ERR_BUSY`.
     pub const ERR_BUSY: i32 = -4;
+    /// `TLLM_ERR_FORKED`.
+    pub const ERR_FORKED: i32 = -16;
+    /// `TLLM_ERR_PANIC`.
+    pub const ERR_PANIC: i32 = -17;
 }
 
 /// `TLLM_FROM_INITIATOR`.

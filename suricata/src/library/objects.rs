@@ -305,7 +305,10 @@ impl Session {
     }
 
     /// The answers that have come: the entries of some whole answers, none where nothing has come. With a time it waits as long.
-    pub fn take(&mut self, wait_us: u64) -> &[abi::Verdict] {
+    ///
+    /// # Errors
+    /// A negative status.
+    pub fn take(&mut self, wait_us: u64) -> Result<&[abi::Verdict], i32> {
         let mut count = 0;
         let (answers, capacity) = (self.answers.as_mut_ptr(), self.answers.len());
         let entry_bytes = size_of::<abi::Verdict>();
@@ -332,11 +335,23 @@ impl Session {
                 )
             }
         };
-        if status == status::OK {
-            &self.answers[..count.min(capacity)]
-        } else {
-            &[]
+        match status {
+            status::OK => Ok(&self.answers[..count.min(capacity)]),
+            failed if failed < status::OK => Err(failed),
+            _ => Ok(&[]),
         }
+    }
+
+    /// Whether the library does not know it any more.
+    #[must_use]
+    pub fn is_gone(&mut self) -> bool {
+        let mut count = 0;
+        let answers = self.answers.as_mut_ptr();
+        let entry_bytes = size_of::<abi::Verdict>();
+        let poll = self.library.functions.session_poll;
+        // SAFETY: a handle that the library looks up; with room for nothing it takes nothing.
+        let status = unsafe { poll(self.handle, answers, entry_bytes, 0, &raw mut count) };
+        status == status::ERR_HANDLE
     }
 }
 
