@@ -14,20 +14,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{REQUEST_TASK, recorded_flows, small_bundle};
+use common::{REQUEST_TASK, recorded_flows, small_model, started};
 use trafficllm::limits::{BATCH_TOKENS_MIN, CLASSIFIER_FLOWS};
-use trafficllm::{Answer, Engine, EngineOptions, Flow, Judgement, Level, Model, SubmitError};
+use trafficllm::{Answer, Engine, EngineOptions, Flow, Judgement, Model, SubmitError};
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn model() -> Arc<Model> {
-    Arc::new(Model::load(&small_bundle(|_| ()), Level::detect()).unwrap())
-}
-
-fn started(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    let engine = Engine::new(Arc::clone(model), options).unwrap();
-    engine.start().unwrap();
-    engine
+    small_model(|_| ())
 }
 
 fn text(answer: &Answer<'_>) -> String {

@@ -14,38 +14,12 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{recorded_flows, small_bundle};
+use common::{recorded_flows, small_model, started, with_threshold, workers};
 use serde_json::Value;
 use trafficllm::limits::BATCH_TOKENS_MIN;
-use trafficllm::{Engine, EngineOptions, Error, Level, Manifest, Model};
+use trafficllm::{Engine, EngineOptions, Error};
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn model(edit: impl Fn(&mut Manifest)) -> Arc<Model> {
-    Arc::new(Model::load(&small_bundle(edit), Level::detect()).unwrap())
-}
-
-/// A model that abstains from everything where this is 1, and from nothing where it is 0.
-fn with_threshold(threshold: f32) -> Arc<Model> {
-    model(|manifest| {
-        for task in &mut manifest.tasks {
-            task.threshold = threshold;
-        }
-    })
-}
-
-fn started(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    let engine = Engine::new(Arc::clone(model), options).unwrap();
-    engine.start().unwrap();
-    engine
-}
-
-fn workers(workers: usize) -> EngineOptions {
-    EngineOptions {
-        workers,
-        ..EngineOptions::default()
-    }
-}
 
 #[test]
 fn a_memory_budget_is_kept_at_every_door() {
@@ -194,7 +168,8 @@ fn shown_bytes(engine: &Engine) -> HashMap<String, usize> {
 
 #[test]
 fn monitoring_shows_all_that_is_held() {
-    let look = |tokens: u64| model(|manifest| manifest.profile["max_tokens"] = Value::from(tokens));
+    let look =
+        |tokens: u64| small_model(|manifest| manifest.profile["max_tokens"] = Value::from(tokens));
     let (first, second) = (look(60), look(300));
     let flows = recorded_flows(&first);
     let options = EngineOptions {
@@ -227,7 +202,7 @@ fn monitoring_shows_all_that_is_held() {
 #[test]
 fn the_buffers_for_a_larger_model_are_there_before_it_is() {
     let look = |tokens: u64| {
-        model(|manifest| {
+        small_model(|manifest| {
             manifest.profile["max_tokens"] = Value::from(tokens);
         })
     };
@@ -267,7 +242,7 @@ fn the_buffers_for_a_larger_model_are_there_before_it_is() {
 #[test]
 fn a_classifier_takes_no_more_for_a_larger_model_than_the_budget_has() {
     let look = |tokens: u64| {
-        model(|manifest| {
+        small_model(|manifest| {
             manifest.profile["max_tokens"] = Value::from(tokens);
         })
     };

@@ -17,36 +17,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{
-    REQUEST_TASK, capture, captures, cpu_ticks, flows_of, is_alone, recorded_flows, small_bundle,
-    threads,
+    REQUEST_TASK, capture, captures, cpu_ticks, flows_of, is_alone, recorded_flows, small_model,
+    started, threads, workers,
 };
 use trafficllm::{
-    Answer, Engine, EngineCounters, EngineOptions, Flow, Judgement, Level, Model, Outcome, Sink,
+    Answer, Engine, EngineCounters, EngineOptions, Flow, Judgement, Model, Outcome, Sink,
     SubmitError, Submitter,
 };
 
 const LONG: Duration = Duration::from_secs(60);
 
 fn model() -> Arc<Model> {
-    Arc::new(Model::load(&small_bundle(|_| ()), Level::detect()).unwrap())
-}
-
-fn start(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    let engine = Engine::new(Arc::clone(model), options).unwrap();
-    engine.start().unwrap();
-    engine
+    small_model(|_| ())
 }
 
 fn inline(queue_flows: usize) -> EngineOptions {
     EngineOptions {
         queue_flows,
-        ..EngineOptions::default()
-    }
-}
-
-fn workers(workers: usize) -> EngineOptions {
-    EngineOptions {
-        workers,
         ..EngineOptions::default()
     }
 }
@@ -79,7 +66,7 @@ impl Sink for Verdicts {
 fn a_flow_gets_the_verdicts_that_a_detection_gives_it() {
     let model = model();
     for options in [inline(0), workers(1), workers(3)] {
-        let engine = start(&model, options);
+        let engine = started(&model, options);
         for path in captures().iter().filter(|path| !path.ends_with(".jsonl")) {
             let mut detection = engine.detect(Verdicts::default());
             detection.capture(File::open(path).unwrap()).unwrap();
@@ -104,7 +91,7 @@ fn a_flow_gets_the_verdicts_that_a_detection_gives_it() {
 #[test]
 fn requests_are_judged_by_their_tasks_and_what_is_none_is_refused() {
     let model = model();
-    let engine = start(&model, inline(0));
+    let engine = started(&model, inline(0));
     let mut submitter = engine.submitter().unwrap();
     submitter
         .submit_request(b"GET /index HTTP/1.1\r\n\r\n", 5)
@@ -126,7 +113,7 @@ fn requests_are_judged_by_their_tasks_and_what_is_none_is_refused() {
 fn a_full_queue_sheds_says_so_and_counts_it() {
     let model = model();
     let flows = recorded_flows(&model);
-    let engine = start(&model, inline(3));
+    let engine = started(&model, inline(3));
     let mut submitter = engine.submitter().unwrap();
     let mut other = engine.submitter().unwrap();
     for id in 0..3 {
@@ -169,7 +156,7 @@ fn a_flow_whose_deadline_has_passed_is_answered_without_a_run() {
     let model = model();
     let flows = recorded_flows(&model);
     let judge = |deadline_us| {
-        let engine = start(
+        let engine = started(
             &model,
             EngineOptions {
                 deadline_us,
@@ -198,7 +185,7 @@ fn a_flow_whose_deadline_has_passed_is_answered_without_a_run() {
 fn a_submitter_that_is_dropped_abandons_its_flows_and_nobody_runs_them() {
     let model = model();
     let flows = recorded_flows(&model);
-    let engine = start(&model, inline(8));
+    let engine = started(&model, inline(8));
     let mut dropped = engine.submitter().unwrap();
     let mut kept = engine.submitter().unwrap();
     for id in 0..3 {
@@ -227,7 +214,7 @@ fn an_engine_that_is_dropped_sends_home_what_waits() {
     let model = model();
     let flows = recorded_flows(&model);
     for options in [inline(0), workers(2)] {
-        let engine = start(&model, options);
+        let engine = started(&model, options);
         let mut submitter = engine.submitter().unwrap();
         for (id, flow) in (0..).zip(flows.iter().cycle().take(500)) {
             submitter.submit(flow, id).unwrap();
@@ -259,7 +246,7 @@ fn a_worker_that_waits_for_more_judges_what_comes() {
             queue_flows,
             ..workers(2)
         };
-        let engine = start(&model, options);
+        let engine = started(&model, options);
         let mut submitter = engine.submitter().unwrap();
         let mut answers = 0;
         for flow in &flows {
@@ -329,7 +316,7 @@ fn counters_add_up_under_load() {
     let flows = recorded_flows(&model);
     let mut expected = vec![String::new(); flows.len()];
     {
-        let engine = start(&model, inline(0));
+        let engine = started(&model, inline(0));
         let mut submitter = engine.submitter().unwrap();
         for (id, flow) in (0..).zip(&flows) {
             submitter.submit(flow, id).unwrap();
@@ -344,7 +331,7 @@ fn counters_add_up_under_load() {
         stop: AtomicBool::new(false),
         seen: Default::default(),
     };
-    let engine = start(
+    let engine = started(
         &model,
         EngineOptions {
             queue_flows: 24,
@@ -401,7 +388,7 @@ fn counters_add_up_under_load() {
 #[test]
 fn memory_is_known() {
     let model = model();
-    let engine = start(&model, inline(100));
+    let engine = started(&model, inline(100));
     let empty = engine.memory();
     assert!(empty.model_bytes > 100_000, "{empty:?}");
     let mut one = engine.submitter().unwrap();
@@ -431,7 +418,7 @@ fn dropping_a_busy_engine_leaves_no_thread() {
     let before = threads();
     let model = model();
     let flows = recorded_flows(&model);
-    let engine = start(&model, workers(3));
+    let engine = started(&model, workers(3));
     let mut submitter = engine.submitter().unwrap();
     assert_eq!(threads(), before + 3, "a submitter has no thread");
     for (id, flow) in (0..).zip(flows.iter().cycle().take(1_000)) {
@@ -454,7 +441,7 @@ fn workers_sleep_while_submitters_have_nothing() {
         deadline_us: 1_000_000,
         ..workers(4)
     };
-    let engine = start(&model, options);
+    let engine = started(&model, options);
     let mut submitter = engine.submitter().unwrap();
     for flow in &flows {
         submitter.submit(flow, 0).unwrap();

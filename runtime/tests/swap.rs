@@ -17,40 +17,17 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{FLOW_TASKS, capture, recorded_flows, small_bundle};
+use common::{
+    FLOW_TASKS, capture, recorded_flows, small_bundle, small_model, started, with_threshold,
+    workers,
+};
 use serde_json::Value;
 use trafficllm::{
-    Answer, Engine, EngineOptions, Error, Flow, Judgement, Level, Manifest, Model, Outcome, Sink,
+    Answer, Engine, EngineOptions, Error, Flow, Judgement, Level, Model, Outcome, Sink,
     SubmitError, Submitter,
 };
 
 const LONG: Duration = Duration::from_secs(60);
-
-fn model(edit: impl Fn(&mut Manifest)) -> Arc<Model> {
-    Arc::new(Model::load(&small_bundle(edit), Level::detect()).unwrap())
-}
-
-/// A model that abstains from everything where this is 1, and from nothing where it is 0.
-fn with_threshold(threshold: f32) -> Arc<Model> {
-    model(|manifest| {
-        for task in &mut manifest.tasks {
-            task.threshold = threshold;
-        }
-    })
-}
-
-fn started(model: &Arc<Model>, options: EngineOptions) -> Engine {
-    let engine = Engine::new(Arc::clone(model), options).unwrap();
-    engine.start().unwrap();
-    engine
-}
-
-fn workers(workers: usize) -> EngineOptions {
-    EngineOptions {
-        workers,
-        ..EngineOptions::default()
-    }
-}
 
 fn text(answer: &Answer<'_>) -> String {
     format!("{:?}", answer.judgement)
@@ -226,7 +203,7 @@ fn a_detection_ends_with_the_model_that_it_began_with() {
 #[test]
 fn a_model_that_cannot_take_over_changes_nothing_and_is_counted() {
     let first = with_threshold(0.0);
-    let other_tasks = model(|manifest| manifest.tasks[1].name = "another_task".to_owned());
+    let other_tasks = small_model(|manifest| manifest.tasks[1].name = "another_task".to_owned());
     let flows = recorded_flows(&first);
     let options = EngineOptions {
         tasks: vec![FLOW_TASKS[1].to_owned()],
@@ -410,7 +387,7 @@ fn no_submitter_frees_a_model() {
 #[test]
 fn what_an_answer_can_hold_is_known_before_the_call() {
     let large = with_threshold(0.0);
-    let small = model(|manifest| manifest.tasks.truncate(1));
+    let small = small_model(|manifest| manifest.tasks.truncate(1));
     let flows = recorded_flows(&large);
     let engine = started(&small, EngineOptions::default());
     let mut classifier = engine.classifier().unwrap();
@@ -475,7 +452,7 @@ fn a_prepared_model_is_kept_for_the_call_and_no_longer() {
 #[test]
 fn slots_grow_for_a_model_that_looks_further() {
     let look = |tokens: u64| {
-        model(|manifest| {
+        small_model(|manifest| {
             manifest.profile["max_tokens"] = Value::from(tokens);
         })
     };

@@ -10,9 +10,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use trafficllm::{Bundle, Level, Manifest, TaskKind};
+use trafficllm::{Bundle, Engine, EngineOptions, Level, Manifest, Model, TaskKind};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
 use trafficllm_model::transformer::TransformerConfig;
 use trafficllm_model::{
@@ -319,7 +320,7 @@ pub(crate) fn cpu_ticks() -> u64 {
 }
 
 /// The flows of a capture, in the order in which a detection gives their outcomes.
-pub(crate) fn flows_of(model: &trafficllm::Model, path: &str) -> Vec<trafficllm::Flow> {
+pub(crate) fn flows_of(model: &Model, path: &str) -> Vec<trafficllm::Flow> {
     use trafficllm_traffic::{CaptureReader, FlowTable, decode};
     let bytes = std::fs::read(path).unwrap();
     let mut reader = CaptureReader::new(bytes.as_slice()).unwrap();
@@ -335,8 +336,36 @@ pub(crate) fn flows_of(model: &trafficllm::Model, path: &str) -> Vec<trafficllm:
 }
 
 /// The flows of all recorded captures.
-pub(crate) fn recorded_flows(model: &trafficllm::Model) -> Vec<trafficllm::Flow> {
+pub(crate) fn recorded_flows(model: &Model) -> Vec<trafficllm::Flow> {
     let paths = captures();
     let captures = paths.iter().filter(|path| !path.ends_with(".jsonl"));
     captures.flat_map(|path| flows_of(model, path)).collect()
+}
+
+/// The small model with another manifest, on the fastest level.
+pub(crate) fn small_model(edit: impl Fn(&mut Manifest)) -> Arc<Model> {
+    Arc::new(Model::load(&small_bundle(edit), Level::detect()).unwrap())
+}
+
+/// A model that abstains from everything where this is 1, and from nothing where it is 0.
+pub(crate) fn with_threshold(threshold: f32) -> Arc<Model> {
+    small_model(|manifest| {
+        for task in &mut manifest.tasks {
+            task.threshold = threshold;
+        }
+    })
+}
+
+/// An engine at work.
+pub(crate) fn started(model: &Arc<Model>, options: EngineOptions) -> Engine {
+    let engine = Engine::new(Arc::clone(model), options).unwrap();
+    engine.start().unwrap();
+    engine
+}
+
+pub(crate) fn workers(workers: usize) -> EngineOptions {
+    EngineOptions {
+        workers,
+        ..EngineOptions::default()
+    }
 }
