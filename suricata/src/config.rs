@@ -257,6 +257,20 @@ impl Block<'_> {
         }
     }
 
+    /// The key's value where `parse` takes it; the default where the key is not there.
+    fn parsed<T>(
+        &self,
+        name: &'static str,
+        expected: &str,
+        default: T,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, ConfigError> {
+        let Some(text) = self.scalar(name, expected)? else {
+            return Ok(default);
+        };
+        parse(text).ok_or_else(|| wrong(name, expected, &quoted(text)))
+    }
+
     fn number(&self, name: &'static str) -> Result<u64, ConfigError> {
         let Kind::Number {
             default,
@@ -268,13 +282,10 @@ impl Block<'_> {
             return Ok(0);
         };
         let expected = format!("a whole number from {minimum} to {maximum} ({unit})");
-        let Some(text) = self.scalar(name, &expected)? else {
-            return Ok(default);
-        };
-        let found = text.parse().ok();
-        found
-            .filter(|number| (minimum..=maximum).contains(number))
-            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+        self.parsed(name, &expected, default, |text| {
+            let found = text.parse().ok();
+            found.filter(|number| (minimum..=maximum).contains(number))
+        })
     }
 
     fn fraction(&self, name: &'static str) -> Result<f64, ConfigError> {
@@ -287,13 +298,10 @@ impl Block<'_> {
             return Ok(0.0);
         };
         let expected = format!("a number from {minimum} to {maximum}");
-        let Some(text) = self.scalar(name, &expected)? else {
-            return Ok(default);
-        };
-        let found = text.parse().ok();
-        found
-            .filter(|number| (minimum..=maximum).contains(number))
-            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+        self.parsed(name, &expected, default, |text| {
+            let found = text.parse().ok();
+            found.filter(|number| (minimum..=maximum).contains(number))
+        })
     }
 
     fn bytes(&self, name: &'static str) -> Result<u64, ConfigError> {
@@ -308,12 +316,9 @@ impl Block<'_> {
         let expected = format!(
             "0 or {minimum} to {maximum} bytes, as a whole number with kb, mb or gb behind it where wanted"
         );
-        let Some(text) = self.scalar(name, &expected)? else {
-            return Ok(default);
-        };
-        parse_bytes(text)
-            .filter(|bytes| *bytes == 0 || (minimum..=maximum).contains(bytes))
-            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+        self.parsed(name, &expected, default, |text| {
+            parse_bytes(text).filter(|bytes| *bytes == 0 || (minimum..=maximum).contains(bytes))
+        })
     }
 
     fn choice(&self, name: &'static str) -> Result<&'static str, ConfigError> {
@@ -321,13 +326,11 @@ impl Block<'_> {
             return Ok("");
         };
         let expected = format!("one of {}", words.join(", "));
-        let Some(text) = self.scalar(name, &expected)? else {
-            return Ok(words.first().copied().unwrap_or_default());
-        };
-        let found = words.iter().find(|word| word.eq_ignore_ascii_case(text));
-        found
-            .copied()
-            .ok_or_else(|| wrong(name, &expected, &quoted(text)))
+        let default = words.first().copied().unwrap_or_default();
+        self.parsed(name, &expected, default, |text| {
+            let found = words.iter().find(|word| word.eq_ignore_ascii_case(text));
+            found.copied()
+        })
     }
 
     fn text(&self, name: &'static str) -> Result<String, ConfigError> {
