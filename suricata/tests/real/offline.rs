@@ -353,7 +353,9 @@ fn statistics_say_what_happened() {
             ),
             (0, 0, 0, 0)
         );
-        assert!(ran.stat("done") >= flows && ran.stat("done") == ran.stat("submitted"));
+        // A record waits for the newest answer on its flow; an older one may still be under way when the statistics are written.
+        assert!(ran.stat("done") >= flows && ran.stat("done") <= ran.metric("submitted_total"));
+        assert_eq!(ran.metric("done_total"), ran.metric("submitted_total"));
         assert!(
             ran.stat("verdicts") > 5 * flows
                 && ran.stat("abstained") > 0
@@ -361,18 +363,13 @@ fn statistics_say_what_happened() {
         );
         assert_eq!(ran.stat("generation"), 1, "a model is active");
         assert!(ran.stat("memory") > 1 << 20, "a model takes memory");
-        for name in [
-            "flows_total",
-            "done_total",
-            "verdicts_total",
-            "abstained_total",
-            "generation",
-        ] {
-            assert_eq!(
-                ran.metric(name),
-                ran.stat(name.trim_end_matches("_total")),
-                "{name}"
-            );
+        for name in ["flows_total", "submitted_total", "generation"] {
+            let stat = ran.stat(name.trim_end_matches("_total"));
+            assert_eq!(ran.metric(name), stat, "{name}");
+        }
+        for name in ["done_total", "verdicts_total", "abstained_total"] {
+            let stat = ran.stat(name.trim_end_matches("_total"));
+            assert!(ran.metric(name) >= stat && stat > 0, "{name}");
         }
         // The library's own are behind them.
         let text = std::fs::read_to_string(ran.folder.path().join("metrics.prom")).unwrap();
