@@ -49,6 +49,9 @@ pub enum Error {
         /// The names of the model's tasks.
         known: Vec<String>,
     },
+    /// The bundle cannot tell what a text asks for.
+    #[error("bundle.json: instruction: expected an adapter that reads instructions, found none")]
+    NoInstruction,
     /// The text of a setting, or its key.
     #[error(transparent)]
     Settings(#[from] SettingError),

@@ -35,6 +35,7 @@
 
 mod engine;
 mod error;
+mod instruction;
 pub mod json;
 pub mod limits;
 mod metrics;
@@ -48,6 +49,7 @@ pub use engine::{
     SubmitError, Submitter, WORKER_NAME,
 };
 pub use error::Error;
+pub use instruction::Intention;
 pub use json::{OutcomeJson, VerdictsJson};
 pub use model::Model;
 pub use outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};

@@ -14,6 +14,7 @@ use crate::choose;
 use crate::data::{self, Split, TaskData, TaskKind};
 use crate::error::{Result, TrainError};
 use crate::evaluate::{self, TaskEvaluation};
+use crate::instructions;
 use crate::network::{Network, NetworkConfig};
 use crate::pack::{self, PackedTask, Statement};
 use crate::phase::{Phase, PhaseRecipe};
@@ -92,6 +93,11 @@ fn prepare(options: &BundleOptions) -> Result<Prepared> {
         vals.push(data::load(&options.data, task, Split::Val)?);
     }
     let others = read_others(options, &vals)?;
+    if recipe.instructions.is_some() {
+        // Last: the engine counts the tasks of flows and requests from 0.
+        train.push(instructions::load(Split::Train)?);
+        vals.push(instructions::load(Split::Val)?);
+    }
     tracing::info!("learning byte-pair merges");
     let tokenizer = tokenizer::learn(
         &recipe.profile,
@@ -109,6 +115,12 @@ fn prepare(options: &BundleOptions) -> Result<Prepared> {
             TaskKind::Flow => tokenizer::encode_split(&encoder, data, Some(index))?,
             TaskKind::Request => {
                 tokenizer::encode_requests(&encoder, data, index, &recipe.requests, options.seed)?
+            }
+            TaskKind::Instruction => {
+                let varied = recipe.instructions.iter().map(|recipe| {
+                    tokenizer::encode_instructions(&encoder, data, index, recipe, options.seed)
+                });
+                varied.flatten().collect()
             }
         });
         let val_sequences = tokenizer::encode_split(&encoder, &val, Some(index))?;

@@ -19,6 +19,8 @@ pub enum TaskKind {
     Flow,
     /// HTTP requests, as text.
     Request,
+    /// What somebody asks, as text: names a task.
+    Instruction,
 }
 
 /// One of the parts that the data is divided into by group.
@@ -51,6 +53,8 @@ pub enum Content {
     Flow(Flow),
     /// The text of an HTTP request.
     Request(String),
+    /// What somebody asks.
+    Instruction(String),
 }
 
 /// One labelled item.
@@ -343,7 +347,7 @@ impl Content {
     pub fn payload_fingerprint(&self) -> Option<u64> {
         let mut hash = Fingerprint::default();
         match self {
-            Self::Request(text) => hash.update(text.as_bytes()),
+            Self::Request(text) | Self::Instruction(text) => hash.update(text.as_bytes()),
             Self::Flow(flow) => {
                 for (record, payload) in flow.kept().filter(|(_, payload)| !payload.is_empty()) {
                     hash.update(payload);

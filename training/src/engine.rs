@@ -1,11 +1,23 @@
 //! The runtime's quantised engine over many encoded items: what is calibrated and scored is what will be used.
 
-use trafficllm_model::{Item, Model, ModelError, Scratch, TaskLogits, TaskVerdict};
+use trafficllm_model::{Item, Model, ModelError, Scratch, Task, TaskLogits, TaskVerdict};
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// Items that the engine takes as one batch.
 const BATCH_ITEMS: usize = 32;
+
+/// The task with an index: one of flows or requests, or the one that reads instructions.
+///
+/// # Errors
+/// [`TrainError::TaskMissing`] where the model has no such task.
+pub fn task(model: &Model, index: usize) -> Result<&Task> {
+    let of_traffic = model.tasks().get(index);
+    let instruction = model.instruction().filter(|(last, _)| *last == index);
+    of_traffic
+        .or(instruction.map(|(_, task)| task))
+        .ok_or(TrainError::TaskMissing { index })
+}
 
 /// The logits of one task for each item, in the order of the items.
 ///

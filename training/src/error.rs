@@ -134,6 +134,22 @@ pub enum TrainError {
         /// The tensor.
         name: String,
     },
+    /// A line of the instructions is not what it should be.
+    #[error("{path}, line {line}: {reason}; expected an object with wording, language and text", path = path.display())]
+    InstructionLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The model has no task with this index.
+    #[error("task {index}: expected a task of the model, found none")]
+    TaskMissing {
+        /// The index.
+        index: usize,
+    },
     /// A file is not the JSON that it should be.
     #[error("{path}: {source}", path = path.display())]
     Json {

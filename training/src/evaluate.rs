@@ -67,7 +67,7 @@ pub fn score(
     seen: &HashSet<u64>,
     threads: usize,
 ) -> Result<TaskEvaluation> {
-    let labels = model.tasks()[task].labels();
+    let labels = engine::task(model, task)?.labels();
     let truths = truths(labels, scored, split)?;
     let mut scratch = EncodeScratch::default();
     let mut items = Vec::with_capacity(scored.items.len());

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
 use trafficllm_model::{
-    Adapter, AdapterShape, Bundle, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind,
-    TaskManifest, TransformerConfig,
+    Adapter, AdapterShape, Bundle, FileReference, InstructionManifest, MANIFEST_SCHEMA, Manifest,
+    SelfTest, TaskKind, TaskManifest, TransformerConfig,
 };
 use trafficllm_traffic::token::Tokenizer;
 use trafficllm_traffic::token::vocabulary::{FIRST_BYTE, PAD};
 
 use crate::data;
 use crate::error::{Result, TrainError};
+use crate::instructions;
 use crate::network::{NamedValues, Network};
 use crate::recipe::Recipe;
 
@@ -100,20 +101,38 @@ pub fn bundle(
     tasks: &[PackedTask],
     self_test: Vec<SelfTest>,
 ) -> Result<Bundle> {
-    let task_manifest = |task: &PackedTask| TaskManifest {
-        name: task.name.clone(),
-        kind: match task.kind {
-            data::TaskKind::Flow => TaskKind::Flow,
-            data::TaskKind::Request => TaskKind::Request,
-        },
+    let instruction = tasks
+        .iter()
+        .find(|task| task.kind == data::TaskKind::Instruction);
+    let tasks: Vec<&PackedTask> = tasks
+        .iter()
+        .filter(|task| task.kind != data::TaskKind::Instruction)
+        .collect();
+    let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
+    let instruction = instruction.map(|task| InstructionManifest {
         labels: task.labels.clone(),
-        label_words: (0..task.labels.len() as u32)
-            .map(|word| vec![word])
-            .collect(),
+        label_words: label_words(task),
+        answered_by: instructions::answered_by(&names),
         adapter: FileReference::new(adapter_file(&task.name)),
         temperature: task.temperature,
         threshold: task.threshold,
         metrics: task.metrics.clone(),
+    });
+    let task_manifest = |task: &PackedTask| TaskManifest {
+        name: task.name.clone(),
+        kind: match task.kind {
+            data::TaskKind::Flow => TaskKind::Flow,
+            data::TaskKind::Request | data::TaskKind::Instruction => TaskKind::Request,
+        },
+        labels: task.labels.clone(),
+        label_words: label_words(task),
+        adapter: FileReference::new(adapter_file(&task.name)),
+        temperature: task.temperature,
+        threshold: task.threshold,
+        metrics: task.metrics.clone(),
+        version: 1,
+        data_statement: Value::Null,
+        set_aside: Vec::new(),
     };
     let manifest = Manifest {
         schema: MANIFEST_SCHEMA,
@@ -124,7 +143,8 @@ pub fn bundle(
         profile: json!(recipe.profile),
         tokenizer: FileReference::new(TOKENIZER_FILE),
         base: FileReference::new(BASE_FILE),
-        tasks: tasks.iter().map(task_manifest).collect(),
+        tasks: tasks.into_iter().map(task_manifest).collect(),
+        instruction,
         metrics_protocol: statement.metrics_protocol.clone(),
         data_statement: statement.data_statement.clone(),
         licence: statement.licence.clone(),
@@ -132,6 +152,12 @@ pub fn bundle(
         self_test,
     };
     Ok(Bundle::build(manifest, files)?)
+}
+
+/// Each label is one word of its own.
+fn label_words(task: &PackedTask) -> Vec<Vec<u32>> {
+    let words = 0..task.labels.len() as u32;
+    words.map(|word| vec![word]).collect()
 }
 
 fn adapter_file(task: &str) -> String {

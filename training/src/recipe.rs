@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
 
 use crate::batches::{AugmentRecipe, SamplingRecipe};
+use crate::instructions::InstructionRecipe;
 use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
 use crate::phase::PhaseRecipe;
@@ -68,6 +69,9 @@ pub struct Recipe {
     pub sampling: SamplingRecipe,
     /// How requests are varied.
     pub requests: RequestRecipe,
+    /// How instructions are varied; without it the bundle has no instruction adapter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instructions: Option<InstructionRecipe>,
     /// Parts of a step that run side by side; the sums of a step depend on it, the number of threads does not.
     pub shards: usize,
     /// How often the network is scored on the data for choosing while it is tuned.
@@ -155,6 +159,11 @@ impl Default for Recipe {
                 rename_page: 0.7,
                 rename_parameter: 0.7,
             },
+            instructions: Some(InstructionRecipe {
+                variants: 16,
+                typing_errors: 1.0,
+                word_dropout: 0.1,
+            }),
             shards: 2,
             scorings: 4,
             calibration: CalibrationRecipe {

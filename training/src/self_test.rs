@@ -23,7 +23,8 @@ const STREAM: u64 = 0x40;
 pub fn self_tests(model: &Model, kinds: &[TaskKind], encoder: &Encoder) -> Result<Vec<SelfTest>> {
     let mut tests = Vec::with_capacity(kinds.len());
     let mut scratch = EncodeScratch::default();
-    for ((index, task), kind) in model.tasks().iter().enumerate().zip(kinds) {
+    let known = model.tasks().iter().enumerate().chain(model.instruction());
+    for ((index, task), kind) in known.zip(kinds) {
         let mut items = Vec::new();
         for candidate in 0..CANDIDATES {
             let mut random = Random::stream(index as u64, STREAM, candidate);
@@ -60,6 +61,16 @@ fn made_up(kind: TaskKind, random: &mut Random) -> Content {
                 "GET /item?id={}&name={value} HTTP/1.1",
                 random.below(1000)
             ))
+        }
+        TaskKind::Instruction => {
+            let question = [
+                "is there a botnet in here?",
+                "which malware is this",
+                "what device sent that",
+                "does somebody tunnel through dns?",
+                "good morning",
+            ][random.below(5)];
+            Content::Instruction(question.to_owned())
         }
         TaskKind::Flow => Content::Flow(made_up_flow(random)),
     }

@@ -5,18 +5,22 @@ use std::collections::HashSet;
 use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::vocabulary::REQUEST;
 use trafficllm_traffic::token::{
-    EncodeScratch, Encoder, Profile, Tokenizer, canonical_request, train_merges,
+    EncodeScratch, Encoder, Profile, Tokenizer, canonical_instruction, canonical_request,
+    train_merges,
 };
 
 use crate::batches::{Sequence, Target};
 use crate::data::{Content, TaskData};
 use crate::error::Result;
+use crate::instructions::{self, InstructionRecipe};
 use crate::random::Random;
 use crate::recipe::hex;
 use crate::requests::{self, RequestRecipe, TrainRequest};
 
 /// Keeps the random numbers of varied requests apart from all others.
 const VARIANT_STREAM: u64 = 0x30;
+/// The same for varied instructions.
+const INSTRUCTION_STREAM: u64 = 0x31;
 
 /// Learns the merges from what the encoder would show of the training items: each distinct piece of payload and each
 /// distinct request counts once, so a capture that repeats itself does not fill the vocabulary.
@@ -41,6 +45,9 @@ pub fn learn<'a>(
                 canonical_request(text.as_bytes(), &mut canonical)?;
                 pieces.insert(canonical);
             }
+            Content::Instruction(text) => {
+                pieces.insert(canonical_instruction(text).into_bytes());
+            }
         }
     }
     // Merges do not depend on the order of the pieces.
@@ -61,6 +68,7 @@ pub fn encode(
     match content {
         Content::Flow(flow) => encoder.encode_flow(flow, scratch, &mut ids),
         Content::Request(text) => encoder.encode_request(text.as_bytes(), scratch, &mut ids)?,
+        Content::Instruction(text) => encoder.encode_instruction(text, scratch, &mut ids),
     }
     Ok(ids)
 }
@@ -174,6 +182,41 @@ pub fn encode_requests(
         });
     }
     Ok(sequences)
+}
+
+/// Encodes the training split of the instructions, each with varied copies.
+#[must_use]
+pub fn encode_instructions(
+    encoder: &Encoder,
+    data: &TaskData,
+    task: usize,
+    recipe: &InstructionRecipe,
+    seed: u64,
+) -> Vec<Sequence> {
+    let mut scratch = EncodeScratch::default();
+    let mut sequences = Vec::new();
+    for (number, item) in data.items.iter().enumerate() {
+        let Content::Instruction(text) = &item.content else {
+            continue;
+        };
+        let mut random = Random::stream(seed, INSTRUCTION_STREAM, number as u64);
+        let mut encode = |text: &str| {
+            let mut ids = Vec::new();
+            encoder.encode_instruction(text, &mut scratch, &mut ids);
+            ids
+        };
+        let vary = |_| encode(&instructions::vary(text, recipe, &mut random));
+        sequences.push(Sequence {
+            variants: (0..recipe.variants).map(vary).collect(),
+            tokens: encode(text),
+            group: item.group,
+            target: Some(Target {
+                task,
+                label: item.label,
+            }),
+        });
+    }
+    sequences
 }
 
 fn encode_canonical(encoder: &Encoder, text: &[u8], scratch: &mut EncodeScratch) -> Vec<u32> {

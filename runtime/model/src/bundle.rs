@@ -5,6 +5,7 @@ mod lists;
 mod manifest;
 mod names;
 mod packed;
+mod task;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,8 +15,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use manifest::{
-    FileEntry, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind, TaskManifest,
+pub use manifest::{FileEntry, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest};
+pub use task::{
+    AdapterVersion, INSTRUCTION, InstructionManifest, NO_INTENTION, TaskKind, TaskManifest,
 };
 
 use crate::error::{ModelError, check_limit};
@@ -122,7 +124,17 @@ impl Bundle {
                 )
             })
             .collect();
-        let references = manifest.tasks.iter_mut().map(|task| &mut task.adapter);
+        let instruction = manifest.instruction.iter_mut();
+        let references = manifest
+            .tasks
+            .iter_mut()
+            .flat_map(|task| {
+                let aside = task.set_aside.iter_mut();
+                [&mut task.adapter]
+                    .into_iter()
+                    .chain(aside.map(|aside| &mut aside.adapter))
+            })
+            .chain(instruction.map(|instruction| &mut instruction.adapter));
         for reference in references.chain([&mut manifest.tokenizer, &mut manifest.base]) {
             if let Some(entry) = manifest.files.get(&reference.file) {
                 reference.sha256.clone_from(&entry.sha256);

@@ -19,6 +19,10 @@ pub const ADAPTER_HEADER_BYTES_MAX: usize = 16 << 10;
 
 /// Tasks in a bundle.
 pub const TASKS_MAX: usize = 64;
+/// Adapters of a task that were set aside.
+pub const ADAPTERS_SET_ASIDE_MAX: usize = 8;
+/// Labels of the instruction adapter: what can be asked for, and that nothing is.
+pub const INTENTIONS_MAX: usize = 256;
 /// Bytes of a task's name: with an end of string it fits into 64 bytes of a C structure.
 pub const TASK_NAME_BYTES_MAX: usize = 63;
 /// Labels of a task.

@@ -5,7 +5,7 @@ mod classify;
 use trafficllm_kernels::Level;
 
 use crate::adapter::{Adapter, AdapterShape};
-use crate::bundle::{Bundle, MANIFEST_NAME, SelfTest, TaskKind, TaskManifest};
+use crate::bundle::{Bundle, InstructionManifest, MANIFEST_NAME, SelfTest, TaskKind, TaskManifest};
 use crate::error::ModelError;
 use crate::gguf::{Gguf, load_weights};
 use crate::labels::{Child, LabelTrie};
@@ -178,7 +178,9 @@ pub struct TaskLogits {
 pub struct Model {
     id: String,
     transformer: Transformer,
+    /// Those of the manifest, and behind them the one that reads instructions.
     tasks: Vec<Task>,
+    has_instruction: bool,
     self_tests: Vec<SelfTest>,
 }
 
@@ -201,8 +203,10 @@ impl Model {
             layers: config.layers,
             key_value: config.key_size(),
         };
-        let mut tasks = try_with_capacity("tasks", manifest.tasks.len())?;
-        for task in &manifest.tasks {
+        let instruction = manifest.instruction.as_ref();
+        let instruction = instruction.map(InstructionManifest::as_task);
+        let mut tasks = try_with_capacity("tasks", manifest.tasks.len() + 1)?;
+        for task in manifest.tasks.iter().chain(&instruction) {
             let task = Task::load(bundle, task, shape)?;
             if task.rows_max() >= config.context {
                 let expected = format!(
@@ -222,6 +226,7 @@ impl Model {
             id: bundle.id().to_owned(),
             transformer,
             tasks,
+            has_instruction: instruction.is_some(),
             self_tests: manifest.self_test.clone(),
         })
     }
@@ -235,7 +240,15 @@ impl Model {
     /// The tasks, in the order of the manifest.
     #[must_use]
     pub fn tasks(&self) -> &[Task] {
-        &self.tasks
+        &self.tasks[..self.tasks.len() - usize::from(self.has_instruction)]
+    }
+
+    /// What names the task that a text asks for, with the index that items ask it by. Buffers with room for [`Model::tasks`] may have
+    /// to grow for it.
+    #[must_use]
+    pub fn instruction(&self) -> Option<(usize, &Task)> {
+        let last = self.tasks.len().checked_sub(1)?;
+        self.has_instruction.then(|| (last, &self.tasks[last]))
     }
 
     /// The sizes of the base.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
-use trafficllm::{Detection, Engine, EngineOptions, LineError, Model, Outcome, Progress, Sink};
+use trafficllm::{
+    Detection, Engine, EngineOptions, LineError, Model, Outcome, Progress, Sink, Tally,
+};
 
 use super::console;
 use super::output::Writer;
@@ -23,9 +25,14 @@ const BAD_LINES_SHOWN: usize = 20;
 /// Runs the command.
 pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
     let model = Arc::new(open_model(args.model.as_deref())?);
-    let engine = Engine::new(Arc::clone(&model), options(args, &model))?;
+    judge(args, &model).map(|(exit, _)| exit)
+}
+
+/// Judges the captures with a model that was opened before.
+pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tally), Failure> {
+    let engine = Engine::new(Arc::clone(model), options(args, model))?;
     engine.start()?;
-    let sink = Output::new(args, &model);
+    let sink = Output::new(args, model);
     let mut detection = engine.detect(sink);
     let mut totals = Totals::default();
     for path in &args.captures {
@@ -39,13 +46,13 @@ pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
     console::note(&totals.describe(&tally, sink.is_closed(), sink.bar.elapsed()));
     match sink.failure {
         // Whoever reads the output has enough of it: `head` does so.
-        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Exit::Done),
+        Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok((Exit::Done, tally)),
         Some(error) => Err(Failure {
             exit: Exit::Incomplete,
             message: format!("standard output: writing failed: {error}"),
         }),
-        None if totals.is_incomplete() => Ok(Exit::Incomplete),
-        None => Ok(Exit::Done),
+        None if totals.is_incomplete() => Ok((Exit::Incomplete, tally)),
+        None => Ok((Exit::Done, tally)),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: options, exit status, and nothing that the library should do.
 
+mod ask;
 mod console;
 mod detect;
 mod inspect;
@@ -30,6 +31,11 @@ enum Command {
     /// Exit status: 0 done; 1 an input could not be read to its end, or the output not be written (what was read is reported);
     /// 2 usage; 3 the model cannot be used.
     Detect(DetectArgs),
+    /// Ask about captures in your own words
+    ///
+    /// Names the task that it understood, with a score, and answers with that task's verdicts and one line that sums them up.
+    /// Exit status: as `detect`; 2 also where the question is not understood or the model has no adapter for it.
+    Ask(AskArgs),
     /// Look at model bundles
     #[command(subcommand)]
     Model(ModelCommand),
@@ -55,6 +61,26 @@ struct DetectArgs {
     max_flows: Option<usize>,
     /// pcap or pcapng, plain or gzip; `-` reads standard input; FILE.jsonl holds one HTTP request per line in the key "request"
     #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+}
+
+/// What `ask` is told.
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// Bundle to use, a directory or a packed file, instead of the one that is compiled in
+    #[arg(long, value_name = "BUNDLE")]
+    model: Option<PathBuf>,
+    /// How verdicts are written to standard output
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
+    threads: Option<u16>,
+    /// What you want to know, in any language: "is there a botnet in here?"
+    #[arg(value_name = "QUESTION")]
+    question: String,
+    /// As for `detect`; without one the question is only understood
+    #[arg(value_name = "CAPTURE")]
     captures: Vec<PathBuf>,
 }
 
@@ -129,6 +155,7 @@ pub(crate) fn run() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Detect(args) => detect::run(&args),
+        Command::Ask(args) => ask::run(args),
         Command::Model(ModelCommand::Info { bundle, json }) => {
             inspect::info(bundle.as_deref(), json)
         }

@@ -116,6 +116,9 @@ fn task(
         temperature: 1.0,
         threshold,
         metrics: json!({ "macro_f1": 0.5 }),
+        version: 1,
+        data_statement: Value::Null,
+        set_aside: Vec::new(),
     }
 }
 
@@ -181,6 +184,7 @@ pub(crate) fn small_bundle(edit: impl Fn(&mut Manifest)) -> Bundle {
         tokenizer: FileReference::new("tokenizer.json"),
         base: FileReference::new("base.gguf"),
         tasks,
+        instruction: None,
         metrics_protocol: Value::from("none"),
         data_statement: Value::from("no data"),
         licence: "MIT OR Apache-2.0".to_owned(),

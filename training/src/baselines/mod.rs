@@ -99,7 +99,9 @@ fn length_floor(train: &TaskData, scored: &TaskData, seed: u64) -> Scores {
 fn pair_counts(content: &Content) -> SparseVector {
     let mut pairs = Vec::new();
     match content {
-        Content::Request(text) => pairs_into(text.as_bytes(), &mut pairs),
+        Content::Request(text) | Content::Instruction(text) => {
+            pairs_into(text.as_bytes(), &mut pairs);
+        }
         Content::Flow(flow) => {
             for (_, payload) in flow.kept() {
                 pairs_into(payload, &mut pairs);

@@ -8,8 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::MANIFEST_NAME;
-use super::lists::{list, lists, refused};
+use super::lists::{list, refused};
 use super::names::{check_name, check_no_folder_is_a_file, check_sha256};
+use super::task::{INSTRUCTION, InstructionManifest, TaskManifest};
 use crate::error::{ModelError, check_limit, shown};
 use crate::limits;
 
@@ -43,6 +44,9 @@ pub struct Manifest {
     /// The tasks, in the order in which verdicts count them.
     #[serde(deserialize_with = "list")]
     pub tasks: Vec<TaskManifest>,
+    /// What names the task that a free text asks for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instruction: Option<InstructionManifest>,
     /// How the tasks' metrics were measured.
     #[serde(default)]
     pub metrics_protocol: Value,
@@ -88,41 +92,6 @@ pub struct FileEntry {
     pub sha256: String,
     /// Size in bytes.
     pub bytes: u64,
-}
-
-/// What a task reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TaskKind {
-    /// Any flow.
-    Flow,
-    /// Requests: text.
-    Request,
-}
-
-/// One task.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskManifest {
-    /// The name, such as `botnet_detection`.
-    pub name: String,
-    /// What it reads.
-    pub kind: TaskKind,
-    /// The labels, in the order in which verdicts count them.
-    #[serde(deserialize_with = "list")]
-    pub labels: Vec<String>,
-    /// For each label its path in the label trie: rows of the adapter's `label.weight`.
-    #[serde(deserialize_with = "lists")]
-    pub label_words: Vec<Vec<u32>>,
-    /// The adapter, safetensors.
-    pub adapter: FileReference,
-    /// Logits are divided by this before softmax.
-    pub temperature: f32,
-    /// A verdict with a lower score abstains.
-    pub threshold: f32,
-    /// What was measured: free fields.
-    #[serde(default)]
-    pub metrics: Value,
 }
 
 /// One input and the verdict it must get.
@@ -214,7 +183,11 @@ impl Manifest {
             let field = format!("tasks[{index}]");
             task.check(&field)?;
             self.check_reference(&format!("{field}.adapter"), &task.adapter)?;
-            if !names.insert(&task.name) {
+            for (index, aside) in task.set_aside.iter().enumerate() {
+                let field = format!("{field}.set_aside[{index}].adapter");
+                self.check_reference(&field, &aside.adapter)?;
+            }
+            if !names.insert(&task.name) || task.name == INSTRUCTION {
                 return Err(invalid(
                     format!("{field}.name"),
                     "a name that comes once",
@@ -222,7 +195,19 @@ impl Manifest {
                 ));
             }
         }
+        if let Some(instruction) = &self.instruction {
+            instruction.check(&self.tasks)?;
+            self.check_reference("instruction.adapter", &instruction.adapter)?;
+        }
         self.check_self_tests()
+    }
+
+    fn labels_of(&self, task: &str) -> Option<&[String]> {
+        let instruction = self.instruction.as_ref().filter(|_| task == INSTRUCTION);
+        let found = self.tasks.iter().find(|known| known.name == task);
+        found
+            .map(|found| &found.labels[..])
+            .or(instruction.map(|instruction| &instruction.labels[..]))
     }
 
     fn check_files(&self) -> Result<(), ModelError> {
@@ -302,82 +287,20 @@ impl Manifest {
             if test.tokens.is_empty() {
                 return Err(invalid(format!("{field}.tokens"), "at least 1", 0));
             }
-            let Some(task) = self.tasks.iter().find(|task| task.name == test.task) else {
+            let Some(labels) = self.labels_of(&test.task) else {
                 return Err(invalid(
                     format!("{field}.task"),
                     "a task of the bundle",
                     &test.task,
                 ));
             };
-            if !task.labels.contains(&test.label) {
-                let expected = format!("a label of {}", task.name);
+            if !labels.contains(&test.label) {
+                let expected = format!("a label of {}", test.task);
                 return Err(invalid(format!("{field}.label"), expected, &test.label));
             }
             check_fraction(&format!("{field}.score"), test.score)?;
         }
         Ok(())
-    }
-}
-
-impl TaskManifest {
-    fn check(&self, field: &str) -> Result<(), ModelError> {
-        let name_field = format!("{field}.name");
-        check_limit(
-            MANIFEST_NAME,
-            format!("length of {name_field}"),
-            limits::TASK_NAME_BYTES_MAX,
-            self.name.len() as u64,
-        )?;
-        let name_fits = !self.name.is_empty()
-            && self
-                .name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        if !name_fits {
-            return Err(invalid(
-                name_field,
-                "lower-case letters, digits and '_'",
-                &self.name,
-            ));
-        }
-        check_limit(
-            MANIFEST_NAME,
-            format!("{field}.labels"),
-            limits::LABELS_MAX,
-            self.labels.len() as u64,
-        )?;
-        if self.labels.is_empty() {
-            return Err(invalid(format!("{field}.labels"), "at least 1", 0));
-        }
-        let mut seen = BTreeSet::new();
-        for label in &self.labels {
-            check_text(&format!("{field}.labels"), label, limits::LABEL_BYTES_MAX)?;
-            if !seen.insert(label) {
-                return Err(invalid(
-                    format!("{field}.labels"),
-                    "labels that come once",
-                    label,
-                ));
-            }
-        }
-        if self.label_words.len() != self.labels.len() {
-            let expected = format!("{} paths, one per label", self.labels.len());
-            return Err(invalid(
-                format!("{field}.label_words"),
-                expected,
-                self.label_words.len(),
-            ));
-        }
-        if !limits::TEMPERATURE_RANGE.contains(&self.temperature) {
-            let range = limits::TEMPERATURE_RANGE;
-            let expected = format!("{} to {}", range.start(), range.end());
-            return Err(invalid(
-                format!("{field}.temperature"),
-                expected,
-                self.temperature,
-            ));
-        }
-        check_fraction(&format!("{field}.threshold"), self.threshold)
     }
 }
 
@@ -411,7 +334,7 @@ fn files_without_duplicates<'de, D: Deserializer<'de>>(
     deserializer.deserialize_map(FilesVisitor)
 }
 
-fn check_text(field: &str, text: &str, limit: usize) -> Result<(), ModelError> {
+pub(super) fn check_text(field: &str, text: &str, limit: usize) -> Result<(), ModelError> {
     check_limit(
         MANIFEST_NAME,
         format!("length of {field}"),
@@ -424,7 +347,7 @@ fn check_text(field: &str, text: &str, limit: usize) -> Result<(), ModelError> {
     Ok(())
 }
 
-fn check_fraction(field: &str, value: f32) -> Result<(), ModelError> {
+pub(super) fn check_fraction(field: &str, value: f32) -> Result<(), ModelError> {
     if (0.0..=1.0).contains(&value) {
         Ok(())
     } else {
@@ -432,7 +355,7 @@ fn check_fraction(field: &str, value: f32) -> Result<(), ModelError> {
     }
 }
 
-fn invalid(
+pub(super) fn invalid(
     field: impl Into<String>,
     expected: impl Into<String>,
     found: impl ToString,

@@ -217,6 +217,35 @@ fn manifest_cases() -> Vec<Case> {
         parts.manifest.pointer_mut(pointer).unwrap()[key] = value;
         parts.pack()
     };
+    // A bundle with an instruction adapter of which one field is another.
+    let instructed = |key: &str, value: Value| {
+        let mut parts = Parts::without_contents();
+        let mut instruction = json!({
+            "labels": ["red", "none"], "label_words": [[0], [1]], "answered_by": {},
+            "adapter": parts.manifest["tasks"][0]["adapter"].clone(),
+            "temperature": 1.0, "threshold": 0.5,
+        });
+        instruction[key] = value;
+        parts.manifest["instruction"] = instruction;
+        parts.pack()
+    };
+    // One whose task has other adapters set aside.
+    let aside = |count: u32, key: &str, value: Value| {
+        let mut parts = Parts::without_contents();
+        let adapter = parts.manifest["tasks"][0]["adapter"].clone();
+        let one = |number: u32| {
+            let mut version = json!({
+                "version": number + 2, "labels": ["one"], "label_words": [[0]],
+                "adapter": adapter.clone(), "temperature": 1.0, "threshold": 0.5,
+            });
+            version[key] = value.clone();
+            version
+        };
+        let all: Vec<Value> = (0..count).map(one).collect();
+        parts.manifest["tasks"][0]["set_aside"] = json!(all);
+        parts.pack()
+    };
+    let many: Vec<String> = (0..257).map(|number| format!("label {number}")).collect();
     let task = Parts::without_contents().manifest["tasks"][0].clone();
     let entry = json!({"sha256": "0".repeat(64), "bytes": 1});
     vec![
@@ -239,6 +268,61 @@ fn manifest_cases() -> Vec<Case> {
             "manifest-unknown-task-field",
             with_field("/tasks/0", "zzz", json!(1)),
             "unknown field `zzz`",
+        ),
+        (
+            "manifest-instruction-field",
+            instructed("zzz", json!(1)),
+            "unknown field `zzz`",
+        ),
+        (
+            "manifest-instruction-answer",
+            instructed("answered_by", json!({"red": ["zzz"]})),
+            "instruction.answered_by.red: expected tasks of the bundle, found zzz",
+        ),
+        (
+            "manifest-instruction-answer-empty",
+            instructed("answered_by", json!({"red": []})),
+            "instruction.answered_by.red: expected at least 1 task, found 0",
+        ),
+        (
+            "manifest-instruction-answer-none",
+            instructed("answered_by", json!({"none": ["colours"]})),
+            "instruction.answered_by: expected labels that a task can answer, found none",
+        ),
+        (
+            "manifest-instruction-labels",
+            instructed("labels", json!(many)),
+            "instruction.labels: expected at most 256, found 257",
+        ),
+        (
+            "manifest-instruction-adapter",
+            instructed("adapter", json!({"file": "adapters/zzz"})),
+            "instruction.adapter.file: expected a file listed in `files`",
+        ),
+        (
+            "manifest-instruction-as-task",
+            case("/tasks/0/name", json!("instruction")),
+            "tasks[0].name: expected a name that comes once",
+        ),
+        (
+            "manifest-adapters-aside",
+            aside(9, "metrics", json!(null)),
+            "tasks[0].set_aside: expected at most 8, found 9",
+        ),
+        (
+            "manifest-adapter-aside-version",
+            aside(1, "version", json!(1)),
+            "tasks[0].set_aside[0].version: expected a number that comes once, found 1",
+        ),
+        (
+            "manifest-adapter-aside-threshold",
+            aside(2, "threshold", json!(2.0)),
+            "tasks[0].set_aside[0].threshold: expected 0 to 1, found 2",
+        ),
+        (
+            "manifest-adapter-aside-file",
+            aside(1, "adapter", json!({"file": "zzz"})),
+            "tasks[0].set_aside[0].adapter.file: expected a file listed in `files`, found zzz",
         ),
         (
             "manifest-path-parent",

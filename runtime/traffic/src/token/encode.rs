@@ -2,6 +2,7 @@
 
 use super::error::TokenError;
 use super::http::{self, Found, NotARequest};
+use super::instruction::canonical_instruction;
 use super::limits;
 use super::mask::{HelloState, Masker, Piece, Ranges, pieces};
 use super::profile::Profile;
@@ -224,6 +225,16 @@ impl Encoder {
         }
         scratch.request = text;
         read
+    }
+
+    /// Puts the token ids of an instruction in any language into `ids`, at most `request_tokens`; what stood there is removed. It is read up to
+    /// [`limits::MAX_INSTRUCTION_BYTES`], in lower case and with single blanks; without a word it is no token but the first.
+    pub fn encode_instruction(&self, text: &str, scratch: &mut EncodeScratch, ids: &mut Vec<u32>) {
+        ids.clear();
+        ids.push(REQUEST);
+        let plain = canonical_instruction(text);
+        self.append_text(plain.as_bytes(), scratch, ids);
+        ids.truncate(self.profile.request_tokens as usize);
     }
 
     /// Appends the byte-pair tokens of a text with the profile's masks for texts. Of the text only the first

@@ -10,6 +10,8 @@ pub const MAX_TOKEN_BYTES: usize = 64;
 pub const MAX_LEARNT_TOKEN_BYTES: usize = 16;
 /// Bytes of a request that are read; what comes after is not encoded.
 pub const MAX_REQUEST_BYTES: usize = 8_192;
+/// Bytes of an instruction that are read; what comes after is not encoded.
+pub const MAX_INSTRUCTION_BYTES: usize = 1_024;
 /// Tokens that there is room for, for a moment, while a flow or a request is encoded.
 pub const ENCODING_TOKENS_MAX: usize = MAX_REQUEST_BYTES + 1;
 const _: () = assert!(

@@ -9,6 +9,7 @@ mod decode;
 mod encode;
 mod error;
 mod http;
+mod instruction;
 mod json;
 pub mod limits;
 mod mask;
@@ -24,6 +25,7 @@ pub use decode::{DecodedFlow, DecodedPacket, PayloadPiece, decode_flow, decode_t
 pub use encode::{EncodeScratch, Encoder};
 pub use error::TokenError;
 pub use http::{canonical_request, first_request};
+pub use instruction::canonical_instruction;
 pub use profile::Profile;
 pub use tokenizer::{BytePairScratch, Tokenizer};
 pub use train::train_merges;
