@@ -51,6 +51,7 @@ fn compare(rounds: usize, sequence_tokens: usize) -> Result<(), NetworkError> {
         feed_forward: 704,
         prefix_tokens: 0,
         query_tokens: 0,
+        lora_rank: 0,
         task_labels: Vec::new(),
         norm_epsilon: 1e-5,
         rotary_base: 10_000.0,

@@ -307,6 +307,7 @@ fn network_config(
         feed_forward: shape.feed_forward,
         prefix_tokens: shape.prefix_tokens,
         query_tokens: shape.query_tokens,
+        lora_rank: shape.lora_rank,
         task_labels,
         norm_epsilon: 1e-5,
         rotary_base: 10_000.0,

@@ -3,27 +3,35 @@
 //! A batch is cut into shards, a number fixed by the recipe. Each shard has its own graph, forward and backward, on its own
 //! thread; gradients are added in the order of the shards. So results do not depend on how many processors there are.
 
+mod bundle;
 mod checkpoint;
 mod config;
 mod export;
 mod forward;
+mod layout;
 mod plan;
 mod reference;
 mod step;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
 use crate::ops::{Precision, Rotary};
-use crate::random::Random;
+
+pub(crate) use layout::{Part, TaskRows};
+use layout::{Form, Order, forms};
 
 pub use checkpoint::Checkpoint;
+pub(crate) use config::is_zero;
 pub use config::{
-    NamedValues, NetworkConfig, Objective, Sequence, ShardBatch, Statistics, StepReport, Trainable,
+    LORA_SCALE, NamedValues, NetworkConfig, Objective, Sequence, ShardBatch, Statistics,
+    StepReport, Trainable, TrainedAdapters,
 };
 pub use forward::LossScales;
 
@@ -68,6 +76,9 @@ pub enum NetworkError {
         /// The shard, from 0.
         shard: usize,
     },
+    /// A bundle does not hold a network that can be trained, or an adapter does not fit into a bundle.
+    #[error(transparent)]
+    Bundle(#[from] trafficllm_model::ModelError),
     /// A tensor operation failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
@@ -90,42 +101,13 @@ impl NetworkError {
 /// What the network's functions return.
 pub type Result<T> = std::result::Result<T, NetworkError>;
 
-/// Which part of the network a parameter belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Shared by all tasks.
-    Base,
-    /// Rows of tasks.
-    Adapters,
-}
-
-/// How a parameter starts.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Start {
-    One,
-    /// Normally distributed with this deviation.
-    Normal(f64),
-    /// Rows of keys and values, each half normally distributed with its own deviation.
-    KeysAndValues(f64, f64),
-}
-
-/// Name, shape and treatment of a parameter.
-#[derive(Clone, Debug)]
-struct Form {
-    name: String,
-    shape: Vec<usize>,
-    part: Part,
-    /// Whether weight decay applies: matrices of the layers only.
-    decays: bool,
-    start: Start,
-}
-
 /// A parameter.
 #[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
     pub(crate) part: Part,
+    pub(crate) rows: TaskRows,
     pub(crate) decays: bool,
     pub(crate) var: Var,
 }
@@ -148,168 +130,13 @@ pub struct Network {
     rotary: Arc<Rotary>,
 }
 
-/// Index of a parameter in the fixed order.
-struct Order {
-    layers: usize,
-}
-
-/// Parameters of a layer, in their order.
-const PER_LAYER: usize = 6;
-
-impl Order {
-    const TOKENS: usize = 0;
-
-    fn layer(&self, layer: usize) -> usize {
-        1 + layer * PER_LAYER
-    }
-
-    fn output_norm(&self) -> usize {
-        1 + self.layers * PER_LAYER
-    }
-
-    fn queries(&self) -> usize {
-        self.output_norm() + 1
-    }
-
-    fn labels(&self) -> usize {
-        self.output_norm() + 2
-    }
-
-    fn prefix(&self, layer: usize) -> usize {
-        self.output_norm() + 3 + layer
-    }
-}
-
-fn forms(config: &NetworkConfig) -> Vec<Form> {
-    let (hidden, feed_forward) = (config.hidden, config.feed_forward);
-    let base = |name: String, shape: Vec<usize>, decays: bool, start: Start| Form {
-        name,
-        shape,
-        part: Part::Base,
-        decays,
-        start,
-    };
-    let matrix = |name: String, out: usize, inner: usize, damping: f64| {
-        base(
-            name,
-            vec![out, inner],
-            true,
-            Start::Normal(0.7 / (inner as f64).sqrt() / damping),
-        )
-    };
-    let norm = |name: String| base(name, vec![hidden], false, Start::One);
-    // Every layer adds two branches to the residual stream; this keeps its variance.
-    let damping = (2.0 * config.layers as f64).sqrt();
-    let mut forms = vec![base(
-        "token_embd.weight".into(),
-        vec![config.vocabulary, hidden],
-        false,
-        Start::Normal(0.02),
-    )];
-    for layer in 0..config.layers {
-        forms.extend([
-            norm(format!("blk.{layer}.attn_norm.weight")),
-            matrix(
-                format!("blk.{layer}.attn_qkv.weight"),
-                hidden + 2 * config.kv_width(),
-                hidden,
-                1.0,
-            ),
-            matrix(
-                format!("blk.{layer}.attn_output.weight"),
-                hidden,
-                hidden,
-                damping,
-            ),
-            norm(format!("blk.{layer}.ffn_norm.weight")),
-            matrix(
-                format!("blk.{layer}.ffn_gate_up.weight"),
-                2 * feed_forward,
-                hidden,
-                1.0,
-            ),
-            matrix(
-                format!("blk.{layer}.ffn_down.weight"),
-                hidden,
-                feed_forward,
-                damping,
-            ),
-        ]);
-    }
-    forms.push(norm("output_norm.weight".into()));
-    let tasks = config.task_labels.len();
-    if tasks > 0 {
-        let rows = |name: String, shape: [usize; 2], start: Start| Form {
-            name,
-            shape: shape.to_vec(),
-            part: Part::Adapters,
-            decays: false,
-            start,
-        };
-        forms.push(rows(
-            "query.embedding".into(),
-            [tasks * config.query_tokens, hidden],
-            Start::Normal(0.02),
-        ));
-        forms.push(rows(
-            "label.weight".into(),
-            [config.labels(), hidden],
-            Start::Normal(0.02),
-        ));
-        if config.prefix_tokens > 0 {
-            let (shape, start) = (
-                [tasks * config.prefix_tokens, 2 * config.kv_width()],
-                Start::KeysAndValues(0.5, 0.1),
-            );
-            forms.extend(
-                (0..config.layers).map(|layer| rows(format!("blk.{layer}.prefix"), shape, start)),
-            );
-        }
-    }
-    forms
-}
-
-/// Near enough to a normal distribution, and the same on every machine: no library functions.
-fn normal(random: &mut Random) -> f64 {
-    (0..12).map(|_| random.unit()).sum::<f64>() - 6.0
-}
-
 impl Network {
     /// A network with random values that depend on `seed` only; those of the base do not depend on the tasks.
     ///
     /// # Errors
     /// If the sizes do not fit each other.
     pub fn new(config: NetworkConfig, seed: u64) -> Result<Self> {
-        Self::build(config, |form| {
-            // The name makes the stream, so that adding a task or a layer leaves the others' values alone.
-            let stream = form
-                .name
-                .bytes()
-                .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-                    (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-                });
-            let mut random = Random::stream(seed, stream, 0);
-            let count = form.shape.iter().product();
-            Ok(match form.start {
-                Start::One => vec![1.0; count],
-                Start::Normal(deviation) => (0..count)
-                    .map(|_| (normal(&mut random) * deviation) as f32)
-                    .collect(),
-                Start::KeysAndValues(keys, values) => {
-                    let width = form.shape[1];
-                    let deviation = |index: usize| {
-                        if index % width < width / 2 {
-                            keys
-                        } else {
-                            values
-                        }
-                    };
-                    (0..count)
-                        .map(|index| (normal(&mut random) * deviation(index)) as f32)
-                        .collect()
-                }
-            })
-        })
+        Self::build(config, |form| Ok(form.initial(seed)))
     }
 
     fn build(
@@ -324,6 +151,7 @@ impl Network {
                 name,
                 shape,
                 part,
+                rows,
                 decays,
                 ..
             } = form;
@@ -331,6 +159,7 @@ impl Network {
                 name,
                 shape,
                 part,
+                rows,
                 decays,
                 var: Var::from_tensor(&tensor)?,
             });
@@ -343,10 +172,7 @@ impl Network {
         Ok(Self {
             config,
             parameters,
-            trainable: Trainable {
-                base: true,
-                adapters: true,
-            },
+            trainable: Trainable::ALL,
             precision: Precision::Full,
             rotary,
         })
@@ -358,9 +184,31 @@ impl Network {
         &self.config
     }
 
-    /// Which parameters steps change; both parts at first.
-    pub fn set_trainable(&mut self, trainable: Trainable) {
+    /// Which parameters steps change; all at first. An optimiser belongs to one choice.
+    ///
+    /// # Errors
+    /// If there is no such task; then nothing was changed.
+    pub fn set_trainable(&mut self, trainable: Trainable) -> Result<()> {
+        if let TrainedAdapters::Task(task) = trainable.adapters {
+            self.check_task(task)?;
+        }
         self.trainable = trainable;
+        Ok(())
+    }
+
+    /// Which parameters steps change.
+    #[must_use]
+    pub fn trainable(&self) -> Trainable {
+        self.trainable
+    }
+
+    fn check_task(&self, task: usize) -> Result<()> {
+        let tasks = self.config.task_labels.len();
+        if task < tasks {
+            Ok(())
+        } else {
+            Err(NetworkError::size("task", format!("below {tasks}"), task))
+        }
     }
 
     /// Precision of the steps' large products; evaluation is always in full precision.
@@ -386,13 +234,40 @@ impl Network {
     fn order(&self) -> Order {
         Order {
             layers: self.config.layers,
+            has_prefix: self.config.prefix_tokens > 0,
         }
     }
 
-    fn trains(&self, part: Part) -> bool {
-        match part {
-            Part::Base => self.trainable.base,
-            Part::Adapters => self.trainable.adapters,
+    /// The values of a parameter that belong to a task; none of a shared one.
+    fn task_values(&self, parameter: &Parameter, task: usize) -> Range<usize> {
+        let Some(&labels) = self.config.task_labels.get(task) else {
+            return 0..0;
+        };
+        let (start, rows) = match parameter.rows {
+            TaskRows::Shared => return 0..0,
+            TaskRows::Equal(rows) => (task * rows, rows),
+            TaskRows::Labels => (self.config.label_start(task), labels),
+        };
+        let width = parameter.shape[1];
+        start * width..(start + rows) * width
+    }
+
+    /// The values of a parameter that steps change.
+    fn trained(&self, parameter: &Parameter) -> Range<usize> {
+        let all = 0..parameter.shape.iter().product();
+        match (parameter.part, self.trainable.adapters) {
+            (Part::Base, _) if self.trainable.base => all,
+            (Part::Adapters, TrainedAdapters::All) => all,
+            (Part::Adapters, TrainedAdapters::Task(task)) => self.task_values(parameter, task),
+            _ => 0..0,
         }
+    }
+
+    /// [`Network::trained`] of all parameters, in their order.
+    fn all_trained(&self) -> Vec<Range<usize>> {
+        self.parameters
+            .iter()
+            .map(|parameter| self.trained(parameter))
+            .collect()
     }
 }

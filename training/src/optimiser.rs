@@ -1,5 +1,6 @@
 //! AdamW with decoupled weight decay, gradient clipping and a moving average of the parameters.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{CpuStorage, InplaceOp1, Layout};
@@ -39,7 +40,7 @@ impl Default for AdamWConfig {
     }
 }
 
-/// What the optimiser keeps of one parameter.
+/// What the optimiser keeps of the trained values of one parameter; empty where there are none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Moments {
     pub(crate) first: Vec<f32>,
@@ -93,40 +94,41 @@ impl AdamW {
         &self.moments
     }
 
-    /// The moving average of a parameter, if one is kept.
-    pub(crate) fn average(
+    /// A parameter's values, the trained ones replaced by their moving average if one is kept.
+    pub(crate) fn averaged(
         &self,
         index: usize,
         parameter: &Parameter,
-    ) -> Result<Option<Vec<f32>>, NetworkError> {
-        let Some(moments) = self
+        trained: &Range<usize>,
+    ) -> Result<Vec<f32>, NetworkError> {
+        let mut values = parameter.values()?;
+        if let Some(moments) = self
             .moments
             .get(index)
             .filter(|moments| !moments.average.is_empty())
-        else {
-            return Ok(None);
-        };
-        let expected = parameter.shape.iter().product::<usize>();
-        if moments.average.len() != expected {
-            return Err(NetworkError::size(
-                format!("average of {}", parameter.name),
-                expected,
-                moments.average.len(),
-            ));
+        {
+            if moments.average.len() != trained.len() {
+                return Err(NetworkError::size(
+                    format!("average of {}", parameter.name),
+                    trained.len(),
+                    moments.average.len(),
+                ));
+            }
+            values[trained.clone()].copy_from_slice(&moments.average);
         }
-        Ok(Some(moments.average.clone()))
+        Ok(values)
     }
 
-    /// One step on all parameters that are `trained`.
+    /// One step on the `trained` values of each parameter, which the gradients belong to.
     pub(crate) fn update(
         &mut self,
         parameters: &[Parameter],
-        trained: &[bool],
+        trained: &[Range<usize>],
         gradients: &[Vec<f32>],
         gradient_norm: f64,
         learning_rate: f64,
     ) -> Result<(), NetworkError> {
-        self.prepare(parameters)?;
+        self.prepare(parameters, trained)?;
         let config = self.config;
         self.step += 1;
         let exponent = i32::try_from(self.step).unwrap_or(i32::MAX);
@@ -139,7 +141,7 @@ impl AdamW {
         for (index, parameter) in parameters
             .iter()
             .enumerate()
-            .filter(|(index, _)| trained[*index])
+            .filter(|(index, _)| !trained[*index].is_empty())
         {
             let decay = if parameter.decays {
                 config.weight_decay
@@ -161,6 +163,7 @@ impl AdamW {
             let update = Update {
                 step,
                 average_decay,
+                trained: trained[index].clone(),
                 gradient: &gradients[index],
                 moments: Mutex::new(&mut self.moments[index]),
             };
@@ -170,13 +173,16 @@ impl AdamW {
     }
 
     /// Makes the state at the first step, and checks it later.
-    fn prepare(&mut self, parameters: &[Parameter]) -> Result<(), NetworkError> {
+    fn prepare(
+        &mut self,
+        parameters: &[Parameter],
+        trained: &[Range<usize>],
+    ) -> Result<(), NetworkError> {
         if self.moments.is_empty() {
-            for parameter in parameters {
-                let values = parameter.values()?;
-                let zeros = vec![0.0; values.len()];
-                let average = if self.config.average_decay.is_some() {
-                    values
+            for (parameter, trained) in parameters.iter().zip(trained) {
+                let zeros = vec![0.0; trained.len()];
+                let average = if self.config.average_decay.is_some() && !trained.is_empty() {
+                    parameter.values()?[trained.clone()].to_vec()
                 } else {
                     Vec::new()
                 };
@@ -187,14 +193,12 @@ impl AdamW {
                 });
             }
         }
-        let fits = |(moments, parameter): (&Moments, &Parameter)| {
-            moments.first.len() == parameter.shape.iter().product::<usize>()
-        };
-        if self.moments.len() != parameters.len() || !self.moments.iter().zip(parameters).all(fits)
-        {
+        let fits =
+            |(moments, trained): (&Moments, &Range<usize>)| moments.first.len() == trained.len();
+        if self.moments.len() != trained.len() || !self.moments.iter().zip(trained).all(fits) {
             return Err(NetworkError::size(
                 "optimiser state",
-                "that of this network",
+                "that of this network and of what it trains",
                 "that of another",
             ));
         }
@@ -204,6 +208,8 @@ impl AdamW {
 
 /// The update of one parameter, in place.
 struct Update<'a> {
+    /// Which of the values.
+    trained: Range<usize>,
     step: AdamWStep,
     average_decay: f32,
     gradient: &'a [f32],
@@ -222,7 +228,7 @@ impl InplaceOp1 for Update<'_> {
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("adamw: expected a contiguous parameter, found {layout:?}");
         };
-        let (cpu, values) = (Cpu::detect(), &mut values[start..end]);
+        let (cpu, values) = (Cpu::detect(), &mut values[start..end][self.trained.clone()]);
         let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let Moments {
             first,

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
 use trafficllm_model::{
-    Adapter, AdapterShape, Bundle, FileReference, InstructionManifest, MANIFEST_SCHEMA, Manifest,
-    SelfTest, TaskKind, TaskManifest, TransformerConfig,
+    Bundle, FileReference, InstructionManifest, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind,
+    TaskManifest, TransformerConfig,
 };
 use trafficllm_traffic::token::Tokenizer;
 use trafficllm_traffic::token::vocabulary::{FIRST_BYTE, PAD};
@@ -76,15 +76,10 @@ pub fn files(
         (TOKENIZER_FILE.to_owned(), tokenizer_json),
         (BASE_FILE.to_owned(), base),
     ]);
-    let shape = AdapterShape {
-        hidden: config.hidden,
-        layers: config.layers,
-        key_value: config.key_size(),
-    };
     for (index, task) in tasks.iter().enumerate() {
         files.insert(
             adapter_file(&task.name),
-            adapter(network, index)?.write(shape)?,
+            network.adapter_file(index)?,
         );
     }
     Ok(files)
@@ -229,21 +224,6 @@ fn float_weights(network: &Network, config: &TransformerConfig) -> Result<FloatW
         layers,
         output_norm: tensors.values("output_norm.weight")?,
         output: None,
-    })
-}
-
-fn adapter(network: &Network, task: usize) -> Result<Adapter> {
-    let config = network.config();
-    let mut tensors = Tensors::new(network.adapter_tensors(task)?);
-    Ok(Adapter {
-        query_tokens: config.query_tokens,
-        prefix_tokens: config.prefix_tokens,
-        label_words: config.task_labels[task],
-        query_embedding: tensors.values("query.embedding")?,
-        prefix_key: tensors.values("prefix.key")?,
-        prefix_value: tensors.values("prefix.value")?,
-        label_weight: tensors.values("label.weight")?,
-        label_embedding: None,
     })
 }
 

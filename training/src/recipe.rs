@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
 
+use crate::network::is_zero;
 use crate::batches::{AugmentRecipe, SamplingRecipe};
 use crate::instructions::InstructionRecipe;
 use crate::ops::Precision;
@@ -39,6 +40,9 @@ pub struct ShapeRecipe {
     pub prefix_tokens: usize,
     /// Rows that a task appends to a flow.
     pub query_tokens: usize,
+    /// Rank of the low-rank additions (LoRA) of each task; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lora_rank: usize,
 }
 
 /// How scores are made honest.
@@ -132,6 +136,7 @@ impl Default for Recipe {
                 feed_forward: 512,
                 prefix_tokens: 4,
                 query_tokens: 1,
+                lora_rank: 0,
             },
             pretrain: PhaseRecipe {
                 tokens: 2_000_000,

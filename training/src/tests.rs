@@ -31,6 +31,7 @@ fn tiny_recipe() -> Recipe {
             feed_forward: 128,
             prefix_tokens: 2,
             query_tokens: 1,
+            lora_rank: 0,
         },
         pretrain: phase(default.pretrain, 4 * 512),
         tune: phase(default.tune, 40 * 512),

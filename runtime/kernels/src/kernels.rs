@@ -4,7 +4,10 @@ use crate::attention::{
     AttentionScratch, AttentionShape, CONTEXT_PARTS_MAX, KeyBlocks, KeysValues,
 };
 use crate::fast::attend::Attend;
+use crate::fast::low_rank::{AddLowRank, GateLowRank};
 use crate::fast::rows::{Dequantise, Quantise, RmsNorm, Rotate};
+use crate::low_rank::LowRank;
+use crate::packed::PANEL_CHANNELS;
 use crate::rotary::RotaryTable;
 use crate::vector::{Task, Vector};
 use crate::{KernelError, Level, QuantisedRows, WeightMatrix, portable};
@@ -192,6 +195,54 @@ impl Kernels {
         };
         if let Some(Rotate { row, .. }) = self.run(task) {
             portable::rotate(row, table, position);
+        }
+    }
+
+    /// Adds a low-rank product to a row: `output += sum over r of (a[r] . input) * b[r]`.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn add_low_rank(self, factors: LowRank<'_>, input: &[f32], output: &mut [f32]) {
+        factors.check(input.len(), output.len());
+        let task = AddLowRank {
+            factors,
+            input,
+            output,
+        };
+        if let Some(AddLowRank { output, .. }) = self.run(task) {
+            portable::add_low_rank(factors, input, output);
+        }
+    }
+
+    /// `silu(gate) * up` of a row with low-rank products added to gate and up. `products` is a row that
+    /// [`PackedMatrix::multiply`](crate::PackedMatrix::multiply) made with all channels of a matrix from
+    /// [`PackedMatrix::gated`](crate::PackedMatrix::gated) on these kernels, in whose order of panels it is; the outputs of
+    /// `factors` are gate, then up. Without factors the result is that of
+    /// [`PackedMatrix::multiply_gated`](crate::PackedMatrix::multiply_gated), bit for bit.
+    ///
+    /// # Panics
+    /// If sizes do not fit each other.
+    pub fn gate_low_rank(
+        self,
+        factors: Option<LowRank<'_>>,
+        input: &[f32],
+        products: &[f32],
+        output: &mut [f32],
+    ) {
+        let factors = factors.unwrap_or_default();
+        factors.check(input.len(), products.len());
+        assert!(
+            output.len().is_multiple_of(PANEL_CHANNELS) && products.len() == 2 * output.len(),
+            "size of the output"
+        );
+        let task = GateLowRank {
+            factors,
+            input,
+            products,
+            output,
+        };
+        if let Some(GateLowRank { output, .. }) = self.run(task) {
+            portable::gate_low_rank(factors, input, products, output);
         }
     }
 

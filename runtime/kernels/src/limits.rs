@@ -9,3 +9,6 @@ pub const ROWS_MAX: usize = 1 << 20;
 
 /// Most values of one matrix.
 pub const VALUES_MAX: usize = 1 << 30;
+
+/// Highest rank of a low-rank addition: its coefficients of one row stay in a buffer of fixed size.
+pub const LOW_RANK_MAX: usize = 64;

@@ -3,6 +3,8 @@
 use crate::attention::{AttentionShape, KeyBlocks, KeysValues};
 use crate::fast::output::{Product, Then};
 use crate::int4::NIBBLE_OFFSET;
+use crate::limits::LOW_RANK_MAX;
+use crate::low_rank::LowRank;
 use crate::packed::{Epilogue, PANEL_CHANNELS};
 use crate::rotary::RotaryTable;
 use crate::vector::{EXP2_COEFFICIENTS, SUM_LANES};
@@ -63,8 +65,7 @@ pub(crate) fn multiply(matrix: &WeightMatrix, product: Product<'_>) {
                     let gate_channel = channel + channel / PANEL_CHANNELS * PANEL_CHANNELS;
                     let gate = dot(matrix, gate_channel, rows, row);
                     let up = dot(matrix, gate_channel + PANEL_CHANNELS, rows, row);
-                    let power = exp2(gate * -std::f32::consts::LOG2_E);
-                    output[row * stride + channel] = gate / (power + 1.0) * up;
+                    output[row * stride + channel] = gated(gate, up);
                 }
             }
             Then::Plain(epilogue) => {
@@ -78,6 +79,58 @@ pub(crate) fn multiply(matrix: &WeightMatrix, product: Product<'_>) {
                 }
             }
         }
+    }
+}
+
+/// `gate / (1 + exp(-gate)) * up`.
+fn gated(gate: f32, up: f32) -> f32 {
+    let power = exp2(gate * -std::f32::consts::LOG2_E);
+    gate / (power + 1.0) * up
+}
+
+/// The products of a row with the rows of the first factor, and how many they are.
+fn coefficients(factors: LowRank<'_>, input: &[f32]) -> ([f32; LOW_RANK_MAX], usize) {
+    let mut coefficients = [0.0; LOW_RANK_MAX];
+    for (rank, coefficient) in coefficients[..factors.rank].iter_mut().enumerate() {
+        let row = &factors.a[rank * input.len()..][..input.len()];
+        *coefficient = fold(four_sums(row, input));
+    }
+    (coefficients, factors.rank)
+}
+
+/// See [`Kernels::add_low_rank`](crate::Kernels::add_low_rank).
+pub(crate) fn add_low_rank(factors: LowRank<'_>, input: &[f32], output: &mut [f32]) {
+    let (coefficients, rank) = coefficients(factors, input);
+    let columns = output.len();
+    for (rank, coefficient) in coefficients[..rank].iter().enumerate() {
+        let row = &factors.b[rank * columns..][..columns];
+        for (output, value) in output.iter_mut().zip(row) {
+            *output = fused(*coefficient, *value, *output);
+        }
+    }
+}
+
+/// See [`Kernels::gate_low_rank`](crate::Kernels::gate_low_rank).
+pub(crate) fn gate_low_rank(
+    factors: LowRank<'_>,
+    input: &[f32],
+    products: &[f32],
+    output: &mut [f32],
+) {
+    let (coefficients, rank) = coefficients(factors, input);
+    let width = output.len();
+    for (channel, output) in output.iter_mut().enumerate() {
+        let gate_channel = channel + channel / PANEL_CHANNELS * PANEL_CHANNELS;
+        let (mut gate, mut up) = (
+            products[gate_channel],
+            products[gate_channel + PANEL_CHANNELS],
+        );
+        for (rank, coefficient) in coefficients[..rank].iter().enumerate() {
+            let row = &factors.b[rank * 2 * width..][..2 * width];
+            gate = fused(*coefficient, row[channel], gate);
+            up = fused(*coefficient, row[width + channel], up);
+        }
+        *output = gated(gate, up);
     }
 }
 
@@ -118,21 +171,25 @@ fn fold(mut sums: [f32; SUM_LANES]) -> f32 {
     sums[0]
 }
 
+/// Sums of the products of two rows in lanes: 64 take every 64th product each, then four become one.
+fn four_sums(a: &[f32], b: &[f32]) -> [f32; SUM_LANES] {
+    let mut sums = [[0.0; SUM_LANES]; 4];
+    for (group, (a, b)) in a.chunks(SUM_LANES).zip(b.chunks(SUM_LANES)).enumerate() {
+        for (sum, (a, b)) in sums[group % 4].iter_mut().zip(a.iter().zip(b)) {
+            *sum = fused(*a, *b, *sum);
+        }
+    }
+    let [first, second, third, fourth] = sums;
+    std::array::from_fn(|at| (first[at] + second[at]) + (third[at] + fourth[at]))
+}
+
 /// `input * weight / sqrt(mean(input^2) + epsilon)`, value by value.
 pub(crate) fn rms_norm<'a>(
     input: &'a [f32],
     weight: &'a [f32],
     epsilon: f32,
 ) -> impl Iterator<Item = f32> + Clone + 'a {
-    let mut squares = [[0.0; SUM_LANES]; 4];
-    for (group, values) in input.chunks(SUM_LANES).enumerate() {
-        for (square, value) in squares[group % 4].iter_mut().zip(values) {
-            *square = fused(*value, *value, *square);
-        }
-    }
-    let [first, second, third, fourth] = squares;
-    let sums = std::array::from_fn(|at| (first[at] + second[at]) + (third[at] + fourth[at]));
-    let factor = 1.0 / (fold(sums) / input.len() as f32 + epsilon).sqrt();
+    let factor = 1.0 / (fold(four_sums(input, input)) / input.len() as f32 + epsilon).sqrt();
     input
         .iter()
         .zip(weight)

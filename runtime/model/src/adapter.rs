@@ -1,12 +1,15 @@
 //! Adapters: what makes the shared base answer one task. One safetensors file per task and version,
 //! all tensors f32.
 
+mod lora;
+
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::bytes::read_f32;
 use crate::error::{ModelError, check_finite, check_limit};
 use crate::limits;
+use crate::transformer::{TaskLora, TransformerConfig};
 
 const QUERY_EMBEDDING: &str = "query.embedding";
 const PREFIX_KEY: &str = "prefix.key";
@@ -23,6 +26,34 @@ pub struct AdapterShape {
     pub layers: usize,
     /// Width of one key or value row: `kv_heads * head_width`.
     pub key_value: usize,
+    /// Width of all query heads: `heads * head_width`.
+    pub query: usize,
+    /// Width of the gated MLP.
+    pub feed_forward: usize,
+}
+
+impl AdapterShape {
+    /// What a base of these sizes takes.
+    #[must_use]
+    pub fn of(config: &TransformerConfig) -> Self {
+        Self {
+            hidden: config.hidden,
+            layers: config.layers,
+            key_value: config.key_size(),
+            query: config.query_size(),
+            feed_forward: config.feed_forward,
+        }
+    }
+
+    /// Input and output channels of the matrices that have low-rank additions, in the order of [`TaskLora::NAMES`].
+    pub(crate) fn lora_channels(self) -> [(usize, usize); 4] {
+        [
+            (self.hidden, self.query + 2 * self.key_value),
+            (self.query, self.hidden),
+            (self.hidden, 2 * self.feed_forward),
+            (self.feed_forward, self.hidden),
+        ]
+    }
 }
 
 /// The tensors of one task, all row-major f32 and finite.
@@ -47,6 +78,9 @@ pub struct Adapter {
     /// `label.embedding`, `[label_words, hidden]`: what a chosen word feeds back; only label tries
     /// deeper than one word need it.
     pub label_embedding: Option<Vec<f32>>,
+    /// Low-rank additions to the base's matrices on the task's query rows: `lora.MATRIX.a` and `lora.MATRIX.b` for each of
+    /// [`TaskLora::NAMES`], all eight or none, of one rank of 1 to [`limits::LORA_RANK_MAX`].
+    pub lora: Option<TaskLora>,
 }
 
 impl Adapter {
@@ -77,6 +111,7 @@ impl Adapter {
                 LABEL_EMBEDDING,
             ]
             .contains(&name)
+                && !lora::is_tensor(name)
             {
                 return Err(ModelError::invalid(
                     file,
@@ -105,6 +140,7 @@ impl Adapter {
         } else {
             None
         };
+        let lora = lora::read(file, &tensors, shape)?;
         let adapter = Self {
             query_tokens: query[0],
             prefix_tokens,
@@ -114,6 +150,7 @@ impl Adapter {
             prefix_value,
             label_weight,
             label_embedding,
+            lora,
         };
         adapter.check(file, shape)?;
         Ok(adapter)
@@ -128,25 +165,30 @@ impl Adapter {
         self.check(FILE, shape)?;
         let prefix = vec![shape.layers, self.prefix_tokens, shape.key_value];
         let label = vec![self.label_words, shape.hidden];
+        let named = |name: &str, shape, values: &[f32]| (name.to_owned(), shape, to_bytes(values));
         let mut parts = vec![
-            (
+            named(
                 QUERY_EMBEDDING,
                 vec![self.query_tokens, shape.hidden],
-                to_bytes(&self.query_embedding),
+                &self.query_embedding,
             ),
-            (PREFIX_KEY, prefix.clone(), to_bytes(&self.prefix_key)),
-            (PREFIX_VALUE, prefix, to_bytes(&self.prefix_value)),
-            (LABEL_WEIGHT, label.clone(), to_bytes(&self.label_weight)),
+            named(PREFIX_KEY, prefix.clone(), &self.prefix_key),
+            named(PREFIX_VALUE, prefix, &self.prefix_value),
+            named(LABEL_WEIGHT, label.clone(), &self.label_weight),
         ];
         if let Some(embedding) = &self.label_embedding {
-            parts.push((LABEL_EMBEDDING, label, to_bytes(embedding)));
+            parts.push(named(LABEL_EMBEDDING, label, embedding));
+        }
+        if let Some(lora) = &self.lora {
+            let tensors = lora::tensors(lora, shape);
+            parts.extend(tensors.map(|(name, sizes, values)| named(&name, sizes, values)));
         }
         let mut views = Vec::new();
         for (name, shape, bytes) in &parts {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(|error| {
-                ModelError::invalid(FILE, *name, "a tensor of its shape", error)
+                ModelError::invalid(FILE, name.as_str(), "a tensor of its shape", error)
             })?;
-            views.push((*name, view));
+            views.push((name.as_str(), view));
         }
         safetensors::serialize(views, None).map_err(|error| {
             ModelError::invalid(FILE, "header", "tensors that safetensors can write", error)
@@ -192,6 +234,9 @@ impl Adapter {
         check_values(file, LABEL_WEIGHT, &label, &self.label_weight)?;
         if let Some(embedding) = &self.label_embedding {
             check_values(file, LABEL_EMBEDDING, &label, embedding)?;
+        }
+        if let Some(lora) = &self.lora {
+            lora::check(file, lora, shape)?;
         }
         Ok(())
     }

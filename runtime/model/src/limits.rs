@@ -14,7 +14,7 @@ pub const NAME_BYTES_MAX: usize = 200;
 pub const TEXT_BYTES_MAX: usize = 256;
 /// Bytes of one adapter file: 64 MiB.
 pub const ADAPTER_BYTES_MAX: usize = 64 << 20;
-/// Bytes of an adapter's header, 16 KiB: its five tensors need less than one. The library that reads it cannot be refused memory.
+/// Bytes of an adapter's header, 16 KiB: its thirteen tensors need less than two. The library that reads it cannot be refused memory.
 pub const ADAPTER_HEADER_BYTES_MAX: usize = 16 << 10;
 
 /// Tasks in a bundle.
@@ -37,6 +37,8 @@ pub const LABEL_DEPTH_MAX: usize = 8;
 pub const QUERY_TOKENS_MAX: usize = 16;
 /// Prefix key/value rows of a task, per layer.
 pub const PREFIX_TOKENS_MAX: usize = 256;
+/// Rank of a task's low-rank additions (LoRA).
+pub const LORA_RANK_MAX: usize = trafficllm_kernels::limits::LOW_RANK_MAX;
 /// Self-tests of a bundle.
 pub const SELF_TESTS_MAX: usize = 256;
 /// Tokens of one self-test or one classified item.

@@ -11,7 +11,7 @@ use crate::gguf::{Gguf, load_weights};
 use crate::labels::{Child, LabelTrie};
 use crate::limits;
 use crate::memory::{self, try_with_capacity};
-use crate::transformer::{TaskPrefix, Transformer, TransformerConfig, TransformerError};
+use crate::transformer::{TaskLora, TaskPrefix, Transformer, TransformerConfig, TransformerError};
 
 pub use classify::{Scratch, emptied};
 
@@ -33,6 +33,7 @@ pub struct Task {
     threshold: f32,
     trie: LabelTrie,
     prefix: TaskPrefix,
+    lora: Option<TaskLora>,
     query_tokens: usize,
     /// `[query_tokens, hidden]`.
     query_embedding: Vec<f32>,
@@ -88,7 +89,8 @@ impl Task {
             &self.label_weight,
             &self.label_embedding,
         ];
-        tensors.iter().map(|tensor| size_of_val(&tensor[..])).sum()
+        let tensors = tensors.iter().map(|tensor| size_of_val(&tensor[..]));
+        tensors.sum::<usize>() + self.lora.as_ref().map_or(0, TaskLora::bytes)
     }
 
     /// The most rows that the task appends to a sequence.
@@ -122,6 +124,7 @@ impl Task {
                 keys: adapter.prefix_key,
                 values: adapter.prefix_value,
             },
+            lora: adapter.lora,
             query_tokens: adapter.query_tokens,
             query_embedding: adapter.query_embedding,
             label_weight: adapter.label_weight,
@@ -198,11 +201,7 @@ impl Model {
         let transformer =
             Transformer::new(level, weights).map_err(|error| weights_error(base, &error))?;
         let config = transformer.config();
-        let shape = AdapterShape {
-            hidden: config.hidden,
-            layers: config.layers,
-            key_value: config.key_size(),
-        };
+        let shape = AdapterShape::of(config);
         let instruction = manifest.instruction.as_ref();
         let instruction = instruction.map(InstructionManifest::as_task);
         let mut tasks = try_with_capacity("tasks", manifest.tasks.len() + 1)?;

@@ -9,6 +9,7 @@
 mod beginning;
 mod config;
 mod error;
+mod lora;
 mod pass;
 mod scratch;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 pub use beginning::Beginning;
 pub use config::{CONTEXT_MAX, LayerWeights, TransformerConfig, TransformerWeights};
 pub use error::TransformerError;
+pub use lora::{LoraFactors, TaskLora};
 pub use pass::{chunk_rows, tile_rows};
 pub use scratch::{BatchSizes, Scratch};
 
@@ -45,6 +47,8 @@ pub struct Query<'a> {
     pub prefix: &'a TaskPrefix,
     /// `[query_tokens, hidden]` f32, `query_tokens` at least 1.
     pub embeddings: &'a [f32],
+    /// What is added to the products of these rows, if anything.
+    pub lora: Option<&'a TaskLora>,
 }
 
 /// One flow (or request) and the questions about it.
@@ -302,7 +306,12 @@ impl Transformer {
             });
         }
         let mut longest_query = 0;
-        for (query, Query { prefix, embeddings }) in sequence.queries.iter().enumerate() {
+        for (query, of_query) in sequence.queries.iter().enumerate() {
+            let Query {
+                prefix,
+                embeddings,
+                lora,
+            } = of_query;
             let error = |tensor, expected, found| TransformerError::Query {
                 sequence: index,
                 query,
@@ -332,6 +341,10 @@ impl Transformer {
                     );
                     return Err(error(tensor, expected, found));
                 }
+            }
+            if let Some(wrong) = lora.and_then(|lora| lora.mismatch(&self.config)) {
+                let (tensor, expected, found) = wrong;
+                return Err(error(tensor, expected, found));
             }
         }
         if let Some(beginning) = sequence.beginning {

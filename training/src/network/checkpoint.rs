@@ -7,7 +7,7 @@ use std::path::Path;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{Network, NetworkConfig, NetworkError, Result};
+use super::{Network, NetworkConfig, NetworkError, Result, Trainable};
 use crate::optimiser::{AdamW, AdamWConfig, Moments};
 
 /// The one key of the file's metadata: a single one, because their order in the file is random.
@@ -22,6 +22,8 @@ const AVERAGE: &str = "optimiser.average/";
 struct Header {
     schema: u32,
     network: NetworkConfig,
+    #[serde(default, skip_serializing_if = "Trainable::is_all")]
+    trainable: Trainable,
     optimiser: Option<(AdamWConfig, u64)>,
     metadata: BTreeMap<String, String>,
 }
@@ -77,6 +79,7 @@ impl Network {
         let header = Header {
             schema: SCHEMA,
             network: self.config.clone(),
+            trainable: self.trainable,
             optimiser: optimiser.map(|optimiser| (*optimiser.config(), optimiser.step())),
             metadata: metadata.clone(),
         };
@@ -123,9 +126,10 @@ impl Network {
             ));
         }
         let tensors = SafeTensors::deserialize(&contents).map_err(|error| broken(path, error))?;
-        let network = Self::build(header.network, |form| {
+        let mut network = Self::build(header.network, |form| {
             read_tensor(path, &tensors, &form.name, &form.shape)
         })?;
+        network.set_trainable(header.trainable)?;
         let optimiser = match header.optimiser {
             Some((config, step)) => {
                 let moments = if step > 0 {
@@ -158,7 +162,10 @@ fn read_moments(
         .parameters
         .iter()
         .map(|parameter| {
-            let (name, count) = (parameter.name.as_str(), parameter.shape.iter().product());
+            let (name, count) = (parameter.name.as_str(), network.trained(parameter).len());
+            if count == 0 {
+                return Ok(Moments::default());
+            }
             Ok(Moments {
                 first: read(FIRST, name, count)?,
                 second: read(SECOND, name, count)?,

@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use trafficllm_model::limits::LORA_RANK_MAX;
+
 use super::{NetworkError, POSITIONS_MAX};
+
+/// What low-rank products are multiplied with while they are trained; written into the second factor on export. A power of two, so
+/// that writing and reading back changes no bit. The same for every rank: with Adam the rank then hardly moves the best learning rate.
+pub const LORA_SCALE: f32 = 2.0;
 
 /// Largest of any single size: keeps every product of two far from overflow.
 const SIZE_MAX: usize = 1 << 20;
@@ -26,12 +32,23 @@ pub struct NetworkConfig {
     pub prefix_tokens: usize,
     /// Learnt input rows that a task appends to a flow; the last one is where the label is read. At least 1 if there are tasks.
     pub query_tokens: usize,
+    /// Rank of the low-rank additions (LoRA) to the matrices of each layer, per task, on the task's query rows only; 0 for none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lora_rank: usize,
     /// Number of labels of each task; empty for a base without tasks.
     pub task_labels: Vec<usize>,
     /// Added to the mean square in RMS norms.
     pub norm_epsilon: f32,
     /// Base of the rotary frequencies.
     pub rotary_base: f32,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes fields by reference"
+)]
+pub(crate) fn is_zero(size: &usize) -> bool {
+    *size == 0
 }
 
 impl NetworkConfig {
@@ -102,6 +119,13 @@ impl NetworkConfig {
                 "prefix_tokens",
                 format!("at most {}", POSITIONS_MAX - 1),
                 self.prefix_tokens,
+            ));
+        }
+        if self.lora_rank > LORA_RANK_MAX {
+            return Err(NetworkError::size(
+                "lora_rank",
+                format!("at most {LORA_RANK_MAX}"),
+                self.lora_rank,
             ));
         }
         Ok(())
@@ -205,13 +229,65 @@ pub struct StepReport {
     pub statistics: Statistics,
 }
 
-/// Which parameters a step may change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which parameters a step may change. Where the base is frozen, the way back runs through the query rows alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Trainable {
     /// Token table, layers and norms.
     pub base: bool,
-    /// Queries, prefixes and labels of the tasks.
-    pub adapters: bool,
+    /// Queries, prefixes, low-rank additions and labels of the tasks.
+    pub adapters: TrainedAdapters,
+}
+
+/// Whose adapters a step may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainedAdapters {
+    /// Nobody's.
+    None,
+    /// Those of all tasks.
+    All,
+    /// That of one task. Every other value of the network stays as it is, bit for bit, and the optimiser keeps nothing for it.
+    Task(usize),
+}
+
+impl Trainable {
+    /// Everything.
+    pub const ALL: Self = Self {
+        base: true,
+        adapters: TrainedAdapters::All,
+    };
+
+    /// The base alone.
+    pub const BASE: Self = Self {
+        base: true,
+        adapters: TrainedAdapters::None,
+    };
+
+    /// All adapters on a frozen base.
+    pub const ADAPTERS: Self = Self {
+        base: false,
+        adapters: TrainedAdapters::All,
+    };
+
+    /// One task's adapter on a frozen base.
+    #[must_use]
+    pub const fn task(task: usize) -> Self {
+        Self {
+            base: false,
+            adapters: TrainedAdapters::Task(task),
+        }
+    }
+
+    pub(super) fn is_all(&self) -> bool {
+        *self == Self::ALL
+    }
+}
+
+impl Default for Trainable {
+    fn default() -> Self {
+        Self::ALL
+    }
 }
 
 /// A parameter as plain values.

@@ -1,6 +1,7 @@
 //! Parameters as plain values: out for packing, in from another network.
 
-use super::{NamedValues, Network, NetworkError, Part, Result};
+use super::layout::{LORA_MATRICES, lora_sizes};
+use super::{LORA_SCALE, NamedValues, Network, NetworkError, Part, Result};
 use crate::optimiser::AdamW;
 
 impl Network {
@@ -56,40 +57,22 @@ impl Network {
     }
 
     /// A task's adapter: `query.embedding` `[query_tokens, hidden]`, `prefix.key` and `prefix.value`
-    /// `[layers, prefix_tokens, kv_heads * head_width]`, `label.weight` `[labels, hidden]`.
+    /// `[layers, prefix_tokens, kv_heads * head_width]`, `label.weight` `[labels, hidden]`. Where the task has low-rank additions that
+    /// add anything, also `lora.MATRIX.a` `[layers, rank, in]` and `lora.MATRIX.b` `[layers, rank, out]`, the scale of training written
+    /// into the second.
     ///
     /// # Errors
     /// If there is no such task.
     pub fn adapter_tensors(&self, task: usize) -> Result<Vec<NamedValues>> {
+        self.check_task(task)?;
         let config = &self.config;
-        let Some(&labels) = config.task_labels.get(task) else {
-            return Err(NetworkError::size(
-                "task",
-                format!("below {}", config.task_labels.len()),
-                task,
-            ));
-        };
-        let (hidden, kv, queries, prefix_tokens) = (
-            config.hidden,
-            config.kv_width(),
-            config.query_tokens,
-            config.prefix_tokens,
-        );
-        let rows = |index: usize, start: usize, count: usize, width: usize| -> Result<Vec<f32>> {
-            Ok(self.parameters[index].values()?[start * width..(start + count) * width].to_vec())
-        };
+        let (hidden, kv, prefix_tokens) = (config.hidden, config.kv_width(), config.prefix_tokens);
         let order = self.order();
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         if prefix_tokens > 0 {
             for layer in 0..config.layers {
-                for row in rows(
-                    order.prefix(layer),
-                    task * prefix_tokens,
-                    prefix_tokens,
-                    2 * kv,
-                )?
-                .chunks_exact(2 * kv)
-                {
+                let rows = self.values_of_task(order.prefix(layer), task)?;
+                for row in rows.chunks_exact(2 * kv) {
                     keys.extend_from_slice(&row[..kv]);
                     values.extend_from_slice(&row[kv..]);
                 }
@@ -101,20 +84,64 @@ impl Network {
             shape,
             values,
         };
-        Ok(vec![
+        let mut tensors = vec![
             named(
                 "query.embedding",
-                vec![queries, hidden],
-                rows(order.queries(), task * queries, queries, hidden)?,
+                vec![config.query_tokens, hidden],
+                self.values_of_task(order.queries(), task)?,
             ),
             named("prefix.key", prefix_shape.clone(), keys),
             named("prefix.value", prefix_shape, values),
             named(
                 "label.weight",
-                vec![labels, hidden],
-                rows(order.labels(), config.label_start(task), labels, hidden)?,
+                vec![config.task_labels[task], hidden],
+                self.values_of_task(order.labels(), task)?,
             ),
-        ])
+        ];
+        let lora = self.lora_tensors(task)?;
+        let adds = lora
+            .iter()
+            .filter(|tensor| tensor.name.ends_with(".b"))
+            .any(|tensor| tensor.values.iter().any(|&value| value != 0.0));
+        if adds {
+            tensors.extend(lora);
+        }
+        Ok(tensors)
+    }
+
+    fn lora_tensors(&self, task: usize) -> Result<Vec<NamedValues>> {
+        let config = &self.config;
+        let rank = config.lora_rank;
+        if rank == 0 {
+            return Ok(Vec::new());
+        }
+        let mut tensors = Vec::new();
+        for (matrix, (name, (inner, out))) in
+            LORA_MATRICES.iter().zip(lora_sizes(config)).enumerate()
+        {
+            for (factor, kind, columns) in [(0, "a", inner), (1, "b", out)] {
+                let mut values = Vec::with_capacity(config.layers * rank * columns);
+                for layer in 0..config.layers {
+                    let index = self.order().lora(layer) + 2 * matrix + factor;
+                    values.extend(self.values_of_task(index, task)?);
+                }
+                if kind == "b" {
+                    values.iter_mut().for_each(|value| *value *= LORA_SCALE);
+                }
+                tensors.push(NamedValues {
+                    name: format!("lora.{name}.{kind}"),
+                    shape: vec![config.layers, rank, columns],
+                    values,
+                });
+            }
+        }
+        Ok(tensors)
+    }
+
+    /// A copy of the values of a parameter that belong to a task.
+    pub(super) fn values_of_task(&self, index: usize, task: usize) -> Result<Vec<f32>> {
+        let parameter = &self.parameters[index];
+        Ok(parameter.values()?[self.task_values(parameter, task)].to_vec())
     }
 
     /// Takes over the base of another network (of the same sizes but for the tasks), for example after pre-training.
@@ -159,9 +186,9 @@ impl Network {
         let mut index = 0;
         let mut network = Self::build(self.config.clone(), |_| {
             let parameter = &self.parameters[index];
-            let average = optimiser.average(index, parameter)?;
+            let values = optimiser.averaged(index, parameter, &self.trained(parameter));
             index += 1;
-            average.map_or_else(|| parameter.values(), Ok)
+            values
         })?;
         network.trainable = self.trainable;
         network.precision = self.precision;

@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::Tensor;
 
 use super::plan::Plan;
-use super::{Network, Order, Parameter, Result, ShardBatch, Statistics};
-use crate::ops::{self, Attention, AttentionSizes, LossSums};
+use super::layout::{LORA_PER_LAYER, PER_LAYER};
+use super::{
+    LORA_SCALE, Network, NetworkError, Order, Parameter, Result, ShardBatch, Statistics,
+};
+use crate::ops::{self, Attention, AttentionSizes, LossSums, QueryRows};
 
 /// What the weights of the rows are multiplied with, so that the shards' losses add up to the batch's mean.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,11 +28,64 @@ struct Tensors<'a> {
     order: Order,
 }
 
-impl Tensors<'_> {
-    fn layer(&self, layer: usize) -> &[Tensor] {
+/// The matrices of a layer.
+#[derive(Clone, Copy)]
+struct LayerTensors<'a> {
+    attention_norm: &'a Tensor,
+    qkv: &'a Tensor,
+    output: &'a Tensor,
+    mlp_norm: &'a Tensor,
+    gate_up: &'a Tensor,
+    down: &'a Tensor,
+    prefix: Option<&'a Tensor>,
+    /// First and second factor for each of `LORA_MATRICES`; empty without.
+    lora: &'a [Tensor],
+}
+
+impl<'a> Tensors<'a> {
+    fn layer(&self, layer: usize, network: &Network) -> Result<LayerTensors<'a>> {
         let start = self.order.layer(layer);
-        &self.all[start..start + super::PER_LAYER]
+        let own = &self.all[start..start + PER_LAYER];
+        let [attention_norm, qkv, output, mlp_norm, gate_up, down] = own else {
+            return Err(NetworkError::size(
+                "parameters of a layer",
+                PER_LAYER,
+                own.len(),
+            ));
+        };
+        let config = &network.config;
+        let has_tasks = !config.task_labels.is_empty();
+        let lora = self.order.lora(layer);
+        let factors = if has_tasks && config.lora_rank > 0 {
+            LORA_PER_LAYER
+        } else {
+            0
+        };
+        let has_prefix = has_tasks && config.prefix_tokens > 0;
+        Ok(LayerTensors {
+            attention_norm,
+            qkv,
+            output,
+            mlp_norm,
+            gate_up,
+            down,
+            prefix: has_prefix.then(|| &self.all[self.order.prefix(layer)]),
+            lora: if factors > 0 {
+                &self.all[lora..lora + factors]
+            } else {
+                &[]
+            },
+        })
     }
+}
+
+/// Which of `LORA_MATRICES` is meant.
+#[derive(Clone, Copy)]
+enum Lora {
+    Qkv,
+    Output,
+    GateUp,
+    Down,
 }
 
 impl Network {
@@ -74,7 +130,9 @@ impl Network {
             return Ok(logits);
         }
         let tensors = self.detached();
-        let hidden = self.hidden(&tensors, &plan, true)?;
+        let Some(hidden) = self.states(&tensors, &plan, false)?.labels else {
+            return Ok(logits);
+        };
         let table = &tensors[self.order().labels()];
         for (row, (&sequence, label)) in plan.label_sequences.iter().zip(&plan.labels).enumerate() {
             logits[sequence] = ops::label_logits(&hidden, table, row, label.start, label.end)?;
@@ -84,7 +142,7 @@ impl Network {
 
     /// The parameter in the graph if it is trained, else its bare values.
     fn tracked(&self, parameter: &Parameter) -> Tensor {
-        if self.trains(parameter.part) {
+        if !self.trained(parameter).is_empty() {
             parameter.var.as_tensor().clone()
         } else {
             parameter.var.as_detached_tensor()
@@ -107,35 +165,30 @@ impl Network {
         let plan = self.plan(batch)?;
         let mut statistics = Statistics::default();
         let wants_tokens =
-            scales.token != 0.0 && plan.target_weights.iter().any(|&weight| weight != 0.0);
+            scales.token != 0.0 && batch.target_weights.iter().any(|&weight| weight != 0.0);
         let wants_labels = !plan.labels.is_empty();
         if !wants_tokens && !wants_labels {
             return Ok((None, statistics));
         }
-        let hidden = self.hidden(tensors, &plan, !wants_tokens)?;
+        let states = self.states(tensors, &plan, wants_tokens)?;
         let mut total = None;
-        if wants_labels {
-            let rows = if wants_tokens {
-                ops::gather_rows(&hidden, plan.label_rows.clone())?
-            } else {
-                hidden.clone()
-            };
-            total = Some(self.label_loss(tensors, &rows, &plan, scales, &mut statistics)?);
+        if let Some(rows) = &states.labels {
+            total = Some(self.label_loss(tensors, rows, &plan, scales, &mut statistics)?);
         }
-        if wants_tokens {
-            let weights: Vec<f32> = plan
+        if let Some(hidden) = &states.flow {
+            let weights: Vec<f32> = batch
                 .target_weights
                 .iter()
                 .map(|weight| weight * scales.token)
                 .collect();
             let loss = ops::token_cross_entropy(
-                &hidden,
+                hidden,
                 &tensors[Order::TOKENS],
-                &plan.targets,
+                &batch.targets,
                 &weights,
             )?;
             statistics.token_loss = f64::from(loss.to_scalar::<f32>()?) / f64::from(scales.token);
-            statistics.token_weight = plan
+            statistics.token_weight = batch
                 .target_weights
                 .iter()
                 .map(|&weight| f64::from(weight))
@@ -189,63 +242,134 @@ impl Network {
         Ok(loss)
     }
 
-    /// Hidden states after the final norm: of all rows, or of the label rows only (then the last layer skips the others).
-    fn hidden(&self, tensors: &[Tensor], plan: &Plan, label_rows_only: bool) -> Result<Tensor> {
+    /// Hidden states after the final norm. Without `wants_flow` the last layer makes only keys and values of the flow rows.
+    fn states(&self, tensors: &[Tensor], plan: &Plan, wants_flow: bool) -> Result<States> {
         let config = &self.config;
         let tensors = Tensors {
             all: tensors,
             order: self.order(),
         };
-        let has_tasks = !config.task_labels.is_empty();
-        let queries = has_tasks.then(|| &tensors.all[tensors.order.queries()]);
-        let mut x = ops::embed(
-            &tensors.all[Order::TOKENS],
-            queries,
-            Arc::clone(&plan.sources),
-        )?;
-        let has_prefix = has_tasks && config.prefix_tokens > 0;
-        for layer in 0..config.layers {
-            let [attention_norm, qkv, output, mlp_norm, gate_up, down] = tensors.layer(layer)
-            else {
-                return Err(super::NetworkError::size(
-                    "parameters of a layer",
-                    super::PER_LAYER,
-                    tensors.layer(layer).len(),
-                ));
-            };
-            let last_query_only = label_rows_only && layer + 1 == config.layers;
-            let attention = Attention {
-                sizes: AttentionSizes {
-                    heads: config.heads,
-                    kv_heads: config.kv_heads,
-                    head_width: config.head_width(),
-                    prefix_tokens: if has_prefix { config.prefix_tokens } else { 0 },
-                },
-                rotary: Arc::clone(&self.rotary),
-                sequences: Arc::clone(&plan.sequences),
-                last_query_only,
-            };
-            let prefix = has_prefix.then(|| &tensors.all[tensors.order.prefix(layer)]);
-            let rows = ops::linear(
-                &ops::rms_norm(&x, attention_norm, config.norm_epsilon)?,
-                qkv,
+        let mut flow = ops::gather_rows(&tensors.all[Order::TOKENS], Arc::clone(&plan.tokens))?;
+        let mut queries = if plan.queries.is_empty() {
+            None
+        } else {
+            let table = &tensors.all[tensors.order.queries()];
+            Some(ops::gather_rows(table, Arc::clone(&plan.queries))?)
+        };
+        for index in 0..config.layers {
+            let layer = tensors.layer(index, self)?;
+            let is_last = index + 1 == config.layers;
+            let flow_qkv = ops::linear(
+                &ops::rms_norm(&flow, layer.attention_norm, config.norm_epsilon)?,
+                layer.qkv,
             )?;
-            let attended = ops::attention(&rows, prefix, attention)?;
-            if last_query_only {
-                x = ops::gather_rows(&x, Arc::clone(&plan.label_rows))?;
+            if let Some(rows) = queries {
+                queries = Some(self.query_layer(plan, layer, &flow_qkv, &rows, is_last)?);
             }
-            x = ops::linear_add(&attended, output, &x)?;
+            if is_last && !wants_flow {
+                break;
+            }
+            let attended = ops::flow_attention(&flow_qkv, self.attention(plan))?;
+            flow = ops::linear_add(&attended, layer.output, &flow)?;
             let gated = ops::gated_mlp(
-                &ops::rms_norm(&x, mlp_norm, config.norm_epsilon)?,
-                gate_up,
-                down,
+                &ops::rms_norm(&flow, layer.mlp_norm, config.norm_epsilon)?,
+                layer.gate_up,
+                layer.down,
             )?;
-            x = ops::add(&x, &gated)?;
+            flow = ops::add(&flow, &gated)?;
         }
-        Ok(ops::rms_norm(
-            &x,
-            &tensors.all[tensors.order.output_norm()],
-            config.norm_epsilon,
-        )?)
+        let norm = &tensors.all[tensors.order.output_norm()];
+        let normed = |rows: &Tensor| ops::rms_norm(rows, norm, config.norm_epsilon);
+        Ok(States {
+            flow: if wants_flow {
+                Some(normed(&flow)?)
+            } else {
+                None
+            },
+            labels: queries.as_ref().map(normed).transpose()?,
+        })
     }
+
+    fn attention(&self, plan: &Plan) -> Attention {
+        let config = &self.config;
+        Attention {
+            sizes: AttentionSizes {
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_width: config.head_width(),
+                prefix_tokens: config.prefix_tokens,
+            },
+            rotary: Arc::clone(&self.rotary),
+            sequences: Arc::clone(&plan.sequences),
+        }
+    }
+
+    /// One layer of the query rows; the last one of each query if `is_last`.
+    fn query_layer(
+        &self,
+        plan: &Plan,
+        layer: LayerTensors<'_>,
+        flow_qkv: &Tensor,
+        rows: &Tensor,
+        is_last: bool,
+    ) -> Result<Tensor> {
+        let epsilon = self.config.norm_epsilon;
+        let normed = ops::rms_norm(rows, layer.attention_norm, epsilon)?;
+        let qkv = ops::linear(&normed, layer.qkv)?;
+        let qkv = self.with_lora(qkv, &normed, layer, Lora::Qkv, &plan.query_tasks)?;
+        let (asking, tasks) = if is_last {
+            (QueryRows::Last, &plan.label_tasks)
+        } else {
+            (QueryRows::All, &plan.query_tasks)
+        };
+        let attended = ops::query_attention(
+            flow_qkv,
+            &qkv,
+            layer.prefix,
+            self.attention(plan),
+            asking,
+        )?;
+        let gathered = if is_last {
+            ops::gather_rows(rows, Arc::clone(&plan.label_rows))?
+        } else {
+            rows.clone()
+        };
+        let rows = ops::linear_add(&attended, layer.output, &gathered)?;
+        let rows = self.with_lora(rows, &attended, layer, Lora::Output, tasks)?;
+        let normed = ops::rms_norm(&rows, layer.mlp_norm, epsilon)?;
+        if layer.lora.is_empty() {
+            let gated = ops::gated_mlp(&normed, layer.gate_up, layer.down)?;
+            return Ok(ops::add(&rows, &gated)?);
+        }
+        let both = ops::linear(&normed, layer.gate_up)?;
+        let both = self.with_lora(both, &normed, layer, Lora::GateUp, tasks)?;
+        let activation = ops::silu_gate(&both)?;
+        let rows = ops::linear_add(&activation, layer.down, &rows)?;
+        self.with_lora(rows, &activation, layer, Lora::Down, tasks)
+    }
+
+    /// `result` with the low-rank product of `input` added, each row's with its own task's factors.
+    fn with_lora(
+        &self,
+        result: Tensor,
+        input: &Tensor,
+        layer: LayerTensors<'_>,
+        which: Lora,
+        tasks: &Arc<[usize]>,
+    ) -> Result<Tensor> {
+        let Some([a, b]) = layer.lora.as_chunks().0.get(which as usize) else {
+            return Ok(result);
+        };
+        let rank = self.config.lora_rank;
+        let added = ops::low_rank(input, a, b, rank, LORA_SCALE, Arc::clone(tasks))?;
+        Ok(ops::add(&result, &added)?)
+    }
+}
+
+/// What the losses look at.
+struct States {
+    /// Of all flow rows, if they are wanted.
+    flow: Option<Tensor>,
+    /// Of the last query row of each sequence with a task; `None` if there is no such sequence.
+    labels: Option<Tensor>,
 }

@@ -3,22 +3,24 @@
 use std::sync::Arc;
 
 use super::{Network, NetworkError, POSITIONS_MAX, Result, ShardBatch};
-use crate::ops::{LabelTarget, RowSource, SequenceRows};
+use crate::ops::{LabelTarget, SequenceRows};
 
-/// Rows of a shard. Each sequence has its flow rows and then the query rows of its task.
+/// Rows of a shard: the flow rows of all sequences, and apart from them the query rows of all that have a task.
 pub(super) struct Plan {
-    pub(super) sources: Arc<[RowSource]>,
+    /// Row of the token table of each flow row.
+    pub(super) tokens: Arc<[usize]>,
+    /// Row of the query table of each query row; empty if no sequence has a task.
+    pub(super) queries: Arc<[usize]>,
+    /// Task of each query row.
+    pub(super) query_tasks: Arc<[usize]>,
     pub(super) sequences: Arc<[SequenceRows]>,
-    /// The last query row of each sequence with a task.
+    /// The last query row of each sequence with a task, and its task.
     pub(super) label_rows: Arc<[usize]>,
+    pub(super) label_tasks: Arc<[usize]>,
     /// Its label, with the sequence's own weight.
     pub(super) labels: Vec<LabelTarget>,
     /// The sequence it belongs to.
     pub(super) label_sequences: Vec<usize>,
-    /// Next token of each row; empty if there are none.
-    pub(super) targets: Vec<u32>,
-    /// Weight of each row's next token; 0 on query rows.
-    pub(super) target_weights: Vec<f32>,
 }
 
 impl Network {
@@ -26,31 +28,19 @@ impl Network {
     pub(super) fn plan(&self, batch: &ShardBatch) -> Result<Plan> {
         let config = &self.config;
         self.check_batch(batch)?;
-        let (mut sources, mut sequences) = (Vec::new(), Vec::new());
-        let (mut label_rows, mut labels, mut label_sequences) =
-            (Vec::new(), Vec::new(), Vec::new());
-        let (mut targets, mut target_weights) = (Vec::new(), Vec::new());
-        let mut token = 0;
+        let (mut queries, mut query_tasks) = (Vec::new(), Vec::new());
+        let (mut label_rows, mut label_tasks) = (Vec::new(), Vec::new());
+        let (mut labels, mut label_sequences) = (Vec::new(), Vec::new());
+        let mut sequences = Vec::with_capacity(batch.sequences.len());
+        let mut flow_start = 0;
         for (index, sequence) in batch.sequences.iter().enumerate() {
-            let start = sources.len();
-            let tokens = token..token + sequence.flow_rows;
-            token = tokens.end;
-            sources.extend(
-                batch.tokens[tokens.clone()]
-                    .iter()
-                    .map(|&id| RowSource::Token(id as usize)),
-            );
-            let query_rows = if sequence.task.is_some() {
-                config.query_tokens
-            } else {
-                0
-            };
+            let query_start = queries.len();
             if let Some(task) = sequence.task {
-                sources.extend(
-                    (0..query_rows)
-                        .map(|query| RowSource::Query(task * config.query_tokens + query)),
-                );
-                label_rows.push(sources.len() - 1);
+                let first = task * config.query_tokens;
+                queries.extend(first..first + config.query_tokens);
+                query_tasks.resize(queries.len(), task);
+                label_rows.push(queries.len() - 1);
+                label_tasks.push(task);
                 label_sequences.push(index);
                 let start = config.label_start(task);
                 let end = start + config.task_labels[task];
@@ -61,28 +51,24 @@ impl Network {
                     weight: sequence.weight,
                 });
             }
-            if !batch.targets.is_empty() {
-                targets.extend_from_slice(&batch.targets[tokens.clone()]);
-                target_weights.extend_from_slice(&batch.target_weights[tokens]);
-                targets.resize(sources.len(), 0);
-                target_weights.resize(sources.len(), 0.0);
-            }
-            let task = sequence.task.unwrap_or(0);
             sequences.push(SequenceRows {
-                start,
+                flow_start,
                 flow_rows: sequence.flow_rows,
-                query_rows,
-                task,
+                query_start,
+                query_rows: queries.len() - query_start,
+                task: sequence.task.unwrap_or(0),
             });
+            flow_start += sequence.flow_rows;
         }
         Ok(Plan {
-            sources: sources.into(),
+            tokens: batch.tokens.iter().map(|&id| id as usize).collect(),
+            queries: queries.into(),
+            query_tasks: query_tasks.into(),
             sequences: sequences.into(),
             label_rows: label_rows.into(),
+            label_tasks: label_tasks.into(),
             labels,
             label_sequences,
-            targets,
-            target_weights,
         })
     }
 

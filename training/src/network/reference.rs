@@ -5,8 +5,8 @@ use candle_core::{D, Device, Tensor};
 use candle_nn::rotary_emb::rope_i_slow;
 
 use super::plan::Plan;
-use super::{LossScales, Network, Order, Result, ShardBatch};
-use crate::ops::{RowSource, SequenceRows};
+use super::{LORA_SCALE, LossScales, Network, Order, Result, ShardBatch};
+use crate::ops::SequenceRows;
 
 impl Network {
     /// The loss of [`Network::loss`], out of stock operations. Every parameter is tracked.
@@ -15,7 +15,7 @@ impl Network {
     /// If the shard does not fit the network.
     pub fn reference_loss(&self, batch: &ShardBatch, scales: &LossScales) -> Result<Tensor> {
         let plan = self.plan(batch)?;
-        let hidden = self.reference_hidden(&plan)?;
+        let (flow, queries) = self.reference_states(&plan)?;
         let mut total = Tensor::zeros((), candle_core::DType::F32, &Device::Cpu)?;
         for (label, &row) in plan.labels.iter().zip(&*plan.label_rows) {
             let table = self.parameter(self.order().labels()).narrow(
@@ -23,20 +23,20 @@ impl Network {
                 label.start,
                 label.end - label.start,
             )?;
-            let row = hidden.narrow(0, row, 1)?;
+            let row = queries.narrow(0, row, 1)?;
             let losses = negative_log_softmax(&row.matmul(&table.t()?)?)?.squeeze(0)?;
             let own =
                 (losses.get(label.label as usize)? * f64::from(1.0 - scales.label_smoothing))?;
             let all = (losses.mean(0)? * f64::from(scales.label_smoothing))?;
             total = (total + ((own + all)? * f64::from(label.weight * scales.label))?)?;
         }
-        if scales.token != 0.0 && !plan.targets.is_empty() {
-            let losses =
-                negative_log_softmax(&hidden.matmul(&self.parameter(Order::TOKENS).t()?)?)?;
-            let targets = Tensor::from_slice(&plan.targets, (plan.targets.len(), 1), &Device::Cpu)?;
+        if scales.token != 0.0 && !batch.targets.is_empty() {
+            let losses = negative_log_softmax(&flow.matmul(&self.parameter(Order::TOKENS).t()?)?)?;
+            let targets =
+                Tensor::from_slice(&batch.targets, (batch.targets.len(), 1), &Device::Cpu)?;
             let weights = Tensor::from_slice(
-                &plan.target_weights,
-                plan.target_weights.len(),
+                &batch.target_weights,
+                batch.target_weights.len(),
                 &Device::Cpu,
             )?;
             let losses = (losses.gather(&targets, 1)?.squeeze(1)? * weights)?.sum_all()?;
@@ -49,45 +49,78 @@ impl Network {
         self.parameters[index].var.as_tensor()
     }
 
-    fn reference_hidden(&self, plan: &Plan) -> Result<Tensor> {
+    /// Final states of the flow rows and of the query rows.
+    fn reference_states(&self, plan: &Plan) -> Result<(Tensor, Tensor)> {
         let order = self.order();
-        let vocabulary = self.config.vocabulary as u32;
-        let rows = plan.sources.iter().map(|source| match *source {
-            RowSource::Token(row) => row as u32,
-            RowSource::Query(row) => vocabulary + row as u32,
-        });
-        let rows = Tensor::from_iter(rows, &Device::Cpu)?;
-        let table = if self.config.task_labels.is_empty() {
-            self.parameter(Order::TOKENS).clone()
-        } else {
-            Tensor::cat(
-                &[
-                    self.parameter(Order::TOKENS),
-                    self.parameter(order.queries()),
-                ],
-                0,
-            )?
+        let rows_of = |table: usize, rows: &[usize]| -> Result<Tensor> {
+            let rows = Tensor::from_iter(rows.iter().map(|&row| row as u32), &Device::Cpu)?;
+            Ok(self.parameter(table).index_select(&rows, 0)?)
         };
-        let mut x = table.index_select(&rows, 0)?;
+        let flow = rows_of(Order::TOKENS, &plan.tokens)?;
+        let has_queries = !plan.queries.is_empty();
+        let queries = if has_queries {
+            rows_of(order.queries(), &plan.queries)?
+        } else {
+            flow.narrow(0, 0, 0)?
+        };
+        let flow_rows = plan.tokens.len();
+        let mut x = Tensor::cat(&[&flow, &queries], 0)?;
         for layer in 0..self.config.layers {
             let first = order.layer(layer);
-            let qkv = self
-                .reference_norm(&x, self.parameter(first))?
-                .matmul(&self.parameter(first + 1).t()?)?;
-            let attended: Result<Vec<Tensor>> = plan
-                .sequences
-                .iter()
-                .map(|sequence| self.reference_attention(&qkv, sequence, layer))
-                .collect();
-            x = (x + Tensor::cat(&attended?, 0)?.matmul(&self.parameter(first + 2).t()?)?)?;
-            let both = self
-                .reference_norm(&x, self.parameter(first + 3))?
-                .matmul(&self.parameter(first + 4).t()?)?;
+            let product = |input: &Tensor, index: usize, lora: usize| -> Result<Tensor> {
+                let product = input.matmul(&self.parameter(index).t()?)?;
+                self.reference_lora(plan, product, input, layer, lora)
+            };
+            let normed = self.reference_norm(&x, self.parameter(first))?;
+            let qkv = product(&normed, first + 1, 0)?;
+            let (mut of_flow, mut of_queries) = (Vec::new(), Vec::new());
+            for sequence in &*plan.sequences {
+                let (flow, queries) =
+                    self.reference_attention(&qkv, flow_rows, sequence, layer)?;
+                of_flow.push(flow);
+                of_queries.push(queries);
+            }
+            of_flow.append(&mut of_queries);
+            let attended = Tensor::cat(&of_flow, 0)?;
+            x = (x + product(&attended, first + 2, 1)?)?;
+            let normed = self.reference_norm(&x, self.parameter(first + 3))?;
+            let both = product(&normed, first + 4, 2)?;
             let width = self.config.feed_forward;
             let activation = (both.narrow(1, 0, width)?.silu()? * both.narrow(1, width, width)?)?;
-            x = (x + activation.matmul(&self.parameter(first + 5).t()?)?)?;
+            x = (x + product(&activation, first + 5, 3)?)?;
         }
-        self.reference_norm(&x, self.parameter(order.output_norm()))
+        let states = self.reference_norm(&x, self.parameter(order.output_norm()))?;
+        Ok((
+            states.narrow(0, 0, flow_rows)?,
+            states.narrow(0, flow_rows, plan.queries.len())?,
+        ))
+    }
+
+    /// A product with what is added to its query rows, one row at a time.
+    fn reference_lora(
+        &self,
+        plan: &Plan,
+        product: Tensor,
+        input: &Tensor,
+        layer: usize,
+        matrix: usize,
+    ) -> Result<Tensor> {
+        let rank = self.config.lora_rank;
+        if rank == 0 || plan.queries.is_empty() {
+            return Ok(product);
+        }
+        let flow_rows = plan.tokens.len();
+        let index = self.order().lora(layer) + 2 * matrix;
+        let mut rows = vec![product.narrow(0, 0, flow_rows)?];
+        for (row, task) in plan.query_tasks.iter().enumerate() {
+            let factor = |index| self.parameter(index).narrow(0, task * rank, rank);
+            let middle = input
+                .narrow(0, flow_rows + row, 1)?
+                .matmul(&factor(index)?.t()?)?;
+            let added = (middle.matmul(&factor(index + 1)?)? * f64::from(LORA_SCALE))?;
+            rows.push((product.narrow(0, flow_rows + row, 1)? + added)?);
+        }
+        Ok(Tensor::cat(&rows, 0)?)
     }
 
     fn reference_norm(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
@@ -98,13 +131,14 @@ impl Network {
         )?)
     }
 
-    /// Attention of one sequence: `[rows, hidden]`.
+    /// Attention of one sequence: that of its flow rows and that of its query rows, `[rows, hidden]` each.
     fn reference_attention(
         &self,
         qkv: &Tensor,
+        flow_rows: usize,
         sequence: &SequenceRows,
         layer: usize,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor)> {
         let config = &self.config;
         let (heads, kv_heads, width, kv_width) = (
             config.heads,
@@ -113,7 +147,13 @@ impl Network {
             config.kv_width(),
         );
         let (flow, rows) = (sequence.flow_rows, sequence.flow_rows + sequence.query_rows);
-        let qkv = qkv.narrow(0, sequence.start, rows)?;
+        let qkv = Tensor::cat(
+            &[
+                qkv.narrow(0, sequence.flow_start, flow)?,
+                qkv.narrow(0, flow_rows + sequence.query_start, sequence.query_rows)?,
+            ],
+            0,
+        )?;
         let part = |first: usize, heads: usize| -> Result<Tensor> {
             Ok(qkv
                 .narrow(1, first, heads * width)?
@@ -169,10 +209,14 @@ impl Network {
         let scores = (query.matmul(&key.t()?.contiguous()?)? / (width as f64).sqrt())?
             .broadcast_add(&mask)?;
         let probabilities = candle_nn::ops::softmax(&scores, D::Minus1)?;
-        Ok(probabilities
+        let attended = probabilities
             .matmul(&value)?
             .transpose(0, 1)?
-            .reshape((rows, heads * width))?)
+            .reshape((rows, heads * width))?;
+        Ok((
+            attended.narrow(0, 0, flow)?,
+            attended.narrow(0, flow, sequence.query_rows)?,
+        ))
     }
 
     /// Interleaved rotary positions of `[heads, rows, width]`.

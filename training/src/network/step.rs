@@ -1,5 +1,7 @@
 //! One training step: shards in parallel, gradients added in order, one step of the optimiser.
 
+use std::ops::Range;
+
 use candle_core::Tensor;
 use trafficllm_kernels::training::Cpu;
 
@@ -37,7 +39,8 @@ impl Network {
         for result in &results {
             statistics.add(&result.statistics);
         }
-        let gradients = self.sum_gradients(&results)?;
+        let trained = self.all_trained();
+        let gradients = self.sum_gradients(&results, &trained)?;
         let gradient_norm = gradients
             .iter()
             .map(|values| Cpu::detect().sum_of_squares(values))
@@ -52,11 +55,6 @@ impl Network {
                 });
             }
         }
-        let trained: Vec<bool> = self
-            .parameters
-            .iter()
-            .map(|parameter| self.trains(parameter.part))
-            .collect();
         optimiser.update(
             &self.parameters,
             &trained,
@@ -116,25 +114,32 @@ impl Network {
         })
     }
 
-    /// Sums over shards, in their order; zeros where no shard has a gradient.
-    fn sum_gradients(&self, results: &[ShardResult]) -> Result<Vec<Vec<f32>>> {
+    /// Sums over shards, in their order, of the values that are trained; zeros where no shard has a gradient.
+    fn sum_gradients(
+        &self,
+        results: &[ShardResult],
+        trained: &[Range<usize>],
+    ) -> Result<Vec<Vec<f32>>> {
         let cpu = Cpu::detect();
-        let mut sums = Vec::with_capacity(self.parameters.len());
-        for (index, parameter) in self.parameters.iter().enumerate() {
-            let mut sum: Option<Vec<f32>> = None;
+        let mut sums = Vec::with_capacity(trained.len());
+        for (index, range) in trained.iter().enumerate() {
+            let mut sum = vec![0.0; range.len()];
+            let mut first = true;
             for gradient in results
                 .iter()
                 .filter_map(|result| result.gradients[index].as_ref())
             {
-                match &mut sum {
-                    None => sum = Some(gradient.flatten_all()?.to_vec1()?),
-                    Some(sum) => ops::read(gradient, |values| {
-                        cpu.add_assign(sum, values);
-                        Ok(())
-                    })?,
-                }
+                ops::read(gradient, |values| {
+                    let values = &values[range.clone()];
+                    if std::mem::take(&mut first) {
+                        sum.copy_from_slice(values);
+                    } else {
+                        cpu.add_assign(&mut sum, values);
+                    }
+                    Ok(())
+                })?;
             }
-            sums.push(sum.unwrap_or_else(|| vec![0.0; parameter.shape.iter().product()]));
+            sums.push(sum);
         }
         Ok(sums)
     }

@@ -14,6 +14,7 @@ fn config() -> NetworkConfig {
         feed_forward: 20,
         prefix_tokens: 3,
         query_tokens: 2,
+        lora_rank: 0,
         task_labels: vec![3, 5],
         norm_epsilon: 1e-5,
         rotary_base: 10000.0,

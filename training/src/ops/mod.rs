@@ -5,10 +5,12 @@
 
 mod attention;
 mod cross_entropy;
-mod embedding;
 mod gated_mlp;
 mod linear;
+mod low_rank;
 mod norm;
+mod rows;
+mod silu_gate;
 mod tape;
 #[cfg(test)]
 mod tests;
@@ -20,13 +22,17 @@ use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor};
 use serde::{Deserialize, Serialize};
 use trafficllm_kernels::training::{Cpu, GemmScratch};
 
-pub use attention::{Attention, AttentionSizes, Rotary, SequenceRows, attention};
+pub use attention::{
+    Attention, AttentionSizes, QueryRows, Rotary, SequenceRows, flow_attention, query_attention,
+};
 pub(crate) use cross_entropy::label_logits;
 pub use cross_entropy::{LabelTarget, LossSums, label_cross_entropy, token_cross_entropy};
-pub use embedding::{RowSource, embed, gather_rows};
 pub use gated_mlp::gated_mlp;
 pub use linear::{linear, linear_add};
+pub use low_rank::low_rank;
 pub use norm::rms_norm;
+pub use rows::gather_rows;
+pub use silu_gate::silu_gate;
 pub use tape::{Tape, TapeGradients, add, recorded};
 
 /// How factors of the large products are rounded. Sums, attention, norms, label losses and parameters are always f32.

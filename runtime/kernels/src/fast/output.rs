@@ -124,7 +124,7 @@ pub(crate) fn write<V: Vector, const ROWS: usize, const PANELS: usize, const THE
 
 /// `gate / (1 + exp(-gate)) * up`.
 #[inline(always)]
-fn gated<V: Vector>(vector: V, gate: V::Floats, up: V::Floats) -> V::Floats {
+pub(super) fn gated<V: Vector>(vector: V, gate: V::Floats, up: V::Floats) -> V::Floats {
     let power = vector.multiply(gate, vector.splat(-std::f32::consts::LOG2_E));
     let silu = vector.divide(gate, vector.add(vector.exp2(power), vector.splat(1.0)));
     vector.multiply(silu, up)

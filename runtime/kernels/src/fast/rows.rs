@@ -10,7 +10,7 @@ const SUM_GROUPS: usize = 4;
 
 /// Walks along registers of a row: `count` lanes from value `at`.
 #[inline(always)]
-fn registers<V: Vector>(columns: usize) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn registers<V: Vector>(columns: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..columns)
         .step_by(V::LANES)
         .map(move |at| (at, columns - at))
@@ -94,7 +94,7 @@ unsafe fn normed<V: Vector>(
 /// # Safety
 /// As [`Vector::load_first`].
 #[inline(always)]
-unsafe fn load<V: Vector>(vector: V, values: &[f32], at: usize, count: usize) -> V::Floats {
+pub(super) unsafe fn load<V: Vector>(vector: V, values: &[f32], at: usize, count: usize) -> V::Floats {
     // SAFETY: the caller's promise.
     unsafe {
         let from = values.as_ptr().add(at);

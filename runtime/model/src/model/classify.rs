@@ -52,6 +52,7 @@ impl Scratch {
             queries,
             prefixes: tasks.len(),
             prefix_tokens: prefix_tokens.max().unwrap_or(0),
+            lora: tasks.iter().any(|task| task.lora.is_some()),
         };
         let transformer = &mut self.transformer;
         let reserved = transformer.try_reserve(model.transformer(), &sizes);
@@ -220,11 +221,13 @@ impl Model {
             let Task {
                 prefix,
                 query_embedding,
+                lora,
                 ..
             } = &self.tasks[task];
             Query {
                 prefix,
                 embeddings: query_embedding,
+                lora: lora.as_ref(),
             }
         }));
         let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
@@ -276,6 +279,7 @@ impl Model {
         queries.extend(pending.labels.iter().map(|label| Query {
             prefix: &self.tasks[label.task].prefix,
             embeddings: &pending.rows[label.rows_start..label.rows_end],
+            lora: self.tasks[label.task].lora.as_ref(),
         }));
         let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
         let labels = pending.labels.iter().zip(&queries);

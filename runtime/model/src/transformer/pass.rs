@@ -2,6 +2,7 @@
 //!
 //! Rows of a chunk: the tokens of all its sequences, then the query rows of all its sequences.
 
+use super::lora::QueryRows;
 use super::{Beginning, Layer, Scratch, Sequence, Transformer};
 use std::ops::Range;
 use trafficllm_kernels::{KeyBlocks, KeysValues, Level};
@@ -115,12 +116,17 @@ impl Transformer {
             .attention_rows
             .resize(rows * self.shape.row_size(), 0.0);
         let last = self.layers.len() - 1;
+        let has_lora = chunk.has_lora();
         for (index, layer) in self.layers.iter().enumerate() {
             let keys_only = match outputs {
                 Outputs::Queries | Outputs::Keys(_) if index == last => tokens,
                 _ => 0,
             };
-            self.project(layer, chunk, keys_only, scratch);
+            self.project(layer, keys_only, scratch);
+            if has_lora {
+                self.add_to_projections((index, layer), chunk, tokens, scratch);
+            }
+            self.rotate(chunk, keys_only, scratch);
             if let Outputs::Keys(beginning) = &mut outputs {
                 beginning.take(self.shape, &scratch.attention_rows);
                 if index == last {
@@ -133,7 +139,19 @@ impl Transformer {
                 Outputs::Queries => self.gather_last_rows(chunk, scratch),
                 _ => 0..tokens,
             };
-            self.finish(layer, finished.clone(), scratch);
+            if has_lora {
+                // Outputs of the last layer are query rows only.
+                let tokens = if index < last { 0..tokens } else { 0..0 };
+                let (which, queries) = if index < last {
+                    (QueryRows::All, tokens.end..rows)
+                } else {
+                    (QueryRows::Last, finished.clone())
+                };
+                self.finish(layer, tokens, scratch);
+                self.finish_with_lora((index, layer), chunk, which, queries, scratch);
+            } else {
+                self.finish(layer, finished.clone(), scratch);
+            }
             if index == last {
                 let start = states.len();
                 states.resize(start + finished.len() * hidden, 0.0);
@@ -176,13 +194,10 @@ impl Transformer {
         (tokens, rows)
     }
 
-    /// Norm, query, key, value and rotary of all rows; only key and value of the first `keys_only` rows.
-    fn project(&self, layer: &Layer, chunk: &Chunk<'_>, keys_only: usize, scratch: &mut Scratch) {
+    /// Norm, query, key and value of all rows; only key and value of the first `keys_only` rows.
+    fn project(&self, layer: &Layer, keys_only: usize, scratch: &mut Scratch) {
         let (hidden, row_size) = (self.config.hidden, self.shape.row_size());
-        let (query_size, key_end) = (
-            self.shape.query_size(),
-            self.shape.query_size() + self.shape.key_size(),
-        );
+        let query_size = self.shape.query_size();
         let rows = scratch.residual.len() / hidden;
         for (tiles, first_channel) in [(0..keys_only, query_size), (keys_only..rows, 0)] {
             for tile in tiles_of(tiles, self.tile_rows) {
@@ -202,6 +217,15 @@ impl Transformer {
                     .multiply(&scratch.quantised, channels, output, row_size);
             }
         }
+    }
+
+    /// Rotary of queries and keys; only of keys of the first `keys_only` rows.
+    fn rotate(&self, chunk: &Chunk<'_>, keys_only: usize, scratch: &mut Scratch) {
+        let (hidden, row_size) = (self.config.hidden, self.shape.row_size());
+        let (query_size, key_end) = (
+            self.shape.query_size(),
+            self.shape.query_size() + self.shape.key_size(),
+        );
         let positions = chunk
             .sequences
             .iter()
@@ -339,7 +363,7 @@ impl Transformer {
     }
 }
 
-fn tiles_of(rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn tiles_of(rows: Range<usize>, tile_rows: usize) -> impl Iterator<Item = Range<usize>> {
     let end = rows.end;
     rows.step_by(tile_rows)
         .map(move |start| start..end.min(start + tile_rows))

@@ -26,6 +26,8 @@ pub struct BatchSizes {
     pub prefixes: usize,
     /// Most positions of a prefix.
     pub prefix_tokens: usize,
+    /// Whether any query has low-rank additions.
+    pub lora: bool,
 }
 
 impl BatchSizes {
@@ -41,6 +43,7 @@ impl BatchSizes {
                 rows += query_rows;
                 longest = longest.max(query_rows);
                 sizes.prefix_tokens = sizes.prefix_tokens.max(query.prefix.prefix_tokens);
+                sizes.lora |= query.lora.is_some();
             }
             let positions = sequence.first_position() + sequence.tokens.len() + longest;
             sizes.rows += rows;
@@ -63,6 +66,10 @@ pub struct Scratch {
     pub(super) attention_rows: Vec<f32>,
     /// `[tile, feed_forward]` f32.
     pub(super) gated: Vec<f32>,
+    /// `[hidden]` f32, a row that has low-rank additions after its norm.
+    pub(super) normed: Vec<f32>,
+    /// `[tile, 2 * feed_forward]` f32, the products of query rows where any has low-rank additions.
+    pub(super) gate_up: Vec<f32>,
     /// `[tile, ...]` input of the next product.
     pub(super) quantised: QuantisedRows,
     /// Keys of the sequence at hand.
@@ -93,6 +100,14 @@ impl Scratch {
         try_hold(BUFFERS, &mut self.residual, rows * config.hidden)?;
         try_hold(BUFFERS, &mut self.attention_rows, rows * shape.row_size())?;
         try_hold(BUFFERS, &mut self.gated, tile_rows * config.feed_forward)?;
+        if sizes.lora {
+            try_hold(BUFFERS, &mut self.normed, config.hidden)?;
+            try_hold(
+                BUFFERS,
+                &mut self.gate_up,
+                tile_rows * 2 * config.feed_forward,
+            )?;
+        }
         self.quantised.set_group_sums(model.needs_group_sums);
         self.quantised
             .try_reserve(model.kernels, tile_rows, widest)?;
@@ -106,8 +121,11 @@ impl Scratch {
     /// Bytes of memory held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let floats =
-            self.residual.capacity() + self.attention_rows.capacity() + self.gated.capacity();
+        let floats = self.residual.capacity()
+            + self.attention_rows.capacity()
+            + self.gated.capacity()
+            + self.normed.capacity()
+            + self.gate_up.capacity();
         let keys = self.sequence_keys.bytes() + self.query_keys.bytes();
         floats * 4 + self.quantised.bytes() + keys + self.attention.bytes() + self.prefixes.bytes()
     }

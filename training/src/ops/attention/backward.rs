@@ -3,14 +3,13 @@
 use candle_core::Result;
 use trafficllm_kernels::training::{Cpu, GemmScratch, Matrix};
 
-use super::{AttentionOp, Block, Gradients, SequenceRows, Work};
+use super::{Asking, AttentionOp, Block, Columns, Gradients, Inputs, SequenceRows, Work};
 use crate::ops::with_kernels;
 
 impl AttentionOp {
     pub(super) fn backward(
         &self,
-        qkv: &[f32],
-        prefix: &[f32],
+        inputs: Inputs<'_>,
         result: &[f32],
         gradient: &[f32],
         sums: &mut Gradients,
@@ -20,11 +19,11 @@ impl AttentionOp {
         let kept = self.softmax.take("attention")?;
         let mut work = Work::default();
         with_kernels(|cpu, scratch| {
-            let (mut ordinal, mut kept_rows) = (0, 0);
-            for sequence in &*self.what.sequences {
-                let keys = sequence.keys(sizes);
+            let mut kept_rows = 0;
+            for (ordinal, sequence) in self.sequences().enumerate() {
+                let keys = self.keys(sequence);
                 for head in 0..sizes.kv_heads {
-                    self.gather(cpu, qkv, prefix, sequence, head, &mut work);
+                    self.gather(cpu, inputs, sequence, head, &mut work);
                     cpu.pack(
                         &mut work.keys_transposed,
                         (keys, width),
@@ -40,15 +39,18 @@ impl AttentionOp {
                         (width, keys),
                         Matrix::new(&work.keys, width),
                     );
-                    zeroed(&mut work.query_gradients, sequence.rows() * group * width);
+                    zeroed(
+                        &mut work.query_gradients,
+                        self.rows(sequence) * group * width,
+                    );
                     zeroed(&mut work.key_gradients, keys * width);
                     zeroed(&mut work.value_gradients, keys * width);
                     for block in self.blocks(sequence) {
                         let rows = block.count * group;
                         work.block.clear();
                         work.block_gradient.clear();
-                        for token in block.start..block.start + block.count {
-                            let row = self.result_row(sequence, ordinal, token);
+                        for row in block.start..block.start + block.count {
+                            let row = self.result_row(sequence, ordinal, row);
                             let start = row * sizes.hidden() + head * group * width;
                             work.block
                                 .extend_from_slice(&result[start..start + group * width]);
@@ -71,7 +73,6 @@ impl AttentionOp {
                     }
                     self.scatter(cpu, sequence, head, &work, sums);
                 }
-                ordinal += usize::from(sequence.query_rows > 0);
             }
         });
         Ok(())
@@ -88,58 +89,47 @@ impl AttentionOp {
     ) {
         let sizes = &self.what.sizes;
         let (width, group, stride) = (sizes.head_width, sizes.group(), sizes.row_width());
-        let (flow, rows, keys, pairs) = (
-            sequence.flow_rows,
-            sequence.rows(),
-            sequence.keys(sizes),
-            width / 2,
-        );
-        let target = &mut sums.qkv[sequence.start * stride..(sequence.start + rows) * stride];
-        let (cosines, sines) = self.what.rotary.from(0);
+        let (flow, pairs) = (sequence.flow_rows, width / 2);
+        let columns = Columns::of(sizes, head);
         let scale = 1.0 / (width as f32).sqrt();
-        let (key_column, value_column) = (
-            sizes.hidden() + head * width,
-            sizes.hidden() + sizes.kv_width() + head * width,
-        );
-        let query_column = head * group * width;
-        cpu.rotate_backward(
-            &work.query_gradients,
-            group * width,
-            cosines,
-            sines,
-            pairs,
-            scale,
-            target,
-            stride,
-            query_column,
-        );
-        let flow_keys = &work.key_gradients[..flow * width];
-        cpu.rotate_backward(
-            flow_keys, width, cosines, sines, pairs, 1.0, target, stride, key_column,
-        );
-        for (row, values) in work.value_gradients[..flow * width]
-            .chunks_exact(width)
-            .enumerate()
-        {
-            let start = row * stride + value_column;
-            target[start..start + width].copy_from_slice(values);
+        let put = |target: &mut [f32], position: usize, first_key: usize, asks: bool| {
+            let (cosines, sines) = self.what.rotary.from(position);
+            let end = first_key + target.len() / stride;
+            let keys = first_key * width..end * width;
+            let mut turn = |gradients: &[f32], columns, scale, column| {
+                cpu.rotate_backward(
+                    gradients, columns, cosines, sines, pairs, scale, target, stride, column,
+                );
+            };
+            if asks {
+                turn(
+                    &work.query_gradients,
+                    group * width,
+                    scale,
+                    columns.queries,
+                );
+            }
+            turn(&work.key_gradients[keys.clone()], width, 1.0, columns.keys);
+            let values = work.value_gradients[keys].chunks_exact(width);
+            for (row, values) in target.chunks_exact_mut(stride).zip(values) {
+                row[columns.values..columns.values + width].copy_from_slice(values);
+            }
+        };
+        if !sums.flow.is_empty() {
+            let end = sequence.flow_start + flow;
+            let target = &mut sums.flow[sequence.flow_start * stride..end * stride];
+            put(target, 0, 0, self.asking == Asking::Flow);
         }
-        if sequence.query_rows == 0 {
+        if self.asking == Asking::Flow {
             return;
         }
-        let (cosines, sines) = self.what.rotary.from(flow);
-        let first_query = keys - sequence.query_rows;
-        let target = &mut target[flow * stride..];
-        let query_keys = &work.key_gradients[first_query * width..];
-        cpu.rotate_backward(
-            query_keys, width, cosines, sines, pairs, 1.0, target, stride, key_column,
-        );
-        for (row, values) in work.value_gradients[first_query * width..]
-            .chunks_exact(width)
-            .enumerate()
-        {
-            let start = row * stride + value_column;
-            target[start..start + width].copy_from_slice(values);
+        if !sums.queries.is_empty() {
+            let end = sequence.query_start + sequence.query_rows;
+            let target = &mut sums.queries[sequence.query_start * stride..end * stride];
+            put(target, flow, flow + sizes.prefix_tokens, true);
+        }
+        if sums.prefix.is_empty() {
+            return;
         }
         for token in 0..sizes.prefix_tokens {
             let start =

@@ -79,32 +79,19 @@ impl AttentionSizes {
     }
 }
 
-/// Rows of one sequence: flow rows first, then the query rows of its task.
+/// Rows of one sequence: flow rows in one tensor, then the query rows of its task in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceRows {
-    /// First row.
-    pub start: usize,
+    /// Its first row among the flow rows of all sequences.
+    pub flow_start: usize,
     /// Rows that see only the flow rows up to themselves.
     pub flow_rows: usize,
-    /// Rows that also see the task's prefix and earlier query rows.
+    /// Its first row among the query rows of all sequences.
+    pub query_start: usize,
+    /// Rows that also see the task's prefix and earlier query rows; 0 without a task.
     pub query_rows: usize,
     /// Whose prefix the query rows see.
     pub task: usize,
-}
-
-impl SequenceRows {
-    pub(super) fn rows(&self) -> usize {
-        self.flow_rows + self.query_rows
-    }
-
-    pub(super) fn keys(&self, sizes: &AttentionSizes) -> usize {
-        self.rows()
-            + if self.query_rows > 0 {
-                sizes.prefix_tokens
-            } else {
-                0
-            }
-    }
 }
 
 /// What is attended to what.
@@ -116,6 +103,13 @@ pub struct Attention {
     pub rotary: Arc<Rotary>,
     /// Sequences in the order of their rows.
     pub sequences: Arc<[SequenceRows]>,
-    /// Only the last query row of each sequence that has one: the result then has one row per such sequence.
-    pub last_query_only: bool,
+}
+
+/// The rows that ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryRows {
+    /// All query rows.
+    All,
+    /// The last one of each sequence that has any: the result has one row per such sequence.
+    Last,
 }
