@@ -144,26 +144,33 @@ impl<'a> Sampler<'a> {
         ranges: TokenRanges,
         seed: u64,
     ) -> Self {
-        let mut pools = Vec::new();
-        for (task, sampling) in samplings.iter().enumerate() {
-            let of_task =
-                |sequence: &Sequence| sequence.target.is_some_and(|target| target.task == task);
-            let members: Vec<usize> = (0..sequences.len())
-                .filter(|&index| of_task(&sequences[index]))
-                .collect();
-            if !members.is_empty() {
-                let weight = (members.len() as f64).powf(sampling.task_exponent);
-                let weights = item_weights(sequences, &members, sampling);
-                pools.push(Pool {
-                    members,
-                    cumulative: running_sums(weights),
-                    weight,
-                });
-            }
-        }
+        let tasks = samplings.iter().enumerate();
         Self {
             sequences,
-            pools,
+            pools: tasks
+                .filter_map(|(task, sampling)| pool_of_task(sequences, task, sampling))
+                .collect(),
+            augment,
+            ranges,
+            seed,
+        }
+    }
+
+    /// A sampler over those of `sequences` that are labelled for one task.
+    #[must_use]
+    pub fn of_task(
+        sequences: &'a [Sequence],
+        task: usize,
+        sampling: SamplingRecipe,
+        augment: AugmentRecipe,
+        ranges: TokenRanges,
+        seed: u64,
+    ) -> Self {
+        Self {
+            sequences,
+            pools: pool_of_task(sequences, task, &sampling)
+                .into_iter()
+                .collect(),
             augment,
             ranges,
             seed,
@@ -273,6 +280,23 @@ impl<'a> Sampler<'a> {
             }
         }
     }
+}
+
+/// The items of a task; nothing where there are none.
+fn pool_of_task(sequences: &[Sequence], task: usize, sampling: &SamplingRecipe) -> Option<Pool> {
+    let of_task = |sequence: &Sequence| sequence.target.is_some_and(|target| target.task == task);
+    let members: Vec<usize> = (0..sequences.len())
+        .filter(|&index| of_task(&sequences[index]))
+        .collect();
+    if members.is_empty() {
+        return None;
+    }
+    let weights = item_weights(sequences, &members, sampling);
+    Some(Pool {
+        cumulative: running_sums(weights),
+        weight: (members.len() as f64).powf(sampling.task_exponent),
+        members,
+    })
 }
 
 impl Pool {

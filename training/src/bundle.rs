@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use trafficllm_model::{Bundle, Level, Model, SelfTest};
 use trafficllm_traffic::token::{Encoder, Tokenizer};
 
+use crate::adapters::{self, TaskItems, Tuning};
 use crate::batches::{Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::calibrate::calibrate;
 use crate::checkpoint::{CheckpointStore, RunIdentity};
@@ -15,7 +16,7 @@ use crate::data::{self, Split, TaskData, TaskKind};
 use crate::error::{Result, TrainError};
 use crate::evaluate::{self, TaskEvaluation};
 use crate::instructions;
-use crate::network::{Network, NetworkConfig};
+use crate::network::{Network, NetworkConfig, Trainable};
 use crate::pack::{self, PackedTask, Statement};
 use crate::phase::{Phase, PhaseRecipe};
 use crate::recipe::Recipe;
@@ -111,18 +112,13 @@ fn prepare(options: &BundleOptions) -> Result<Prepared> {
     let data_statement = data_statement(&options.data, &train, &vals, &others);
     for (index, (data, val)) in train.iter().zip(vals).enumerate() {
         unlabelled.extend(tokenizer::encode_split(&encoder, data, None)?);
-        labelled.extend(match data.kind {
-            TaskKind::Flow => tokenizer::encode_split(&encoder, data, Some(index))?,
-            TaskKind::Request => {
-                tokenizer::encode_requests(&encoder, data, index, &recipe.requests, options.seed)?
-            }
-            TaskKind::Instruction => {
-                let varied = recipe.instructions.iter().map(|recipe| {
-                    tokenizer::encode_instructions(&encoder, data, index, recipe, options.seed)
-                });
-                varied.flatten().collect()
-            }
-        });
+        labelled.extend(tokenizer::encode_train(
+            &encoder,
+            data,
+            index,
+            recipe,
+            options.seed,
+        )?);
         let val_sequences = tokenizer::encode_split(&encoder, &val, Some(index))?;
         tasks.push(PreparedTask {
             val,
@@ -251,7 +247,41 @@ fn train(
         })
         .collect();
     let score = |network: &Network| choose::mean_macro_f1(network, &sets, options.threads);
-    tune.run(tuned, Some(&score))
+    let network = tune.run(tuned, Some(&score))?;
+    tune_adapters(options, prepared, checkpoints, network, &sets)
+}
+
+/// Tunes each task's adapter alone on the frozen base, where the recipe says so.
+fn tune_adapters(
+    options: &BundleOptions,
+    prepared: &Prepared,
+    checkpoints: &CheckpointStore,
+    mut network: Network,
+    sets: &[choose::ChoosingSet<'_>],
+) -> Result<Network> {
+    let Some(recipe) = &options.recipe.adapters else {
+        return Ok(network);
+    };
+    let samplings = samplings(&options.recipe, &prepared.tasks);
+    let tuning = Tuning {
+        recipe,
+        shards: options.recipe.shards,
+        seed: options.seed,
+        threads: options.threads,
+        checkpoints,
+        checkpoint_steps: options.checkpoint_steps,
+    };
+    for (index, (task, val)) in prepared.tasks.iter().zip(sets).enumerate() {
+        let items = TaskItems {
+            task: index,
+            name: &task.val.task,
+            train: &prepared.labelled,
+            sampling: samplings[index],
+            val: *val,
+        };
+        (network, _) = adapters::tune(network, &items, &tuning)?;
+    }
+    Ok(network)
 }
 
 /// How each task is drawn from.
@@ -273,7 +303,7 @@ fn samplings(recipe: &Recipe, tasks: &[PreparedTask]) -> Vec<SamplingRecipe> {
 }
 
 fn phase<'a>(
-    name: &'static str,
+    name: &'a str,
     stream: u64,
     (recipe, phase): (&Recipe, &'a PhaseRecipe),
     sampler: &'a Sampler<'a>,
@@ -288,6 +318,8 @@ fn phase<'a>(
         checkpoints: checkpoints.0,
         checkpoint_steps: checkpoints.1,
         scorings: 0,
+        patience: 0,
+        trainable: Trainable::ALL,
         halt_before_step: None,
     }
 }
@@ -392,16 +424,20 @@ fn uncalibrated(task: &PreparedTask) -> PackedTask {
     }
 }
 
-/// A manifest needs a self-test; this one stands there until there is a calibrated model to make the real ones with.
+/// The placeholder for the first of some tasks.
 fn placeholder(tasks: &[PackedTask]) -> SelfTest {
-    let (task, label) = tasks
-        .first()
-        .map(|task| (task.name.clone(), task.labels[0].clone()))
-        .unwrap_or_default();
+    tasks.first().map_or_else(
+        || placeholder_of("", ""),
+        |task| placeholder_of(&task.name, &task.labels[0]),
+    )
+}
+
+/// A manifest needs a self-test; this one stands there until there is a calibrated model to make the real ones with.
+pub(crate) fn placeholder_of(task: &str, label: &str) -> SelfTest {
     SelfTest {
         tokens: vec![0],
-        task,
-        label,
+        task: task.to_owned(),
+        label: label.to_owned(),
         score: 0.0,
     }
 }

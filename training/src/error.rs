@@ -106,7 +106,7 @@ pub enum TrainError {
     #[error("{phase}, step {step}: the loss is {loss}; expected a number. Lower the learning rate")]
     Diverged {
         /// The phase.
-        phase: &'static str,
+        phase: String,
         /// The step, from 0.
         step: u64,
         /// The loss.
@@ -118,13 +118,13 @@ pub enum TrainError {
     )]
     CheckpointIncomplete {
         /// The phase.
-        phase: &'static str,
+        phase: String,
     },
     /// The phase was told to stop early.
     #[error("{phase}: halted before step {step}")]
     Halted {
         /// The phase.
-        phase: &'static str,
+        phase: String,
         /// The step, from 0.
         step: u64,
     },
@@ -133,6 +133,32 @@ pub enum TrainError {
     TensorMissing {
         /// The tensor.
         name: String,
+    },
+    /// A task that is to be new is in the bundle, or one that is to be changed is not, or of another kind.
+    #[error("{path}: task {task}: expected {expected}, found {found}", path = path.display())]
+    BundleTask {
+        /// The bundle.
+        path: PathBuf,
+        /// The task.
+        task: String,
+        /// What was expected of it.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// A new adapter is worse than what it was to take the place of; the bundle is as it was.
+    #[error(
+        "task {task}: expected a macro-F1 of at least {active:.4} on the held items, as {of} has, found {candidate:.4}: the new adapter is refused, the bundle is unchanged"
+    )]
+    AdapterRefused {
+        /// The task.
+        task: String,
+        /// What it was compared with.
+        of: &'static str,
+        /// The macro-F1 of that.
+        active: f64,
+        /// The macro-F1 of the new adapter.
+        candidate: f64,
     },
     /// A line of the instructions is not what it should be.
     #[error("{path}, line {line}: {reason}; expected an object with wording, language and text", path = path.display())]

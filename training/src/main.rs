@@ -1,5 +1,9 @@
 //! `trafficllm-train`: makes and evaluates model bundles.
 
+mod commands {
+    pub(crate) mod adapt;
+}
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +33,9 @@ enum Command {
     Evaluate(EvaluateArguments),
     /// Measures the floors: simple models on the same split.
     Baselines(BaselineArguments),
+    /// Updates a bundle in the field: a new task, newer data for an old one, and back.
+    #[command(subcommand)]
+    Adapt(commands::adapt::AdaptCommand),
     /// Prints the default recipe as JSON; `bundle --recipe` takes a changed one.
     Recipe,
 }
@@ -135,6 +142,7 @@ fn run(command: Command) -> Result<()> {
             report(&evaluations, json)
         }
         Command::Baselines(arguments) => measure_floors(arguments),
+        Command::Adapt(command) => commands::adapt::run(command),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }
 }

@@ -77,10 +77,7 @@ pub fn files(
         (BASE_FILE.to_owned(), base),
     ]);
     for (index, task) in tasks.iter().enumerate() {
-        files.insert(
-            adapter_file(&task.name),
-            network.adapter_file(index)?,
-        );
+        files.insert(adapter_file(&task.name), network.adapter_file(index)?);
     }
     Ok(files)
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::batches::{AugmentRecipe, Draw, Sampler, shards};
 use crate::checkpoint::CheckpointStore;
 use crate::error::{Result, TrainError};
-use crate::network::{Network, Objective, Sequence, ShardBatch};
+use crate::network::{Network, Objective, Sequence, ShardBatch, Trainable};
 use crate::ops::Precision;
 use crate::optimiser::{AdamW, AdamWConfig};
 use crate::progress::Progress;
@@ -63,7 +63,7 @@ pub type Score<'a> = &'a dyn Fn(&Network) -> Result<f64>;
 /// A phase that is ready to run.
 pub struct Phase<'a> {
     /// Its name, which is also the name of its checkpoint.
-    pub name: &'static str,
+    pub name: &'a str,
     /// Keeps its random numbers apart from those of other phases.
     pub stream: u64,
     /// How it trains.
@@ -78,6 +78,10 @@ pub struct Phase<'a> {
     pub checkpoint_steps: u64,
     /// How many times the network is scored, the last time after the last step; 0 never.
     pub scorings: u64,
+    /// Ends the phase after so many scorings in a row without a new best one; 0 never.
+    pub patience: u64,
+    /// What its steps may change.
+    pub trainable: Trainable,
     /// Stops before this step, as if the process had been ended there: for tests of resuming.
     pub halt_before_step: Option<u64>,
 }
@@ -88,6 +92,8 @@ struct State {
     step: u64,
     /// Best score so far and the step after which it was reached.
     best: Option<(f64, u64)>,
+    /// Scorings since then.
+    worse: u64,
 }
 
 impl Phase<'_> {
@@ -99,16 +105,17 @@ impl Phase<'_> {
     pub fn run(&self, start: Network, score: Option<Score<'_>>) -> Result<Network> {
         let (mut network, mut optimiser, mut state) = self.resume(start)?;
         network.set_precision(self.recipe.precision);
+        network.set_trainable(self.trainable)?;
         let steps = self.recipe.steps();
         let mut best = match (score, state.best) {
             (Some(_), Some((value, step))) => self.load_best(value, step)?,
             _ => None,
         };
         let mut progress = Progress::new(self.name, steps, state.step);
-        while state.step < steps {
+        while state.step < steps && !self.is_over(&state) {
             if self.halt_before_step == Some(state.step) {
                 return Err(TrainError::Halted {
-                    phase: self.name,
+                    phase: self.name.to_owned(),
                     step: state.step,
                 });
             }
@@ -121,8 +128,10 @@ impl Phase<'_> {
                     "{}: score {value:.4} after step {}",
                     self.name, state.step
                 ));
+                state.worse += 1;
                 if state.best.is_none_or(|(top, _)| value > top) {
                     state.best = Some((value, state.step));
+                    state.worse = 0;
                     self.checkpoints
                         .save(&self.best_name(), &candidate, None, &notes(&state))?;
                     best = Some(candidate);
@@ -137,6 +146,11 @@ impl Phase<'_> {
             Some(best) => Ok(best),
             None => averaged(&network, &optimiser),
         }
+    }
+
+    /// Whether it has not got better for long enough.
+    fn is_over(&self, state: &State) -> bool {
+        self.patience > 0 && state.worse >= self.patience
     }
 
     fn step(
@@ -168,7 +182,7 @@ impl Phase<'_> {
             network.train_step(&batch, &objective, optimiser, recipe.learning_rate_at(step))?;
         if !report.loss.is_finite() {
             return Err(TrainError::Diverged {
-                phase: self.name,
+                phase: self.name.to_owned(),
                 step,
                 loss: report.loss,
             });
@@ -205,7 +219,9 @@ impl Phase<'_> {
                 tracing::info!("{}: going on after step {}", self.name, state.step);
                 Ok((resumed.network, optimiser, state))
             }
-            _ => Err(TrainError::CheckpointIncomplete { phase: self.name }),
+            _ => Err(TrainError::CheckpointIncomplete {
+                phase: self.name.to_owned(),
+            }),
         }
     }
 
@@ -213,7 +229,9 @@ impl Phase<'_> {
     /// run again and find it again.
     fn load_best(&self, value: f64, step: u64) -> Result<Option<Network>> {
         let Some(resumed) = self.checkpoints.load(&self.best_name())? else {
-            return Err(TrainError::CheckpointIncomplete { phase: self.name });
+            return Err(TrainError::CheckpointIncomplete {
+                phase: self.name.to_owned(),
+            });
         };
         let found = read_notes(&resumed.notes).and_then(|state| state.best);
         match found {
@@ -222,7 +240,9 @@ impl Phase<'_> {
             {
                 Ok(Some(resumed.network))
             }
-            _ => Err(TrainError::CheckpointIncomplete { phase: self.name }),
+            _ => Err(TrainError::CheckpointIncomplete {
+                phase: self.name.to_owned(),
+            }),
         }
     }
 }
@@ -237,6 +257,7 @@ fn notes(state: &State) -> BTreeMap<String, String> {
         // The bits, not the digits: a resumed run must compare with the very same number.
         notes.insert("best_score_bits".to_owned(), value.to_bits().to_string());
         notes.insert("best_step".to_owned(), step.to_string());
+        notes.insert("worse".to_owned(), state.worse.to_string());
     }
     notes
 }
@@ -249,6 +270,7 @@ fn read_notes(notes: &BTreeMap<String, String>) -> Option<State> {
     Some(State {
         step: number("step")?,
         best,
+        worse: number("worse").unwrap_or(0),
     })
 }
 

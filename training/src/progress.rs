@@ -11,7 +11,7 @@ const LOG_EVERY: Duration = Duration::from_secs(20);
 /// The progress of one stage, counted in steps.
 #[derive(Debug)]
 pub struct Progress {
-    stage: &'static str,
+    stage: String,
     bar: Option<ProgressBar>,
     steps: u64,
     started: Instant,
@@ -23,7 +23,7 @@ pub struct Progress {
 impl Progress {
     /// A stage of `steps` steps, of which `done` were done by an earlier process.
     #[must_use]
-    pub fn new(stage: &'static str, steps: u64, done: u64) -> Self {
+    pub fn new(stage: &str, steps: u64, done: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(steps);
             // A wrong template would only cost the looks of the bar.
@@ -32,14 +32,14 @@ impl Progress {
             {
                 bar.set_style(style);
             }
-            bar.set_prefix(stage);
+            bar.set_prefix(stage.to_owned());
             bar.set_position(done);
             bar.reset_eta();
             bar
         });
         let now = Instant::now();
         Self {
-            stage,
+            stage: stage.to_owned(),
             bar,
             steps,
             started: now,
@@ -62,7 +62,7 @@ impl Progress {
             }
             None if last || self.logged.elapsed() >= LOG_EVERY => {
                 self.logged = Instant::now();
-                let (stage, steps, rate) = (self.stage, self.steps, self.tokens_per_s());
+                let (stage, steps, rate) = (&self.stage, self.steps, self.tokens_per_s());
                 tracing::info!(
                     "{stage}: step {step} of {steps}, {}, {rate:.0} tokens/s",
                     state()

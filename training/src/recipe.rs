@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
 
-use crate::network::is_zero;
+use crate::adapters::AdapterRecipe;
 use crate::batches::{AugmentRecipe, SamplingRecipe};
 use crate::instructions::InstructionRecipe;
+use crate::network::is_zero;
 use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
 use crate::phase::PhaseRecipe;
@@ -69,6 +70,9 @@ pub struct Recipe {
     pub pretrain: PhaseRecipe,
     /// Base and adapters on labelled traffic, all tasks together.
     pub tune: PhaseRecipe,
+    /// Each task's adapter alone on the base that both have made, which is frozen; without it this is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<AdapterRecipe>,
     /// How labelled items are drawn.
     pub sampling: SamplingRecipe,
     /// How requests are varied.
@@ -150,6 +154,7 @@ impl Default for Recipe {
                 ..tune
             },
             tune,
+            adapters: Some(AdapterRecipe::default()),
             sampling: SamplingRecipe {
                 task_exponent: 0.25,
                 label_exponent: 0.3,
@@ -183,10 +188,14 @@ impl Recipe {
     /// A hash of the whole recipe: two runs with the same one do the same.
     #[must_use]
     pub fn hash(&self) -> String {
-        // The fields are plain numbers, texts and lists: serialising them cannot fail.
-        let json = serde_json::to_vec(self).unwrap_or_default();
-        hex(&Sha256::digest(json))
+        hash_of_json(self)
     }
+}
+
+/// A hash of plain numbers, texts and lists: serialising them cannot fail.
+pub(crate) fn hash_of_json(value: &impl Serialize) -> String {
+    let json = serde_json::to_vec(value).unwrap_or_default();
+    hex(&Sha256::digest(json))
 }
 
 /// Lower-case hexadecimal digits.

@@ -8,7 +8,7 @@ use trafficllm_traffic::{Direction, Endpoints, Flow, PacketRecord, Payload, TcpF
 
 use crate::data::{Content, TaskKind};
 use crate::engine;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::random::Random;
 use crate::tokenizer::encode;
 
@@ -16,35 +16,47 @@ use crate::tokenizer::encode;
 const CANDIDATES: u64 = 64;
 const STREAM: u64 = 0x40;
 
-/// One self-test per task of a calibrated model.
+/// One self-test per task of a calibrated model, the one that reads instructions last.
 ///
 /// # Errors
 /// Where the engine refuses an input.
 pub fn self_tests(model: &Model, kinds: &[TaskKind], encoder: &Encoder) -> Result<Vec<SelfTest>> {
-    let mut tests = Vec::with_capacity(kinds.len());
+    let tasks = kinds.iter().enumerate();
+    tasks
+        .map(|(index, kind)| self_test(model, index, *kind, encoder))
+        .collect()
+}
+
+/// A self-test of one task of a calibrated model.
+///
+/// # Errors
+/// Where there is no such task, or the engine refuses an input.
+pub fn self_test(
+    model: &Model,
+    index: usize,
+    kind: TaskKind,
+    encoder: &Encoder,
+) -> Result<SelfTest> {
+    let task = engine::task(model, index)?;
     let mut scratch = EncodeScratch::default();
-    let known = model.tasks().iter().enumerate().chain(model.instruction());
-    for ((index, task), kind) in known.zip(kinds) {
-        let mut items = Vec::new();
-        for candidate in 0..CANDIDATES {
-            let mut random = Random::stream(index as u64, STREAM, candidate);
-            items.push(encode(encoder, &made_up(*kind, &mut random), &mut scratch)?);
-        }
-        let verdicts = engine::verdicts(model, index, &items, 1)?;
-        let surest = verdicts
-            .iter()
-            .zip(items)
-            .max_by(|left, right| left.0.score.total_cmp(&right.0.score));
-        if let Some((verdict, tokens)) = surest {
-            tests.push(SelfTest {
-                tokens,
-                task: task.name().to_owned(),
-                label: task.labels()[verdict.label as usize].clone(),
-                score: verdict.score,
-            });
-        }
+    let mut items = Vec::new();
+    for candidate in 0..CANDIDATES {
+        let mut random = Random::stream(index as u64, STREAM, candidate);
+        items.push(encode(encoder, &made_up(kind, &mut random), &mut scratch)?);
     }
-    Ok(tests)
+    let verdicts = engine::verdicts(model, index, &items, 1)?;
+    let surest = verdicts
+        .iter()
+        .zip(items)
+        .max_by(|left, right| left.0.score.total_cmp(&right.0.score));
+    // Every input gets a verdict.
+    let (verdict, tokens) = surest.ok_or(TrainError::TaskMissing { index })?;
+    Ok(SelfTest {
+        tokens,
+        task: task.name().to_owned(),
+        label: task.labels()[verdict.label as usize].clone(),
+        score: verdict.score,
+    })
 }
 
 fn made_up(kind: TaskKind, random: &mut Random) -> Content {

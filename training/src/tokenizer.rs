@@ -10,11 +10,11 @@ use trafficllm_traffic::token::{
 };
 
 use crate::batches::{Sequence, Target};
-use crate::data::{Content, TaskData};
+use crate::data::{Content, TaskData, TaskKind};
 use crate::error::Result;
 use crate::instructions::{self, InstructionRecipe};
 use crate::random::Random;
-use crate::recipe::hex;
+use crate::recipe::{Recipe, hex};
 use crate::requests::{self, RequestRecipe, TrainRequest};
 
 /// Keeps the random numbers of varied requests apart from all others.
@@ -96,6 +96,30 @@ pub fn encode_split(
         });
     }
     Ok(sequences)
+}
+
+/// Encodes the training split of a task of any kind: requests and instructions are varied, flows are not.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_train(
+    encoder: &Encoder,
+    data: &TaskData,
+    task: usize,
+    recipe: &Recipe,
+    seed: u64,
+) -> Result<Vec<Sequence>> {
+    match data.kind {
+        TaskKind::Flow => encode_split(encoder, data, Some(task)),
+        TaskKind::Request => encode_requests(encoder, data, task, &recipe.requests, seed),
+        TaskKind::Instruction => {
+            let varied = recipe
+                .instructions
+                .iter()
+                .map(|recipe| encode_instructions(encoder, data, task, recipe, seed));
+            Ok(varied.flatten().collect())
+        }
+    }
 }
 
 /// Encodes the training split of a request task: pages of one label are left out, requests with parameters are varied.

@@ -1,0 +1,150 @@
+//! One task's adapter on the frozen base: prefixes (P-Tuning v2, arXiv 2110.07602) and low-rank additions (LoRA, arXiv 2106.09685) on the rows
+//! that the task appends. Everything else of the network stays as it is, bit for bit.
+
+use serde::{Deserialize, Serialize};
+
+use crate::batches::{AugmentRecipe, Sampler, SamplingRecipe, Sequence, TokenRanges};
+use crate::checkpoint::CheckpointStore;
+use crate::choose::{self, ChoosingSet};
+use crate::error::Result;
+use crate::network::{Network, Trainable};
+use crate::ops::Precision;
+use crate::optimiser::AdamWConfig;
+use crate::phase::{Phase, PhaseRecipe};
+
+/// Keeps the random numbers of adapters apart from those of the phases of a bundle; tasks count on from here.
+const STREAM: u64 = 0x100;
+
+/// How an adapter is tuned.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterRecipe {
+    /// Rank of the low-rank additions; 0 for none.
+    pub lora_rank: usize,
+    /// The steps; an end that comes earlier is `patience`'s.
+    pub phase: PhaseRecipe,
+    /// How often it is scored on the items for choosing.
+    pub scorings: u64,
+    /// Ends the tuning after so many scorings in a row without a new best one.
+    pub patience: u64,
+}
+
+impl Default for AdapterRecipe {
+    fn default() -> Self {
+        Self {
+            lora_rank: 8,
+            phase: PhaseRecipe {
+                tokens: 2_000_000,
+                batch_tokens: 4_096,
+                learning_rate: 5e-3,
+                warmup_share: 0.05,
+                final_share: 0.02,
+                // Nothing of the base moves, so there is nothing that reading could teach.
+                next_token_weight: 0.0,
+                label_smoothing: 0.1,
+                augment: AugmentRecipe {
+                    token_dropout: 0.25,
+                    request_dropout: 0.05,
+                    size_jitter: 0.1,
+                    gap_drop: 0.15,
+                    payload_drop: 0.05,
+                    crop: 0.1,
+                },
+                optimiser: AdamWConfig {
+                    beta1: 0.9,
+                    beta2: 0.98,
+                    epsilon: 1e-8,
+                    weight_decay: 0.0,
+                    clip_norm: 1.0,
+                    average_decay: Some(0.98),
+                },
+                precision: Precision::Mixed,
+            },
+            scorings: 12,
+            patience: 4,
+        }
+    }
+}
+
+/// What adapters are tuned with, whichever they are.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning<'a> {
+    /// How.
+    pub recipe: &'a AdapterRecipe,
+    /// Shards of a batch.
+    pub shards: usize,
+    /// The seed.
+    pub seed: u64,
+    /// Threads for scoring.
+    pub threads: usize,
+    /// Where checkpoints go.
+    pub checkpoints: &'a CheckpointStore,
+    /// Steps between two checkpoints.
+    pub checkpoint_steps: u64,
+}
+
+/// One task's items.
+#[derive(Clone, Copy, Debug)]
+pub struct TaskItems<'a> {
+    /// Index of the task in the network, and in the items' targets.
+    pub task: usize,
+    /// Its name.
+    pub name: &'a str,
+    /// Items to tune on.
+    pub train: &'a [Sequence],
+    /// How they are drawn.
+    pub sampling: SamplingRecipe,
+    /// Items for choosing.
+    pub val: ChoosingSet<'a>,
+}
+
+/// Tunes the adapter of one task and gives back the network with the best one on the items for choosing, by macro-F1: the one that it
+/// came with, if none was better. With the network comes that score, and the one before.
+///
+/// # Errors
+/// As [`Phase::run`].
+pub fn tune(
+    network: Network,
+    items: &TaskItems<'_>,
+    tuning: &Tuning<'_>,
+) -> Result<(Network, [f64; 2])> {
+    let recipe = tuning.recipe;
+    let score = |network: &Network| choose::mean_macro_f1(network, &[items.val], tuning.threads);
+    let before = score(&network)?;
+    let start = network;
+    let rank = recipe.lora_rank.max(start.config().lora_rank);
+    let network = start.with_lora_rank(rank, tuning.seed)?;
+    let sampler = Sampler::of_task(
+        items.train,
+        items.task,
+        items.sampling,
+        recipe.phase.augment,
+        TokenRanges::of_vocabulary(),
+        tuning.seed,
+    );
+    let name = format!("adapter-{}", items.name);
+    let phase = Phase {
+        name: &name,
+        stream: STREAM + items.task as u64,
+        recipe: &recipe.phase,
+        sampler: &sampler,
+        shards: tuning.shards,
+        checkpoints: tuning.checkpoints,
+        checkpoint_steps: tuning.checkpoint_steps,
+        scorings: recipe.scorings,
+        patience: recipe.patience,
+        trainable: Trainable::task(items.task),
+        halt_before_step: None,
+    };
+    let tuned = phase.run(network, Some(&score))?;
+    let after = score(&tuned)?;
+    tracing::info!(
+        "{}: macro-F1 {before:.4} before, {after:.4} after tuning",
+        items.name
+    );
+    if after > before {
+        Ok((tuned, [before, after]))
+    } else {
+        Ok((start, [before, before]))
+    }
+}

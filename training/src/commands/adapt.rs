@@ -1,0 +1,212 @@
+//! `trafficllm-train adapt`: field updates of a bundle.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use trafficllm_train::adapt::{self, AdaptOptions, Adapted, ListedVersion};
+use trafficllm_train::adapters::AdapterRecipe;
+use trafficllm_train::error::{Result, TrainError};
+
+use crate::{pretty, print, threads_or_all, write};
+
+/// What `adapt` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdaptCommand {
+    /// Adds a task to a bundle: tunes an adapter for it on the frozen base.
+    Register(TuneArguments),
+    /// Tunes a task's adapter on newer data; the one before is set aside.
+    Update(UpdateArguments),
+    /// Puts an adapter to work again that was set aside.
+    Rollback(RollbackArguments),
+    /// Lists all adapters of a bundle with their versions.
+    List(ListArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TuneArguments {
+    /// The bundle: a packed file or a folder
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Where the adapted bundle goes [default: in the place of the bundle]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Name of the task
+    #[arg(long, value_name = "NAME")]
+    task: String,
+    /// Data folder with the task: <data>/<task>/<split>/<label>/<group>.pcap, as `data build` makes it
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// What people should know of the data; kept in the bundle
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    /// Recipe file (JSON) for adapters in place of the default
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Folder for checkpoints: a run that was ended goes on from there
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
+    /// Seed of all random numbers
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads for scoring [default: all cores]; never changes a result
+    #[arg(long)]
+    threads: Option<usize>,
+    /// What came of it as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArguments {
+    #[command(flatten)]
+    tuned: TuneArguments,
+    /// Data folder of before, replayed so that what the task knew is not lost
+    #[arg(long, value_name = "FOLDER")]
+    replay: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RollbackArguments {
+    /// The bundle: a packed file or a folder
+    #[arg(long)]
+    bundle: PathBuf,
+    /// Where the changed bundle goes [default: in the place of the bundle]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Name of the task
+    #[arg(long, value_name = "NAME")]
+    task: String,
+    /// The version [default: the one that was set aside last]
+    #[arg(long, value_name = "NUMBER")]
+    version: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// The bundle: a packed file or a folder
+    #[arg(long)]
+    bundle: PathBuf,
+    /// The list as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs it.
+pub(crate) fn run(command: AdaptCommand) -> Result<()> {
+    match command {
+        AdaptCommand::Register(tuned) => {
+            let (options, json) = options(tuned, None)?;
+            report(&adapt::register(&options)?, json)
+        }
+        AdaptCommand::Update(UpdateArguments { tuned, replay }) => {
+            let (options, json) = options(tuned, replay)?;
+            report(&adapt::update(&options)?, json)
+        }
+        AdaptCommand::Rollback(arguments) => {
+            let RollbackArguments {
+                bundle,
+                out,
+                task,
+                version,
+            } = arguments;
+            let out = out.unwrap_or_else(|| bundle.clone());
+            let version = adapt::roll_back(&bundle, &out, &task, version)?;
+            print(&format!("{task}: version {version} is at work\n"))
+        }
+        AdaptCommand::List(ListArguments { bundle, json }) => {
+            let listed = adapt::list(&bundle)?;
+            print(&if json {
+                pretty(&listed)?
+            } else {
+                table(&listed)
+            })
+        }
+    }
+}
+
+fn options(
+    arguments: TuneArguments,
+    replay: Option<PathBuf>,
+) -> Result<(AdaptOptions, Option<PathBuf>)> {
+    let TuneArguments {
+        bundle,
+        out,
+        task,
+        data,
+        note,
+        recipe,
+        work,
+        seed,
+        threads,
+        json,
+    } = arguments;
+    let recipe = match recipe {
+        None => AdapterRecipe::default(),
+        Some(path) => {
+            let text = std::fs::read(&path).map_err(|source| TrainError::Io {
+                path: path.clone(),
+                source,
+            })?;
+            serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
+        }
+    };
+    let options = AdaptOptions {
+        out: out.unwrap_or_else(|| bundle.clone()),
+        bundle,
+        data,
+        replay,
+        task,
+        note,
+        seed,
+        threads: threads_or_all(threads),
+        recipe,
+        work,
+    };
+    Ok((options, json))
+}
+
+fn report(adapted: &Adapted, json: Option<PathBuf>) -> Result<()> {
+    if let Some(path) = json {
+        write(path, &pretty(adapted)?)?;
+    }
+    let mut text = format!(
+        "{}: version {} is at work, model {}\n{:<40}{:>10}{:>12}{:>12}\n",
+        adapted.task,
+        adapted.version,
+        adapted.model,
+        "held items of",
+        "items",
+        "F1 before",
+        "F1 after"
+    );
+    let all = adapted.by_folder.len() > 1;
+    let folders = adapted.by_folder.iter();
+    let rows = folders.map(|folder| (folder.folder.as_str(), &folder.active, &folder.candidate));
+    for (name, before, after) in
+        rows.chain(all.then_some(("all", &adapted.active, &adapted.candidate)))
+    {
+        text.push_str(&format!(
+            "{name:<40}{:>10}{:>12.4}{:>12.4}\n",
+            after.items, before.macro_f1, after.macro_f1
+        ));
+    }
+    print(&text)
+}
+
+fn table(listed: &[ListedVersion]) -> String {
+    let mut text = format!(
+        "{:<32}{:>8}  {:<8}{:>8}{:>10}\n",
+        "task", "version", "", "labels", "macro-F1"
+    );
+    for line in listed {
+        let state = if line.active { "active" } else { "aside" };
+        let score = line
+            .macro_f1
+            .map_or_else(|| "-".to_owned(), |score| format!("{score:.4}"));
+        text.push_str(&format!(
+            "{:<32}{:>8}  {state:<8}{:>8}{score:>10}\n",
+            line.task, line.version, line.labels
+        ));
+    }
+    text
+}
