@@ -319,8 +319,16 @@ impl Opened {
                 sequences: &material.val,
             },
         };
-        let (network, _) = adapters::tune(network, &items, &tuning)?;
-        Ok(network.adapter_file(index)?)
+        let tuned = adapters::tune(network, &items, &tuning)?;
+        if !tuned.is_better() {
+            return Err(TrainError::AdapterRefused {
+                task: options.task.clone(),
+                of: "the adapter that it began with",
+                active: tuned.before,
+                candidate: tuned.after,
+            });
+        }
+        Ok(tuned.network.adapter_file(index)?)
     }
 
     /// The manifest with a new task at its end.

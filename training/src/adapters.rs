@@ -98,16 +98,30 @@ pub struct TaskItems<'a> {
     pub val: ChoosingSet<'a>,
 }
 
-/// Tunes the adapter of one task and gives back the network with the best one on the items for choosing, by macro-F1: the one that it
-/// came with, if none was better. With the network comes that score, and the one before.
+/// A tuned adapter.
+#[derive(Debug)]
+pub struct Tuned {
+    /// The network with the best adapter on the items for choosing: the one that it came with, if none was better.
+    pub network: Network,
+    /// Macro-F1 of the adapter that it came with, on the items for choosing.
+    pub before: f64,
+    /// The same of the best one that was tuned.
+    pub after: f64,
+}
+
+impl Tuned {
+    /// Whether the adapter is another one than before.
+    #[must_use]
+    pub fn is_better(&self) -> bool {
+        self.after > self.before
+    }
+}
+
+/// Tunes the adapter of one task.
 ///
 /// # Errors
 /// As [`Phase::run`].
-pub fn tune(
-    network: Network,
-    items: &TaskItems<'_>,
-    tuning: &Tuning<'_>,
-) -> Result<(Network, [f64; 2])> {
+pub fn tune(network: Network, items: &TaskItems<'_>, tuning: &Tuning<'_>) -> Result<Tuned> {
     let recipe = tuning.recipe;
     let score = |network: &Network| choose::mean_macro_f1(network, &[items.val], tuning.threads);
     let before = score(&network)?;
@@ -142,9 +156,9 @@ pub fn tune(
         "{}: macro-F1 {before:.4} before, {after:.4} after tuning",
         items.name
     );
-    if after > before {
-        Ok((tuned, [before, after]))
-    } else {
-        Ok((start, [before, before]))
-    }
+    Ok(Tuned {
+        network: if after > before { tuned } else { start },
+        before,
+        after,
+    })
 }

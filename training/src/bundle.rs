@@ -279,7 +279,7 @@ fn tune_adapters(
             sampling: samplings[index],
             val: *val,
         };
-        (network, _) = adapters::tune(network, &items, &tuning)?;
+        network = adapters::tune(network, &items, &tuning)?.network;
     }
     Ok(network)
 }

@@ -148,7 +148,7 @@ pub enum TrainError {
     },
     /// A new adapter is worse than what it was to take the place of; the bundle is as it was.
     #[error(
-        "task {task}: expected a macro-F1 of at least {active:.4} on the held items, as {of} has, found {candidate:.4}: the new adapter is refused, the bundle is unchanged"
+        "task {task}: expected more than the macro-F1 of {of} on the held items, {active:.4}, found {candidate:.4}: the new adapter is refused, the bundle is unchanged"
     )]
     AdapterRefused {
         /// The task.
