@@ -4,6 +4,7 @@
 //! [`batches`] draws from them, [`phase`] trains the network on what was drawn, [`calibrate`] fits temperatures and
 //! thresholds on the quantised engine, [`pack`] writes the bundle, [`evaluate`] scores it. [`bundle`] is all of that in a row.
 
+pub mod augment;
 pub mod baselines;
 pub mod batches;
 pub mod bundle;

@@ -1,5 +1,9 @@
 //! `trafficllm-train`: makes and evaluates model bundles.
 
+mod commands {
+    pub(crate) mod data;
+}
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +33,9 @@ enum Command {
     Evaluate(EvaluateArguments),
     /// Measures the floors: simple models on the same split.
     Baselines(BaselineArguments),
+    /// Builds, inspects and changes data sets.
+    #[command(subcommand)]
+    Data(commands::data::DataCommand),
     /// Prints the default recipe as JSON; `bundle --recipe` takes a changed one.
     Recipe,
 }
@@ -135,6 +142,7 @@ fn run(command: Command) -> Result<()> {
             report(&evaluations, json)
         }
         Command::Baselines(arguments) => measure_floors(arguments),
+        Command::Data(command) => commands::data::run(command),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }
 }
