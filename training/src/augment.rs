@@ -104,7 +104,8 @@ pub(crate) fn plan(times_ns: &[u64], noise: &Noise, random: &mut Random) -> Vec<
 /// side is the initiator, as a flow table would have it.
 ///
 /// Only the kept records can change: what would move up from behind them is not known. `bytes` goes down by the payload of lost
-/// records, since their headers' length is not known either.
+/// records, since their headers' length is not known either. The flow stays one: a flow table may take a SYN that comes behind its
+/// answer for a new connection and see two.
 #[must_use]
 pub fn apply(flow: &Flow, noise: &Noise, random: &mut Random) -> Flow {
     let kept: Vec<(&PacketRecord, &[u8])> = flow.kept().collect();

@@ -77,6 +77,9 @@ pub(crate) struct InspectArguments {
     /// A task; may be given more than once [default: all]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     task: Vec<String>,
+    /// Merge labels that are the same up to this character, e.g. '-' for vpn-chat and vpn-email
+    #[arg(long, value_name = "CHARACTER")]
+    merge_at: Option<char>,
     /// All numbers as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -156,7 +159,7 @@ fn run_build(arguments: BuildArguments) -> Result<()> {
 
 /// The table is printed whatever was found; findings that make scores wrong then end the command with an error.
 fn run_inspect(arguments: InspectArguments) -> Result<()> {
-    let inspection = inspect::inspect(&arguments.data, &arguments.task)?;
+    let inspection = inspect::inspect(&arguments.data, &arguments.task, arguments.merge_at)?;
     if let Some(path) = arguments.json {
         write(path, &pretty(&inspection)?)?;
     }

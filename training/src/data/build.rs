@@ -4,7 +4,7 @@ mod captures;
 mod input;
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -69,6 +69,8 @@ pub struct BuildReport {
     pub counts: Vec<Count>,
     /// Repeats found in `val` and `test`.
     pub repeats: Vec<RepeatCount>,
+    /// Labels with nothing left in a split, since all of it was repeated: `<split>: <label>`.
+    pub emptied: Vec<String>,
     /// Packets that are part of no flow, by reason.
     pub skipped_packets: BTreeMap<String, u64>,
     /// Flows that could not be told from an earlier one with the same addresses and ports any more when their packets were cut.
@@ -137,6 +139,7 @@ pub fn build(options: &BuildOptions) -> Result<BuildReport> {
         seed: options.seed,
         counts: Vec::new(),
         repeats: Vec::new(),
+        emptied: Vec::new(),
         skipped_packets: BTreeMap::new(),
         joined_flows: 0,
         left_out: Vec::new(),
@@ -148,6 +151,7 @@ pub fn build(options: &BuildOptions) -> Result<BuildReport> {
         }
         Input::Requests(files) => requests::build(options, &files, &partial.folder(), &mut report)?,
     };
+    report.emptied = emptied(options, &report.counts);
     partial.publish(&options.out, &rows)?;
     Ok(report)
 }
@@ -294,6 +298,21 @@ fn find_repeats(
     Ok(repeated)
 }
 
+/// Each label got a part of each split; what is not there any more was dropped.
+fn emptied(options: &BuildOptions, counts: &[Count]) -> Vec<String> {
+    let labels: BTreeSet<&str> = counts.iter().map(|count| count.label.as_str()).collect();
+    let mut missing = Vec::new();
+    for split in options.shares.splits() {
+        for label in &labels {
+            let is_there = |count: &Count| count.label == *label && count.split == split.name();
+            if !counts.iter().any(is_there) {
+                missing.push(format!("{}: {label}", split.name()));
+            }
+        }
+    }
+    missing
+}
+
 /// Sums the rows by label and split; `groups` of them are in each row.
 fn count(rows: &[Row], groups: impl Fn(&Row) -> u64) -> Vec<Count> {
     let mut sums: BTreeMap<(String, String), Count> = BTreeMap::new();
@@ -318,13 +337,13 @@ impl BuildReport {
     #[must_use]
     pub fn table(&self) -> String {
         let mut text = format!("task {}, seed {}\n", self.task, self.seed);
-        let labels: BTreeMap<&str, ()> = self
+        let labels: BTreeSet<&str> = self
             .counts
             .iter()
-            .map(|count| (count.label.as_str(), ()))
+            .map(|count| count.label.as_str())
             .collect();
         let width = labels
-            .keys()
+            .iter()
             .map(|label| label.chars().count())
             .max()
             .unwrap_or(0)
@@ -339,13 +358,13 @@ impl BuildReport {
             text += &format!("  {:>18}", format!("{split} items/groups"));
         }
         text.push('\n');
-        for label in labels.keys() {
+        for label in &labels {
             text += &format!("{label:width$}");
             for split in &splits {
                 let found = self
                     .counts
                     .iter()
-                    .find(|count| count.label == *label && count.split == *split);
+                    .find(|count| count.label == **label && count.split == *split);
                 let cell = found.map_or("-".into(), |count| {
                     format!("{}/{}", count.items, count.groups)
                 });
@@ -362,6 +381,9 @@ impl BuildReport {
                 repeat.other_label,
                 if repeat.dropped { "dropped" } else { "kept" }
             );
+        }
+        for place in &self.emptied {
+            text += &format!("nothing left in {place}: all of it was repeated\n");
         }
         for (reason, packets) in &self.skipped_packets {
             text += &format!("packets of no flow: {packets} ({reason})\n");

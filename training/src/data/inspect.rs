@@ -158,11 +158,13 @@ struct Tally {
     without_payload: u64,
 }
 
-/// Inspects tasks of a data folder; all of them where none is named.
+/// Inspects tasks of a data folder; all of them where none is named. With `merge_at` labels are cut before the first such character
+/// and those that become the same are one: shortcuts often tell families of labels apart (`vpn-chat` from `nonvpn-chat`) and hide
+/// behind many labels.
 ///
 /// # Errors
 /// Where the folder or a task is not there, or a split cannot be listed. Captures that cannot be read are findings.
-pub fn inspect(data: &Path, tasks: &[String]) -> Result<Inspection> {
+pub fn inspect(data: &Path, tasks: &[String], merge_at: Option<char>) -> Result<Inspection> {
     let present = tasks_of(data)?;
     let chosen = if tasks.is_empty() { &present } else { tasks };
     for task in chosen {
@@ -174,16 +176,18 @@ pub fn inspect(data: &Path, tasks: &[String]) -> Result<Inspection> {
             });
         }
     }
-    let inspected: Result<Vec<TaskInspection>> =
-        chosen.iter().map(|task| inspect_task(data, task)).collect();
+    let inspected: Result<Vec<TaskInspection>> = chosen
+        .iter()
+        .map(|task| inspect_task(data, task, merge_at))
+        .collect();
     Ok(Inspection {
         data: data.into(),
         tasks: inspected?,
     })
 }
 
-fn inspect_task(data: &Path, task: &str) -> Result<TaskInspection> {
-    let (labels, facts) = read::read(data, task)?;
+fn inspect_task(data: &Path, task: &str, merge_at: Option<char>) -> Result<TaskInspection> {
+    let (labels, facts) = read::read(data, task, merge_at)?;
     let mut findings = Vec::new();
     check_layout(&labels, &facts, &mut findings);
     let mut seen = Repeats::default();

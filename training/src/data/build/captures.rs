@@ -132,8 +132,8 @@ fn survey_all(
                 }
                 flows.is_empty().then(|| "holds no flow".to_owned())
             }
-            Err(error @ TrainError::Capture { .. }) if options.skip_broken => {
-                Some(error.to_string())
+            Err(TrainError::Capture { source, .. }) if options.skip_broken => {
+                Some(source.to_string())
             }
             Err(error) => return Err(error),
         };

@@ -28,36 +28,12 @@ const FLOW_FEATURES: &[&str] = &[
 const REQUEST_FEATURES: &[&str] = &["method", "path", "length"];
 
 /// All labels in byte order, and what stands in each split that is there.
-pub(super) fn read(data: &Path, task: &str) -> Result<(Vec<String>, Vec<Facts>)> {
-    let folder = data.join(task);
-    let mut lists = Vec::new();
-    for split in [Split::Train, Split::Val, Split::Test] {
-        let file = folder.join(format!("{}.jsonl", split.name()));
-        if file.is_file() {
-            let lines = read_requests(&file)?;
-            let lines = lines.into_iter().map(|line| {
-                let item = Source::Request(line.request);
-                (line.label, line.group, item)
-            });
-            lists.push((split, TaskKind::Request, lines.collect::<Vec<_>>()));
-        } else if folder.join(split.name()).is_dir() {
-            let mut captures = Vec::new();
-            for (label, paths) in list_captures(&folder.join(split.name()))? {
-                let sources = paths.into_iter().map(|path| {
-                    let group = group_name(&path);
-                    (label.clone(), group, Source::Capture(path))
-                });
-                captures.extend(sources);
-            }
-            lists.push((split, TaskKind::Flow, captures));
-        }
-    }
-    let mut labels: Vec<String> = lists
-        .iter()
-        .flat_map(|(_, _, list)| list.iter().map(|(label, _, _)| label.clone()))
-        .collect();
-    labels.sort_unstable();
-    labels.dedup();
+pub(super) fn read(
+    data: &Path,
+    task: &str,
+    merge_at: Option<char>,
+) -> Result<(Vec<String>, Vec<Facts>)> {
+    let (labels, lists) = list(data, task, merge_at)?;
     let sources = lists.iter().map(|(_, _, list)| list.len() as u64).sum();
     let mut progress = Progress::new("inspect", sources, 0);
     let mut done = 0;
@@ -87,6 +63,49 @@ pub(super) fn read(data: &Path, task: &str) -> Result<(Vec<String>, Vec<Facts>)>
         facts.push(found);
     }
     Ok((labels, facts))
+}
+
+/// One split: label, group and source of each capture or request.
+type Listed = (Split, TaskKind, Vec<(String, String, Source)>);
+
+/// All labels in byte order, and what is to be read of each split.
+fn list(data: &Path, task: &str, merge_at: Option<char>) -> Result<(Vec<String>, Vec<Listed>)> {
+    let folder = data.join(task);
+    let mut lists: Vec<Listed> = Vec::new();
+    for split in [Split::Train, Split::Val, Split::Test] {
+        let file = folder.join(format!("{}.jsonl", split.name()));
+        if file.is_file() {
+            let lines = read_requests(&file)?;
+            let lines = lines.into_iter().map(|line| {
+                let item = Source::Request(line.request);
+                (line.label, line.group, item)
+            });
+            lists.push((split, TaskKind::Request, lines.collect()));
+        } else if folder.join(split.name()).is_dir() {
+            let mut captures = Vec::new();
+            for (label, paths) in list_captures(&folder.join(split.name()))? {
+                let sources = paths.into_iter().map(|path| {
+                    let group = group_name(&path);
+                    (label.clone(), group, Source::Capture(path))
+                });
+                captures.extend(sources);
+            }
+            lists.push((split, TaskKind::Flow, captures));
+        }
+    }
+    if let Some(border) = merge_at {
+        for (label, _, _) in lists.iter_mut().flat_map(|(_, _, list)| list) {
+            let end = label.find(border).unwrap_or(label.len());
+            label.truncate(end);
+        }
+    }
+    let mut labels: Vec<String> = lists
+        .iter()
+        .flat_map(|(_, _, list)| list.iter().map(|(label, _, _)| label.clone()))
+        .collect();
+    labels.sort_unstable();
+    labels.dedup();
+    Ok((labels, lists))
 }
 
 enum Source {
