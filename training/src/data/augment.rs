@@ -87,31 +87,9 @@ impl AugmentReport {
 /// # Errors
 /// Where something cannot be read or written, or no change is asked for; then nothing was made.
 pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
-    options.noise.validate()?;
-    if options.noise.is_none() && !options.readdress {
-        return Err(PreparationError::NoChange.into());
-    }
-    if !(1..=COPIES_MAX).contains(&options.copies) {
-        return Err(PreparationError::OutOfRange {
-            name: "copies",
-            expected: "1 to 1000",
-            found: options.copies.to_string(),
-        }
-        .into());
-    }
+    check(options)?;
     let (task, split) = (&options.task, options.split.name());
     let folder = options.data.join(task);
-    let present = tasks_of(&options.data)?;
-    if !present.contains(task) {
-        return Err(TrainError::TaskUnknown {
-            task: task.clone(),
-            path: options.data.clone(),
-            found: present.join(", "),
-        });
-    }
-    if folder.join("train.jsonl").is_file() {
-        return Err(PreparationError::NoCaptures { task: task.clone() }.into());
-    }
     let listed = list_captures(&folder.join(split))?;
     output::check_outside(&options.out.join(task), &folder)?;
     let partial = Partial::begin(&options.out, &format!("{task}/{split}"))?;
@@ -141,7 +119,13 @@ pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
                 split: split.into(),
                 label: label.clone(),
                 file: format!("{task}/{split}/{label}/{group}.pcap"),
-                source: format!("changed copy of {}", capture.display()),
+                source: format!(
+                    "changed copy of {}",
+                    capture
+                        .strip_prefix(&options.data)
+                        .unwrap_or(capture)
+                        .display()
+                ),
                 flows: written.flows,
                 packets: written.packets,
             });
@@ -151,6 +135,42 @@ pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
     }
     partial.publish(&options.out, &rows)?;
     Ok(report)
+}
+
+/// Refuses settings out of their range and tasks that are not there or hold no captures.
+fn check(options: &AugmentOptions) -> Result<()> {
+    options.noise.validate()?;
+    if options.noise.is_none() && !options.readdress {
+        return Err(PreparationError::NoChange.into());
+    }
+    if !(1..=COPIES_MAX).contains(&options.copies) {
+        return Err(PreparationError::OutOfRange {
+            name: "copies",
+            expected: "1 to 1000",
+            found: options.copies.to_string(),
+        }
+        .into());
+    }
+    let present = tasks_of(&options.data)?;
+    if !present.contains(&options.task) {
+        return Err(TrainError::TaskUnknown {
+            task: options.task.clone(),
+            path: options.data.clone(),
+            found: present.join(", "),
+        });
+    }
+    if options
+        .data
+        .join(&options.task)
+        .join("train.jsonl")
+        .is_file()
+    {
+        return Err(PreparationError::NoCaptures {
+            task: options.task.clone(),
+        }
+        .into());
+    }
+    Ok(())
 }
 
 /// The stream of random numbers of one file: what stands beside it does not matter.

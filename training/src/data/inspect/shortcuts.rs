@@ -125,7 +125,7 @@ fn part_of_way(score: f64, chance: f64) -> f64 {
     }
 }
 
-fn verdict(skill: f64) -> Verdict {
+pub(super) fn verdict(skill: f64) -> Verdict {
     if skill >= SHORTCUT_SKILL {
         Verdict::Shortcut
     } else if skill >= WEAK_SKILL {

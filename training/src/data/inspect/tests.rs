@@ -149,7 +149,7 @@ fn the_synthetic_data_has_the_shortcuts_that_it_was_made_with() {
     let ttl = feature("TTL of both sides");
     assert_eq!(ttl.values, 2);
     assert!((ttl.accuracy - 2.0 / 3.0).abs() < 1e-9);
-    assert_eq!(ttl.verdict, Verdict::Shortcut);
+    assert!((ttl.skill - 0.5).abs() < 1e-9);
 }
 
 #[test]
@@ -191,4 +191,19 @@ fn an_unknown_task_is_named() {
         error.contains("task shapes: not in") && error.contains("colours"),
         "{error}"
     );
+}
+
+#[test]
+fn a_verdict_begins_at_its_skill() {
+    use super::shortcuts::verdict;
+    for (skill, expected) in [
+        (1.0, Verdict::Shortcut),
+        (SHORTCUT_SKILL, Verdict::Shortcut),
+        (SHORTCUT_SKILL - 1e-9, Verdict::Leans),
+        (WEAK_SKILL, Verdict::Leans),
+        (WEAK_SKILL - 1e-9, Verdict::Weak),
+        (-0.3, Verdict::Weak),
+    ] {
+        assert_eq!(verdict(skill), expected, "{skill}");
+    }
 }
