@@ -3,11 +3,22 @@
 //! The file name without `.pcap` is the leakage group. A group that stands in two splits is refused before anything is
 //! learnt from it.
 
+pub mod augment;
+pub mod build;
+mod error;
+pub mod inspect;
+pub mod output;
+pub mod pcap;
+pub mod repeats;
+pub mod split;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use trafficllm_traffic::Flow;
+
+pub use self::error::PreparationError;
 
 use crate::captures;
 use crate::error::{Result, TrainError};
@@ -201,8 +212,23 @@ fn label_index(labels: &[String], label: &str, task: &str, split: Split) -> Resu
         })
 }
 
+/// Whether a file's name ends like that of a capture: `.pcap`, `.pcapng` or `.cap`, plain or with `.gz`.
+pub(crate) fn is_capture(path: &Path) -> bool {
+    let extension = |path: &Path| {
+        let extension = path.extension().unwrap_or_default();
+        extension.to_string_lossy().to_lowercase()
+    };
+    let last = extension(path);
+    let kind = if last == "gz" {
+        extension(&path.with_extension(""))
+    } else {
+        last
+    };
+    ["pcap", "pcapng", "cap"].contains(&kind.as_str())
+}
+
 /// The captures of one split by label, both in byte order.
-fn list_captures(split: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
+pub(crate) fn list_captures(split: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
     let mut listed = BTreeMap::new();
     for folder in sorted_entries(split, "a split: one folder per label")? {
         if !folder.is_dir() {
@@ -210,15 +236,12 @@ fn list_captures(split: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
         }
         let captures: Vec<PathBuf> = sorted_entries(&folder, "a label: one capture per group")?
             .into_iter()
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "pcap" || extension == "pcapng")
-            })
+            .filter(|path| is_capture(path))
             .collect();
         if captures.is_empty() {
             return Err(TrainError::DataEmpty {
                 path: folder,
-                expected: "at least one capture (.pcap or .pcapng)",
+                expected: "at least one capture (.pcap, .pcapng or .cap, plain or .gz)",
             });
         }
         let label = folder
@@ -236,7 +259,8 @@ fn list_captures(split: &Path) -> Result<BTreeMap<String, Vec<PathBuf>>> {
     Ok(listed)
 }
 
-fn sorted_entries(folder: &Path, expected: &'static str) -> Result<Vec<PathBuf>> {
+/// What stands in a folder, in byte order.
+pub(crate) fn sorted_entries(folder: &Path, expected: &'static str) -> Result<Vec<PathBuf>> {
     if !folder.is_dir() {
         return Err(TrainError::DataMissing {
             path: folder.into(),
@@ -251,8 +275,17 @@ fn sorted_entries(folder: &Path, expected: &'static str) -> Result<Vec<PathBuf>>
     Ok(entries)
 }
 
-fn group_name(capture: &Path) -> String {
-    capture
+/// The leakage group that a capture is: its name without endings.
+pub(crate) fn group_name(capture: &Path) -> String {
+    let is_packed = capture
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gz"));
+    let plain = if is_packed {
+        capture.with_extension("")
+    } else {
+        capture.to_path_buf()
+    };
+    plain
         .file_stem()
         .map(|stem| stem.to_string_lossy().into_owned())
         .unwrap_or_default()
@@ -267,11 +300,11 @@ fn group_names(listed: &BTreeMap<String, Vec<PathBuf>>) -> BTreeSet<String> {
 }
 
 /// One line of a request file.
-#[derive(Deserialize)]
-struct RequestLine {
-    label: String,
-    group: String,
-    request: String,
+#[derive(Deserialize, Serialize)]
+pub(crate) struct RequestLine {
+    pub(crate) label: String,
+    pub(crate) group: String,
+    pub(crate) request: String,
 }
 
 fn load_requests(folder: &Path, task: &str, split: Split) -> Result<TaskData> {
@@ -310,7 +343,7 @@ fn load_requests(folder: &Path, task: &str, split: Split) -> Result<TaskData> {
     })
 }
 
-fn read_requests(path: &Path) -> Result<Vec<RequestLine>> {
+pub(crate) fn read_requests(path: &Path) -> Result<Vec<RequestLine>> {
     if !path.is_file() {
         return Err(TrainError::DataMissing {
             path: path.into(),
@@ -362,19 +395,19 @@ impl Content {
 
 /// FNV-1a over 64 bits: fast, and collisions among some ten thousand items are out of the question.
 #[derive(Default)]
-struct Fingerprint {
+pub(crate) struct Fingerprint {
     state: Option<u64>,
 }
 
 impl Fingerprint {
-    fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         for &byte in bytes {
             let state = self.state.unwrap_or(0xCBF2_9CE4_8422_2325);
             self.state = Some((state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
         }
     }
 
-    fn finish(self) -> Option<u64> {
+    pub(crate) fn finish(self) -> Option<u64> {
         self.state
     }
 }

@@ -90,6 +90,9 @@ pub enum TrainError {
         /// The tasks that are there.
         found: String,
     },
+    /// Data could not be prepared from what was given.
+    #[error(transparent)]
+    Preparation(#[from] crate::data::PreparationError),
     /// The tokenizer could not be trained, read or used.
     #[error(transparent)]
     Token(#[from] TokenError),

@@ -6,6 +6,7 @@
 
 pub mod adapt;
 pub mod adapters;
+pub mod augment;
 pub mod baselines;
 pub mod batches;
 pub mod bundle;

@@ -2,6 +2,7 @@
 
 mod commands {
     pub(crate) mod adapt;
+    pub(crate) mod data;
 }
 
 use std::io::Write;
@@ -36,6 +37,9 @@ enum Command {
     /// Updates a bundle in the field: a new task, newer data for an old one, and back.
     #[command(subcommand)]
     Adapt(commands::adapt::AdaptCommand),
+    /// Builds, inspects and changes data sets.
+    #[command(subcommand)]
+    Data(commands::data::DataCommand),
     /// Prints the default recipe as JSON; `bundle --recipe` takes a changed one.
     Recipe,
 }
@@ -143,6 +147,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Baselines(arguments) => measure_floors(arguments),
         Command::Adapt(command) => commands::adapt::run(command),
+        Command::Data(command) => commands::data::run(command),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }
 }

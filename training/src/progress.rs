@@ -72,6 +72,32 @@ impl Progress {
         }
     }
 
+    /// Tells that `step` steps are done, where steps are no tokens; `state` says how things stand.
+    pub fn advance(&mut self, step: u64, state: impl FnOnce() -> String) {
+        let last = step >= self.steps;
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step);
+                bar.set_message(state());
+                if last {
+                    bar.finish();
+                }
+            }
+            None if !last && self.logged.elapsed() >= LOG_EVERY => {
+                self.logged = Instant::now();
+                let (stage, share) = (self.stage, step as f64 / self.steps.max(1) as f64);
+                let spent_s = self.started.elapsed().as_secs_f64();
+                let left_s = spent_s * (1.0 - share) / share.max(1e-9);
+                tracing::info!(
+                    "{stage}: {:.0} % done, {}, about {left_s:.0} s left",
+                    100.0 * share,
+                    state()
+                );
+            }
+            None => {}
+        }
+    }
+
     /// Says something that is worth a line of its own.
     pub fn note(&self, text: &str) {
         match &self.bar {

@@ -105,3 +105,60 @@ fn the_default_recipe_is_printed_as_json() {
     let recipe: serde_json::Value = serde_json::from_slice(&output.stdout).expect("json");
     assert_eq!(recipe["profile"]["name"], "clean");
 }
+
+#[test]
+fn data_commands_say_what_is_wrong() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().to_string_lossy().into_owned();
+    refused(&["data"], 2, "Usage");
+    refused(&["data", "build", "--from", &path], 2, "--out");
+    refused(
+        &["data", "build", "--from", &path, "--out", "o"],
+        1,
+        "empty; expected one folder of captures per label",
+    );
+    refused(
+        &["data", "inspect", "--data", "/no/such/folder"],
+        1,
+        "/no/such/folder: not found",
+    );
+    let augment = [
+        "data", "augment", "--data", &path, "--task", "t", "--out", "o",
+    ];
+    refused(&augment, 2, "--split");
+    refused(
+        &[&augment[..], &["--split", "val"]].concat(),
+        1,
+        "nothing to change",
+    );
+}
+
+/// The table comes first, the exit status tells that something in it makes scores wrong.
+#[test]
+fn an_inspection_with_errors_prints_its_table_and_fails() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let task = folder.path().join("task");
+    std::fs::create_dir_all(&task).expect("folder");
+    let line = "{\"label\":\"a\",\"group\":\"one\",\"request\":\"GET /\"}\n";
+    for split in ["train", "val"] {
+        std::fs::write(task.join(format!("{split}.jsonl")), line).expect("written");
+    }
+    let data = folder.path().to_string_lossy().into_owned();
+    let json = folder.path().join("all.json");
+    let output = run(&[
+        "data",
+        "inspect",
+        "--data",
+        &data,
+        "--json",
+        &json.to_string_lossy(),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        table.contains("error: group one stands in train and val"),
+        "{table}"
+    );
+    let numbers = std::fs::read_to_string(json).expect("written");
+    assert!(numbers.contains("\"same_label\": 1"), "{numbers}");
+}

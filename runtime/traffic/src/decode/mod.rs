@@ -154,5 +154,13 @@ pub fn decode(
     ip::decode_ip(version, datagram, wire_bytes, timestamp_ns)
 }
 
+/// Offset of the IP header in a captured packet, for who needs the packet's own bytes: what stands before it is the link layer's.
+///
+/// # Errors
+/// The reason why there is none.
+pub fn ip_offset(link_type: LinkType, bytes: &[u8]) -> Result<usize, Skip> {
+    link::find_ip(link_type, bytes).map(|(_, offset)| offset)
+}
+
 #[cfg(test)]
 mod tests;
