@@ -215,7 +215,7 @@ void Judge::Wait(uint64_t number, std::chrono::microseconds timeout) {
 
         is_stalled = true;
 
-        if ( ! zeek::run_state::terminating && ! std::exchange(has_told_of_stall, true) )
+        if ( timeout == trace_wait && ! std::exchange(has_told_of_stall, true) )
             zeek::reporter->Warning("TrafficLLM: no verdict within %.3f s; connections are not waited for until one comes",
                                     std::chrono::duration<double>(timeout).count());
 
