@@ -1,5 +1,5 @@
 # @TEST-DOC: Lines of conn.log wait as long as they are told, also less than the 200 ms that are the least that Zeek itself knows; shorter while Zeek runs, too.
-# @TEST-EXEC: make_capture.py http 14000 in.pcap
+# @TEST-EXEC: make_capture.py http 18000 in.pcap
 # @TEST-EXEC: zeek -C -r in.pcap %INPUT >output
 # @TEST-EXEC: btest-diff output
 
