@@ -150,12 +150,16 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     auto number = ledger.Put(std::move(pending));
     auto status = trafficllm::Status::pending;
     std::string problem = "there is no engine";
+    auto* counter = &counters.abandoned;
 
     try {
         // Its answer is wanted also when the connection ends before it: a script may wait for it.
         status = detector->Submit(*feed.Flow(), number);
     } catch ( const trafficllm::Error& e ) {
         problem = e.what();
+
+        if ( e.status() != trafficllm::Status::error_stopped )
+            counter = &counters.failed;
     }
 
     if ( status == trafficllm::Status::ok ) {
@@ -178,7 +182,7 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
         Tell(*refused, "the queue is full");
     }
     else {
-        ++counters.abandoned;
+        ++*counter;
         Tell(*refused, problem);
     }
 
