@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # The Zeek package: its layout, the syntax of its scripts, and its part without Zeek with gcc and clang, always; and in a real Zeek, where
-# there is one, its btests, its verdicts against those of the command on every recorded capture, its leaks and its cost.
+# there is one, its btests, its verdicts against those of the command on every recorded capture, an interface, its leaks and its cost.
 #
-# Needs Linux, gcc, clang and python3 with venv; btest and zeekscript are taken from PyPI where they are missing.
+# Needs Linux, gcc, clang and python3 with venv; btest and zeekscript are taken from PyPI where they are missing. For the interface it needs
+# to be root, or a user who may make user namespaces.
 #   ZEEK_ROOT=FOLDER             where Zeek is installed, if its zeek-config is not on the PATH
 #   TLLM_ZEEK_CONNECTIONS=N      connections of the leak check (3,000)
-#   TLLM_ZEEK_ROUNDS=N           rounds of the measurement of cost, on 123,000 packets each (1)
+#   TLLM_ZEEK_ROUNDS=N           rounds of the measurement of cost (1)
+#   TLLM_ZEEK_COST_CONNECTIONS=N connections of its capture, of 12.3 packets each (10,000)
+#   TLLM_ZEEK_ONLY=leaks|cost    only that, in a real Zeek
 #   TLLM_REQUIRE_ZEEK=1          a Zeek that is not there is an error
 #   TLLM_WORK=FOLDER             where everything is put, and left for a look; else it is temporary
 set -euo pipefail
@@ -76,7 +79,7 @@ check_scripts() {
 
 # The library and a file for pkg-config, as an installation has them.
 stage_library() {
-    local abi target=${CARGO_TARGET_DIR:-$root/target}
+    local target=${CARGO_TARGET_DIR:-$root/target}
     abi=$(sed -n 's/^#define TLLM_ABI_VERSION \([0-9]*\)$/\1/p' include/trafficllm.h)
     cargo build -q --release --locked -p trafficllm-ffi -p trafficllm
     command=$target/release/trafficllm
@@ -103,6 +106,13 @@ check_host_free() {
     g++ -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined "${host_free[@]}" -o "$work/feed-asan"
     for way in gcc clang asan; do
         LD_LIBRARY_PATH=$work/prefix/lib "$work/feed-$way" >"$work/found.txt" 2>&1 || fail "feed-$way: $(tail -20 "$work/found.txt")"
+    done
+
+    # And with a library that has defects.
+    "$package/tests/Scripts/faulty_library.sh" "libtrafficllm.so.$abi" include "$work/faulty"
+    for way in gcc clang asan; do
+        FAULTY_LIBRARY=$work/prefix/lib/libtrafficllm.so.$abi FAULTY_SESSION=3 FAULTY_STOP=1 LD_LIBRARY_PATH=$work/faulty \
+            "$work/feed-$way" defects >"$work/found.txt" 2>&1 || fail "feed-$way with defects: $(tail -20 "$work/found.txt")"
     done
     # The functions that are forwarded stay inside.
     ! nm -D --defined-only "$work/feed-gcc" | grep -q ' tllm_' || fail "forwarded functions are visible"
@@ -151,6 +161,22 @@ compare_verdicts() {
     done
 }
 
+# Packets of an interface, in a network of its own: nobody waits for verdicts, and all come.
+check_interface() {
+    local apart=(unshare -n) found
+    "${apart[@]}" true 2>/dev/null || apart=(unshare -rn)
+    if ! "${apart[@]}" ip link add tllm0 type veth peer name tllm1 2>/dev/null; then
+        interface="an interface NOT TRIED: we may make no network"
+        return
+    fi
+    "$package/tests/Scripts/make_capture.py" mixed 600 "$work/interface.pcap" 4
+    mkdir -p "$work/interface"
+    found=$(cd "$work/interface" && ZEEK_PLUGIN_PATH=$plugin "${apart[@]}" "$package/tests/Scripts/interface.sh" "$work/interface.pcap" 2>"$work/interface.txt") ||
+        fail "zeek on an interface: $(tail -20 "$work/interface.txt")"
+    [ "$found" = "600 connections, 600 judged, some while packets came: T, 0 not judged" ] || fail "on an interface: $found"
+    interface="600 connections on an interface judged"
+}
+
 # Under AddressSanitizer and its look for leaks. Zeek leaves things behind itself at its end, the same number however many connections there
 # were: so what counts is that three times as many connections leave no more behind, and that nothing was used after it was freed.
 check_leaks() {
@@ -180,7 +206,7 @@ check_leaks() {
 }
 
 measure_cost() {
-    "$package/tests/Scripts/make_capture.py" mixed 10000 "$work/cost.pcap"
+    "$package/tests/Scripts/make_capture.py" mixed "${TLLM_ZEEK_COST_CONNECTIONS:-10000}" "$work/cost.pcap"
     ZEEK_PLUGIN_PATH=$plugin "$package/tests/Scripts/cost.py" "$work/cost.pcap" "${TLLM_ZEEK_ROUNDS:-1}" | tee "$work/cost.txt"
 }
 
@@ -189,7 +215,24 @@ work=${TLLM_WORK:-$(mktemp -d)}
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 trap '[ -n "${TLLM_WORK:-}" ] || rm -rf "$work"' EXIT
-scripts=0 captures=0 verdicts=0 btests=0 leaks="" syntax=""
+scripts=0 captures=0 verdicts=0 btests=0 abi="" leaks="" syntax="" interface=""
+
+if [ -n "${TLLM_ZEEK_ONLY:-}" ]; then
+    stage_library
+    find_zeek || fail "no zeek-config on the PATH, and ZEEK_ROOT is not set"
+    unset ZEEK_PLUGIN_PATH
+    case $TLLM_ZEEK_ONLY in
+    leaks) check_leaks ;;
+    cost)
+        build_plugin "$work/package"
+        plugin=$work/package/build
+        measure_cost
+        ;;
+    *) fail "TLLM_ZEEK_ONLY is leaks or cost, not $TLLM_ZEEK_ONLY" ;;
+    esac
+    echo "zeek: passed in $((SECONDS - started)) s: only $TLLM_ZEEK_ONLY: ${leaks:-see above}"
+    exit 0
+fi
 
 check_layout
 check_scripts
@@ -209,6 +252,7 @@ plugin=$work/package/build
 unset ZEEK_PLUGIN_PATH
 run_btests
 compare_verdicts
+check_interface
 check_leaks
 measure_cost
-echo "zeek: passed in $((SECONDS - started)) s: $always; in $(zeek --version): $btests btests, $verdicts verdicts on $captures captures as the command's, $leaks"
+echo "zeek: passed in $((SECONDS - started)) s: $always; in $(zeek --version): $btests btests, $verdicts verdicts on $captures captures as the command's, $interface, $leaks"

@@ -9,6 +9,8 @@
 #include <algorithm>
 #include <cerrno>
 #include <exception>
+#include <functional>
+#include <stdexcept>
 #include <system_error>
 #include <utility>
 
@@ -18,6 +20,9 @@ namespace {
 
 // What an engine that was replaced gets for the flows that wait in it.
 constexpr std::chrono::seconds retirement_time{5};
+
+// What one gets, again and again, that did not end in that time; others come in between.
+constexpr std::chrono::seconds again_time{1};
 
 trafficllm::Model open(const std::string& bundle, const trafficllm::Config& config) {
     return bundle.empty() ? trafficllm::Model::open_default(&config) : trafficllm::Model::open(bundle, &config);
@@ -34,6 +39,11 @@ trafficllm::Config make_config(const Settings& settings) {
 
 } // namespace
 
+Detector::Generation::Generation(const trafficllm::Model& model, const trafficllm::Config& config, Count arg_count)
+    : engine(model, &config), session(engine), descriptor(session->descriptor()), count(std::move(arg_count)) {
+    ++*count;
+}
+
 Detector::Shared::Shared() : descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     if ( descriptor < 0 )
         throw std::system_error(errno, std::generic_category(), "eventfd");
@@ -41,13 +51,19 @@ Detector::Shared::Shared() : descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) 
 
 Detector::Shared::~Shared() { close(descriptor); }
 
+void Detector::Shared::Wake() const {
+    uint64_t one = 1;
+    // It cannot fail but for a counter that is full, which is as good.
+    [[maybe_unused]] auto written = write(descriptor, &one, sizeof one);
+}
+
 Detector::Detector() : shared(std::make_shared<Shared>()) {}
 
 Detector::~Detector() { Stop(std::chrono::microseconds(0)); }
 
 void Detector::Configure(Settings settings) {
+    opener.Run([shared = shared, settings = std::move(settings)] { Apply(*shared, settings); });
     ++changes_asked;
-    helper.Run([shared = shared, settings = std::move(settings)] { Apply(*shared, settings); });
 }
 
 void Detector::Apply(Shared& shared, const Settings& settings) {
@@ -57,13 +73,13 @@ void Detector::Apply(Shared& shared, const Settings& settings) {
     try {
         load_library();
 
-        if ( shared.latest && shared.latest->values == settings.values ) {
+        if ( shared.latest && ! shared.latest->is_lost && shared.latest->values == settings.values ) {
             result.generation = shared.latest;
 
             shared.latest->engine.activate(open(settings.bundle, make_config(settings)));
         }
         else {
-            result.generation = Make(settings, shared.latest);
+            result.generation = Make(settings, shared.latest, shared.engines);
             shared.latest = result.generation;
         }
 
@@ -85,15 +101,16 @@ void Detector::Apply(Shared& shared, const Settings& settings) {
         shared.results.push_back(std::move(result));
     }
 
-    uint64_t one = 1;
-    // It cannot fail but for a counter that is full, which is as good.
-    [[maybe_unused]] auto written = write(shared.descriptor, &one, sizeof one);
+    shared.Wake();
 }
 
-Detector::GenerationPtr Detector::Make(const Settings& settings, const GenerationPtr& before) {
+Detector::GenerationPtr Detector::Make(const Settings& settings, const GenerationPtr& before, const Count& count) {
+    if ( *count >= engines_max )
+        throw std::runtime_error(std::to_string(*count) + " engines have not ended yet");
+
     auto config = make_config(settings);
     auto model = before && before->bundle == settings.bundle ? before->engine.model() : open(settings.bundle, config);
-    auto made = std::make_shared<Generation>(model, config);
+    auto made = std::make_shared<Generation>(model, config, count);
     made->values = settings.values;
     made->engine.start();
     return made;
@@ -117,11 +134,23 @@ std::optional<Change> Detector::TakeChange() {
 
     ++changes_told;
 
+    if ( result.generation && result.generation->is_lost ) {
+        // It was given up while its model was changed, or before.
+        if ( result.change.problem.empty() )
+            result.change.problem = "the engine was given up meanwhile";
+
+        result.change.model.clear();
+        result.generation = nullptr;
+    }
+
     if ( result.generation != current ) {
         if ( current )
             Retire(std::move(current));
 
         current = std::move(result.generation);
+
+        if ( current )
+            current->number = ++sessions;
     }
 
     return std::move(result.change);
@@ -150,62 +179,162 @@ bool Detector::WaitForChange(std::chrono::microseconds timeout) {
 }
 
 trafficllm::Status Detector::Submit(const trafficllm::Flow& flow, uint64_t id) {
-    return current ? current->session.submit_last(flow, id) : trafficllm::Status::pending;
+    if ( ! current || current->is_broken )
+        return trafficllm::Status::pending;
+
+    try {
+        return current->session->submit_last(flow, id);
+    } catch ( const trafficllm::Error& e ) {
+        // After a defect whatever the call used stays in use for ever.
+        if ( e.status() == trafficllm::Status::error_panic || e.status() == trafficllm::Status::error_busy )
+            Break(*current, e.what());
+
+        throw;
+    }
+}
+
+std::vector<Detector::GenerationPtr> Detector::Generations() const {
+    auto generations = retirees;
+
+    if ( current )
+        generations.push_back(current);
+
+    return generations;
+}
+
+bool Detector::Receive(Generation& generation, std::optional<std::chrono::microseconds> timeout) {
+    if ( ! generation.session || generation.is_broken )
+        return false;
+
+    try {
+        return timeout ? generation.session->wait(answers, *timeout) : generation.session->poll(answers);
+    } catch ( const trafficllm::Error& e ) {
+        // Whatever it is, the next call would find the same.
+        Break(generation, e.what());
+        return false;
+    }
+}
+
+size_t Detector::InFlight(Generation& generation) {
+    if ( ! generation.session || generation.is_broken )
+        return 0;
+
+    try {
+        return generation.session->in_flight();
+    } catch ( const trafficllm::Error& e ) {
+        Break(generation, e.what());
+        return 0;
+    }
+}
+
+void Detector::Break(Generation& generation, const std::string& problem) {
+    generation.is_broken = true;
+    generation.problem = problem;
+}
+
+void Detector::Renew(Generation& generation) {
+    generation.is_broken = false;
+    generation.session.reset();
+
+    if ( &generation == current.get() && generation.losses < losses_max )
+        try {
+            ++generation.losses;
+            generation.session.emplace(generation.engine);
+            generation.descriptor = generation.session->descriptor();
+            generation.number = ++sessions;
+            return;
+        } catch ( const trafficllm::Error& ) {
+            generation.session.reset();
+        }
+
+    generation.is_lost = true;
 }
 
 void Detector::Retire(GenerationPtr generation) {
     // Ending it waits for its workers. What it gives up is answered too.
-    helper.Run([generation] {
+    auto stop = [generation, shared = shared, time = retirement_time]() mutable {
+        bool has_ended = true;
+
         try {
-            while ( generation->engine.stop(retirement_time) == trafficllm::Status::running ) {
-            }
+            has_ended = generation->engine.stop(time) != trafficllm::Status::running;
         } catch ( const std::exception& ) {
             // It has ended otherwise.
         }
 
-        generation->is_stopped = true;
-    });
+        time = again_time;
+
+        if ( has_ended ) {
+            generation->is_stopped = true;
+            shared->Wake();
+        }
+
+        return has_ended;
+    };
     retirees.push_back(std::move(generation));
+    Close(std::move(stop));
 }
 
-bool Detector::IsSpent(const Generation& generation) {
+void Detector::LetGo(GenerationPtr generation) {
+    // Its memory goes there.
+    Close([generation = std::move(generation)] { return true; });
+}
+
+void Detector::Close(std::function<bool()> task) {
     try {
-        return generation.is_stopped && generation.session.in_flight() == 0;
-    } catch ( const std::exception& ) {
-        return true;
+        closer.Repeat(task);
+    } catch ( const std::system_error& ) {
+        // The system gives no second thread; the first is there, since it made the engine.
+        opener.Repeat(std::move(task));
     }
 }
 
 std::vector<int> Detector::Descriptors() const {
     std::vector<int> descriptors;
 
-    if ( current )
-        descriptors.push_back(current->descriptor);
-
-    for ( const auto& retired : retirees )
-        descriptors.push_back(retired->descriptor);
+    for ( const auto& generation : Generations() )
+        if ( generation->session )
+            descriptors.push_back(generation->descriptor);
 
     return descriptors;
 }
 
 void Detector::Stop(std::chrono::microseconds timeout) {
     auto end = std::chrono::steady_clock::now() + timeout;
+    auto left = [end] { return std::chrono::duration_cast<std::chrono::microseconds>(end - std::chrono::steady_clock::now()); };
+    auto generations = Generations();
+    retirees.clear();
+    current = nullptr;
 
     {
         std::lock_guard<std::mutex> lock(shared->mutex);
+
+        for ( auto& result : shared->results )
+            generations.push_back(std::move(result.generation));
+
         shared->results.clear();
     }
 
-    // The helper ends it, too: a worker in a long batch is nothing to wait for.
-    if ( auto last = std::exchange(current, nullptr) )
-        helper.Run([last = std::move(last)]() mutable {
-            try {
-                last->engine.stop(std::chrono::microseconds(0));
-            } catch ( const std::exception& ) {
-            }
+    // Not on this thread: a worker in a long batch is nothing to wait for.
+    for ( auto& generation : generations )
+        if ( generation )
+            Close([generation = std::move(generation)] {
+                try {
+                    generation->engine.stop(std::chrono::microseconds(0));
+                } catch ( const std::exception& ) {
+                }
+
+                return true;
+            });
+
+    // What it makes just now goes there, too.
+    if ( changes_asked > 0 )
+        opener.Run([shared = shared] {
+            std::deque<Shared::Result> results;
+            shared->latest = nullptr;
+            std::lock_guard<std::mutex> lock(shared->mutex);
+            results.swap(shared->results);
         });
 
-    helper.Run([shared = shared] { shared->latest = nullptr; });
-    retirees.clear();
-    helper.Finish(std::chrono::duration_cast<std::chrono::microseconds>(end - std::chrono::steady_clock::now()));
+    closer.Finish(left());
+    opener.Finish(left());
 }

@@ -7,6 +7,7 @@
 #include <deque>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 using namespace trafficllm_feed;
 
@@ -16,12 +17,19 @@ struct Helper::Shared {
     std::condition_variable work;
     /** The thread has ended. */
     std::condition_variable end;
-    std::deque<std::function<void()>> tasks;
+    std::deque<std::function<bool()>> tasks;
     bool is_closing = false;
     bool has_ended = false;
 };
 
 void Helper::Run(std::function<void()> task) {
+    Repeat([task = std::move(task)] {
+        task();
+        return true;
+    });
+}
+
+void Helper::Repeat(std::function<bool()> task) {
     if ( is_finished )
         return;
 
@@ -77,8 +85,23 @@ void Helper::Work(const std::shared_ptr<Shared>& shared) {
         auto task = std::move(shared->tasks.front());
         shared->tasks.pop_front();
         lock.unlock();
-        task();
+        bool is_done = task();
+
         // What it holds goes on this thread, and without the lock.
+        if ( is_done )
+            task = nullptr;
+
+        lock.lock();
+
+        if ( is_done )
+            continue;
+
+        if ( ! shared->is_closing ) {
+            shared->tasks.push_back(std::move(task));
+            continue;
+        }
+
+        lock.unlock();
         task = nullptr;
         lock.lock();
     }

@@ -19,11 +19,18 @@ public:
     Helper& operator=(const Helper&) = delete;
     ~Helper() { Finish(std::chrono::microseconds(0)); }
 
-    /** Hands a task over. It must not throw, and must keep alive what it uses: it may outlive this object. */
+    /**
+     * Hands a task over. It must not throw, and must keep alive what it uses: it may outlive this object.
+     *
+     * @throws std::system_error if the system gives no thread. The task was not taken; a later one may be.
+     */
     void Run(std::function<void()> task);
 
+    /** As Run(), but a task that gives false runs again, after those that wait by then; not any more once Finish() was called. */
+    void Repeat(std::function<bool()> task);
+
     /**
-     * Takes no more tasks, and waits until those that were handed over are done, or the time is over: then the thread is left to itself.
+     * Takes no more tasks, and waits until those that were handed over have run, or the time is over: then the thread is left to itself.
      *
      * @return Whether all was done.
      */

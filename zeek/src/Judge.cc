@@ -3,6 +3,7 @@
 #include "Judge.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "zeek/Conn.h"
 #include "zeek/Event.h"
@@ -11,6 +12,7 @@
 #include "zeek/Reporter.h"
 #include "zeek/RunState.h"
 #include "zeek/iosource/Manager.h"
+#include "zeek/iosource/PktSrc.h"
 #include "zeek/telemetry/Manager.h"
 
 #include "Tap.h"
@@ -55,15 +57,19 @@ void Judge::InitPostScript() {
     count("connections", "Connections that were looked at", counters.connections);
     count("submitted", "Connections whose packets were given to the model", counters.submitted);
     count("judged", "Connections with verdicts", counters.judged);
+    count("not_applicable", "Connections without a verdict because no task applies to them", counters.not_applicable);
     count("too_short", "Connections that ended with too few packets for a verdict", counters.too_short);
     count("shed", "Connections without a verdict because the queue was full", counters.shed);
     count("expired", "Connections without a verdict because their deadline had passed", counters.expired);
-    count("abandoned", "Connections without a verdict because the engine ended before", counters.abandoned);
-    count("failed", "Connections without a verdict because of a defect in the model", counters.failed);
+    count("abandoned", "Connections without a verdict because the engine or Zeek ended before", counters.abandoned);
+    count("failed", "Connections without a verdict because of a defect in the model or the library", counters.failed);
     count("refused", "Connections that there was no room for", counters.refused);
+    count("questions", "Questions of trafficllm_classify that were given to the model", counters.questions);
+    count("questions_unanswered", "Questions of trafficllm_classify that got no verdict", counters.questions_unanswered);
+    count("sessions_lost", "Times that a defect in the library cost what was under way", counters.sessions_lost);
     count("changes", "Changes of model or settings that came into effect", counters.changes);
     count("changes_refused", "Changes of model or settings that were refused", counters.changes_refused);
-    zeek::telemetry_mgr->GaugeInstance("zeek_trafficllm", "under_way", {}, "Connections that wait for their verdicts", "",
+    zeek::telemetry_mgr->GaugeInstance("zeek_trafficllm", "under_way", {}, "Connections and questions that wait for their verdicts", "",
                                        [this]() { return static_cast<double>(ledger.Size()); });
     latency = zeek::telemetry_mgr->HistogramInstance("zeek_trafficllm", "latency", {}, {0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1},
                                                      "Time from submission to the verdicts", "seconds");
@@ -118,6 +124,7 @@ void Judge::Tune(bool enabled, double arg_trace_wait, double arg_shutdown_wait) 
 
 void Judge::Add(zeek::Connection* conn, plugin::TrafficLLM_Detector::Tap* tap) {
     ++counters.connections;
+    ++open;
     taps[conn] = tap;
 }
 
@@ -137,29 +144,33 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     Pending pending;
     pending.conn = conn->GetVal();
     pending.packets = feed.Packets();
+    pending.session = detector->SessionNumber();
+    pending.is_question = occasion == Occasion::Asked;
 
     auto number = ledger.Put(std::move(pending));
     auto status = trafficllm::Status::pending;
     std::string problem = "there is no engine";
+    auto* counter = &counters.abandoned;
 
     try {
         // Its answer is wanted also when the connection ends before it: a script may wait for it.
         status = detector->Submit(*feed.Flow(), number);
     } catch ( const trafficllm::Error& e ) {
         problem = e.what();
+
+        if ( e.status() != trafficllm::Status::error_stopped )
+            counter = &counters.failed;
     }
 
     if ( status == trafficllm::Status::ok ) {
-        ++counters.submitted;
+        ++(occasion == Occasion::Asked ? counters.questions : counters.submitted);
         AddWaiting(ledger.Find(number)->conn, 1);
-
-        if ( MayWait() )
-            Wait(number, trace_wait);
-
+        Wait(number, WaitTime());
         return number;
     }
 
     auto refused = ledger.Take(number);
+    Mend();
 
     if ( occasion != Occasion::End )
         return 0;
@@ -171,28 +182,48 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
         Tell(*refused, "the queue is full");
     }
     else {
-        ++counters.abandoned;
+        ++*counter;
         Tell(*refused, problem);
     }
 
     return 0;
 }
 
+std::chrono::microseconds Judge::WaitTime() {
+    // A model that does not answer costs this time once, not with each connection.
+    if ( ! MayWait() || is_stalled )
+        return std::chrono::microseconds(0);
+
+    // At the end of a capture file all is as before; one that Zeek is told to leave is another matter.
+    auto* source = zeek::iosource_mgr->GetPktSrc();
+
+    if ( zeek::run_state::terminating && source && source->IsOpen() )
+        return std::min(trace_wait, std::chrono::duration_cast<std::chrono::microseconds>(ShutdownEnd() - std::chrono::steady_clock::now()));
+
+    return trace_wait;
+}
+
 void Judge::Wait(uint64_t number, std::chrono::microseconds timeout) {
+    if ( timeout.count() <= 0 )
+        return;
+
     auto end = std::chrono::steady_clock::now() + timeout;
 
     while ( ledger.Find(number) ) {
         auto left = std::chrono::duration_cast<std::chrono::microseconds>(end - std::chrono::steady_clock::now());
+        bool has_come = left.count() > 0 && detector->Wait(left, [this](const trafficllm::Answer& answer) { Deliver(answer); });
+        Mend();
 
-        if ( left.count() <= 0 || ! detector->IsReady() )
-            return;
+        if ( has_come || ! ledger.Find(number) )
+            continue;
 
-        try {
-            detector->Wait(left, [this](const trafficllm::Answer& answer) { Deliver(answer); });
-        } catch ( const trafficllm::Error& e ) {
-            zeek::reporter->Warning("TrafficLLM: verdicts cannot be waited for: %s", e.what());
-            return;
-        }
+        is_stalled = true;
+
+        if ( timeout == trace_wait && ! std::exchange(has_told_of_stall, true) )
+            zeek::reporter->Warning("TrafficLLM: no verdict within %.3f s; connections are not waited for until one comes",
+                                    std::chrono::duration<double>(timeout).count());
+
+        return;
     }
 }
 
@@ -226,13 +257,8 @@ zeek::ValPtr Judge::Classify(zeek::Connection* conn, zeek::detail::Frame* frame)
 
 void Judge::Process() {
     TakeChanges();
-
-    try {
-        detector->Poll(answers_max, [this](const trafficllm::Answer& answer) { Deliver(answer); });
-    } catch ( const trafficllm::Error& e ) {
-        zeek::reporter->Warning("TrafficLLM: verdicts cannot be taken: %s", e.what());
-    }
-
+    detector->Poll(answers_max, [this](const trafficllm::Answer& answer) { Deliver(answer); });
+    Mend();
     Listen();
 }
 
@@ -272,44 +298,78 @@ void Judge::Listen() {
             descriptors.push_back(descriptor);
 }
 
+void Judge::Mend() {
+    auto before = [this](int descriptor) {
+        std::erase(descriptors, descriptor);
+        zeek::iosource_mgr->UnregisterFd(descriptor, this);
+    };
+    auto lost = [this](uint64_t session, const std::string& problem) {
+        size_t connections = 0;
+        ++counters.sessions_lost;
+        ledger.TakeIf([session](const Pending& pending) { return pending.session == session; },
+                      [this, &connections, &problem](Pending pending) {
+                          ++connections;
+                          Settle(pending);
+                          Fail(pending, counters.failed, problem);
+                      });
+        zeek::reporter->Warning("TrafficLLM: a defect in the library cost the verdicts of %zu connections and questions: %s", connections,
+                                problem.c_str());
+    };
+
+    auto losses = counters.sessions_lost;
+    bool was_ready = detector->IsReady();
+    detector->Mend(before, lost);
+
+    if ( was_ready && ! detector->IsReady() )
+        zeek::reporter->Warning("TrafficLLM: there are no verdicts any more, until the bundle or the settings are set again");
+
+    if ( losses != counters.sessions_lost )
+        Listen();
+}
+
+void Judge::Settle(Pending& pending) {
+    // The record as the connection is now, if it still is.
+    if ( auto* origin = pending.conn->GetOrigin() )
+        static_cast<zeek::Connection*>(origin)->GetVal();
+
+    AddWaiting(pending.conn, -1);
+}
+
+void Judge::Fail(Pending& pending, uint64_t& counter, const std::string& reason) {
+    if ( pending.is_question )
+        // The connection itself will be judged.
+        ++counters.questions_unanswered;
+    else {
+        ++counter;
+        Tell(pending, reason);
+    }
+
+    Release(pending);
+}
+
 void Judge::Deliver(const trafficllm::Answer& answer) {
     auto pending = ledger.Take(answer.id());
 
     if ( ! pending )
         return;
 
-    // The record as the connection is now, if it still is.
-    if ( auto* origin = pending->conn->GetOrigin() )
-        static_cast<zeek::Connection*>(origin)->GetVal();
-
-    AddWaiting(pending->conn, -1);
+    is_stalled = false;
+    Settle(*pending);
 
     switch ( answer.status() ) {
         case trafficllm::Status::ok:
         case trafficllm::Status::abstained:
-            ++counters.judged;
-            DeliverVerdicts(*pending, answer);
-            break;
-        case trafficllm::Status::need_more: ++counters.too_short; break;
-        case trafficllm::Status::not_applicable:
-            ++counters.judged;
-            Tell(*pending, "no task applies");
-            break;
-        case trafficllm::Status::expired:
-            ++counters.expired;
-            Tell(*pending, "the deadline has passed");
-            break;
-        case trafficllm::Status::abandoned:
-            ++counters.abandoned;
-            Tell(*pending, "the engine was stopped");
-            break;
-        default:
-            ++counters.failed;
-            Tell(*pending, trafficllm::status_string(answer.status()));
-            break;
-    }
+            if ( ! pending->is_question )
+                ++counters.judged;
 
-    Release(*pending);
+            DeliverVerdicts(*pending, answer);
+            Release(*pending);
+            break;
+        case trafficllm::Status::not_applicable: Fail(*pending, counters.not_applicable, "no task applies"); break;
+        case trafficllm::Status::expired: Fail(*pending, counters.expired, "the deadline has passed"); break;
+        case trafficllm::Status::abandoned: Fail(*pending, counters.abandoned, "the engine was stopped"); break;
+        default: Fail(*pending, counters.failed, trafficllm::status_string(answer.status())); break;
+    }
 }
 
 void Judge::DeliverVerdicts(const Pending& pending, const trafficllm::Answer& answer) {
@@ -384,23 +444,42 @@ void Judge::AddWaiting(const zeek::RecordValPtr& conn, int change) const {
     flow->Assign(0, zeek::val_mgr->Count(flow->GetFieldAs<zeek::CountVal>(0) + change));
 }
 
+std::chrono::steady_clock::time_point Judge::ShutdownEnd() {
+    if ( ! shutdown_end )
+        shutdown_end = std::chrono::steady_clock::now() + (MayWait() && ! is_stalled ? std::max(shutdown_wait, trace_wait) : shutdown_wait);
+
+    return *shutdown_end;
+}
+
 void Judge::Finish() {
     if ( ! detector || ! zeek::run_state::terminating || ledger.Size() == 0 )
         return;
 
-    if ( ! shutdown_end )
-        shutdown_end = std::chrono::steady_clock::now() + std::max(shutdown_wait, MayWait() ? trace_wait : shutdown_wait);
+    auto deliver = [this](const trafficllm::Answer& answer) { Deliver(answer); };
+    detector->Poll(SIZE_MAX, deliver);
+    Mend();
 
-    while ( ledger.Size() > 0 && detector->IsReady() ) {
-        auto left = std::chrono::duration_cast<std::chrono::microseconds>(*shutdown_end - std::chrono::steady_clock::now());
+    // Connections that end now are still to come.
+    if ( open > 0 )
+        return;
 
-        try {
-            if ( left.count() <= 0 || ! detector->Wait(left, [this](const trafficllm::Answer& answer) { Deliver(answer); }) )
-                break;
-        } catch ( const trafficllm::Error& ) {
-            break;
-        }
-    }
+    auto left = [this] {
+        return std::chrono::duration_cast<std::chrono::microseconds>(ShutdownEnd() - std::chrono::steady_clock::now());
+    };
+
+    while ( ledger.Size() > 0 && left().count() > 0 && detector->Wait(left(), deliver) )
+        Mend();
+
+    Mend();
+
+    if ( ledger.Size() > 0 && ! std::exchange(has_told_of_end, true) )
+        zeek::reporter->Warning("TrafficLLM: Zeek ends before %zu verdicts have come; TrafficLLM::shutdown_wait is how long it waits for them",
+                                ledger.Size());
+
+    ledger.Clear([this](Pending pending) {
+        Settle(pending);
+        Fail(pending, counters.abandoned, "Zeek ends");
+    });
 }
 
 void Judge::Stop() {
@@ -412,7 +491,13 @@ void Judge::Stop() {
 
     descriptors.clear();
     SetClosed(true);
-    detector->Stop(stop_wait);
+
+    try {
+        detector->Stop(stop_wait);
+    } catch ( const std::exception& ) {
+        // There is nobody left to tell, and the process ends.
+    }
+
     detector.reset();
     ledger.Clear([](Pending&&) {});
     latency.reset();

@@ -35,17 +35,21 @@ class Tap;
  */
 class Judge final : public zeek::iosource::IOSource {
 public:
-    /** What became of connections; each number only grows. */
+    /** What became of connections, and of questions about them in between; each number only grows. */
     struct Counters {
         uint64_t connections = 0;
         uint64_t submitted = 0;
         uint64_t judged = 0;
+        uint64_t not_applicable = 0;
         uint64_t too_short = 0;
         uint64_t shed = 0;
         uint64_t expired = 0;
         uint64_t abandoned = 0;
         uint64_t failed = 0;
         uint64_t refused = 0;
+        uint64_t questions = 0;
+        uint64_t questions_unanswered = 0;
+        uint64_t sessions_lost = 0;
         uint64_t changes = 0;
         uint64_t changes_refused = 0;
     };
@@ -71,6 +75,10 @@ public:
     const trafficllm::Engine& Engine() const { return detector->Engine(); }
 
     void Add(zeek::Connection* conn, Tap* tap);
+
+    /** Takes note that a connection has ended: what its tap had to submit is submitted. */
+    void End() { --open; }
+
     void Remove(zeek::Connection* conn);
 
     /** Takes note that there can be no flow for a connection. */
@@ -96,7 +104,10 @@ public:
     /** Does what the function trafficllm_classify() of the scripts promises. */
     zeek::ValPtr Classify(zeek::Connection* conn, zeek::detail::Frame* frame);
 
-    /** Zeek ends: waits a little for the verdicts that are under way. */
+    /**
+     * Zeek ends: gives what has come. Once all connections have ended it also waits, until the time for that is over, and gives up what
+     * has not come by then.
+     */
     void Finish();
 
     /** Ends the engine. */
@@ -117,6 +128,10 @@ private:
     struct Pending {
         zeek::RecordValPtr conn;
         uint64_t packets = 0;
+        /** The session that it is under way in. */
+        uint64_t session = 0;
+        /** Whether only a script wanted to know: the connection will be submitted again. */
+        bool is_question = false;
         std::vector<Waiter> waiters;
     };
 
@@ -127,10 +142,15 @@ private:
     };
 
     bool MayWait() const;
+    std::chrono::microseconds WaitTime();
+    std::chrono::steady_clock::time_point ShutdownEnd();
     void TakeChanges();
     void Listen();
     void Wait(uint64_t number, std::chrono::microseconds timeout);
+    void Mend();
     void Deliver(const trafficllm::Answer& answer);
+    void Settle(Pending& pending);
+    void Fail(Pending& pending, uint64_t& counter, const std::string& reason);
     void DeliverVerdicts(const Pending& pending, const trafficllm::Answer& answer);
     void Tell(const Pending& pending, const std::string& reason);
     void Release(Pending& pending);
@@ -144,6 +164,12 @@ private:
     std::unordered_map<const zeek::Connection*, Tap*> taps;
     std::vector<int> descriptors;
     Counters counters;
+    /** Connections that have a tap and have not ended. */
+    size_t open = 0;
+    /** Whether the last wait for a verdict was in vain, and none has come since. */
+    bool is_stalled = false;
+    bool has_told_of_stall = false;
+    bool has_told_of_end = false;
     bool is_enabled = true;
     bool is_registered = false;
     std::chrono::microseconds trace_wait{0};

@@ -65,12 +65,18 @@ public:
     /** Entries that are kept. */
     size_t Size() const { return size; }
 
+    /** Keeps those no more of which `which(const Entry&)` is true; `take` gets each of them. */
+    template<class Predicate, class Function>
+    void TakeIf(Predicate&& which, Function&& take) {
+        for ( size_t i = 0; i < places.size(); i++ )
+            if ( places[i].entry && which(std::as_const(*places[i].entry)) )
+                take(std::move(*Take(uint64_t(places[i].round) << 32 | i)));
+    }
+
     /** Keeps nothing any more; `take` gets each entry. */
     template<class Function>
     void Clear(Function&& take) {
-        for ( size_t i = 0; i < places.size(); i++ )
-            if ( auto entry = Take(uint64_t(places[i].round) << 32 | i) )
-                take(std::move(*entry));
+        TakeIf([](const Entry&) { return true; }, take);
     }
 
 private:

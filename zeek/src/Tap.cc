@@ -6,6 +6,8 @@
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
 
+#include <utility>
+
 #include "zeek/IP.h"
 #include "zeek/iosource/Packet.h"
 
@@ -84,7 +86,12 @@ namespace plugin::TrafficLLM_Detector {
 
 Tap::Tap(Judge& judge, zeek::Connection* conn) : judge(judge), conn(conn) { judge.Add(conn, this); }
 
-Tap::~Tap() { judge.Remove(conn); }
+Tap::~Tap() {
+    if ( ! has_ended )
+        judge.End();
+
+    judge.Remove(conn);
+}
 
 void Tap::TapPacket(const zeek::Packet& packet, zeek::packet_analysis::PacketAction, zeek::packet_analysis::SkipReason) {
     // Whatever Zeek thinks of a packet (a bad checksum, a connection that a script wants no more of), the flow has it. The tap stays when
@@ -114,6 +121,9 @@ void Tap::TapPacket(const zeek::Packet& packet, zeek::packet_analysis::PacketAct
 }
 
 void Tap::Done() {
+    if ( ! std::exchange(has_ended, true) )
+        judge.End();
+
     if ( feed.Flow() && ! submitted )
         submitted = judge.Submit(feed, conn, Judge::Occasion::End);
 

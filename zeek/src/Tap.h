@@ -31,11 +31,11 @@ public:
     uint64_t Submitted() const { return submitted; }
 
 private:
-
     Judge& judge;
     zeek::Connection* conn;
     trafficllm_feed::Feed feed;
     uint64_t submitted = 0;
+    bool has_ended = false;
 };
 
 } // namespace plugin::TrafficLLM_Detector

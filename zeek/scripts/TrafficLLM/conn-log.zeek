@@ -15,8 +15,7 @@ export {
 	## Whether verdicts that abstained go to conn.log.
 	option conn_abstained = F;
 
-	## How long a line of conn.log waits at most for verdicts that are under way. It can be made longer while Zeek runs, not shorter than
-	## it was; with 0 no line waits.
+	## How long a line of conn.log waits at most for verdicts that are under way; with 0 no line waits.
 	option conn_wait = 1sec;
 
 	## How many lines of conn.log wait at most. The oldest gives way, without verdicts.
@@ -37,6 +36,9 @@ type Waiting: record {
 	info: Conn::Info;
 	token: Log::DelayToken &optional;
 };
+
+# What Zeek holds lines back for at most: this can be made longer and not shorter, and is no less than 200 ms.
+global longest_wait = 0sec;
 
 # By the connection's unique identifier.
 global waiting: table[string] of Waiting &create_expire=1hr;
@@ -91,6 +93,22 @@ event connection_state_remove(c: connection)
 		waiting[c$uid] = Waiting($info=c$conn);
 	}
 
+function let_go(uid: string)
+	{
+	local line = waiting[uid];
+	delete waiting[uid];
+
+	if ( line?$token )
+		Log::delay_finish(Conn::LOG, line$info, line$token);
+	}
+
+# A line has waited for less time than Zeek would let it.
+event waited_enough(uid: string)
+	{
+	if ( uid in waiting )
+		let_go(uid);
+	}
+
 function line_goes(rec: Conn::Info, id: Log::ID): bool
 	{
 	delete waiting[rec$uid];
@@ -105,8 +123,13 @@ hook Log::log_stream_policy(rec: any, id: Log::ID) &priority=-100
 
 	local info = rec as Conn::Info;
 
-	if ( info$uid in waiting )
-		waiting[info$uid]$token = Log::delay(id, info, line_goes);
+	if ( info$uid !in waiting )
+		return;
+
+	waiting[info$uid]$token = Log::delay(id, info, line_goes);
+
+	if ( conn_wait < longest_wait )
+		schedule conn_wait { waited_enough(info$uid) };
 	}
 
 function release(c: connection)
@@ -122,10 +145,7 @@ function release(c: connection)
 	if ( c$trafficllm$waiting > 0 )
 		return;
 
-	delete waiting[c$uid];
-
-	if ( line?$token )
-		Log::delay_finish(Conn::LOG, line$info, line$token);
+	let_go(c$uid);
 	}
 
 # All verdicts of an answer are there with the first.
@@ -141,8 +161,11 @@ event trafficllm_unjudged(c: connection, reason: string)
 
 function set_conn_wait(name: string, value: interval): interval
 	{
-	if ( value > 0sec )
+	if ( value > longest_wait )
+		{
 		Log::set_max_delay_interval(Conn::LOG, value);
+		longest_wait = value;
+		}
 
 	return value;
 	}
@@ -157,6 +180,7 @@ function set_conn_waiting_max(name: string, value: count): count
 # After the stream was made.
 event zeek_init() &priority=-5
 	{
+	longest_wait = Log::default_max_delay_interval;
 	set_conn_wait("", conn_wait);
 	set_conn_waiting_max("", conn_waiting_max);
 	Option::set_change_handler("TrafficLLM::conn_wait", set_conn_wait);

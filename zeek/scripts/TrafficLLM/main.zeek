@@ -25,11 +25,11 @@ export {
 	## Further settings of the library, each as "key=value", for example "engine.queue_flows=4096". They win over the options above.
 	option settings: set[string] = {};
 
-	## Reading a capture file, Zeek waits at most this long for each verdict, so that the same file gives the same logs. With 0 it does not
-	## wait, as it never does while packets come from an interface.
+	## Reading a capture file, Zeek waits at most this long for each verdict, so that the same file gives the same logs. After one that did
+	## not come in time it waits for none until one comes. With 0 it does not wait, as it never does while packets come from an interface.
 	option trace_wait = 10sec;
 
-	## When it ends, Zeek waits at most this long for the verdicts that are under way.
+	## When it ends, Zeek waits at most this long for all verdicts that are under way; those that are there already it takes in any case.
 	option shutdown_wait = 1sec;
 }
 

@@ -11,6 +11,8 @@ Connections begin GAP_MS after each other (1 unless said), and lie over each oth
     long       TCP connections of 60 packets
     dns        one question and one answer
     reversed   TCP connections whose first packet the capture lacks, so that it begins with the server's
+    whole      HTTP over IPv4, and UDP datagrams of both versions, long ones in packets to fit
+    fragments  the same, each packet of more than 48 bytes behind its header in fragments
 
 The same arguments give the same bytes. Nothing of it was recorded.
 """
@@ -134,12 +136,52 @@ def reversed_start(number, chance):
     return packets
 
 
+def whole(number, chance):
+    if number % 3 == 0:
+        yield from http(number, chance, hosts(number, False))
+        return
+    is_ipv6 = number % 3 == 2
+    client, server = hosts(number, is_ipv6)
+    port = 1025 + number % 60000
+    for size in (900, 3000, 40):
+        yield 2000, udp_packet(client, server, (port, 5000), bytes(chance.randrange(256) for _ in range(size)))
+        yield 900, udp_packet(server, client, (5000, port), bytes(chance.randrange(256) for _ in range(size // 2)))
+
+
+def fragments(number, chance):
+    for place, (gap, packet) in enumerate(whole(number, chance)):
+        is_ipv6 = packet[0] >> 4 == 6
+        header_bytes = 40 if is_ipv6 else 20
+        data = packet[header_bytes:]
+        size = 48 if len(data) < 1000 else 1400
+        pieces = [(at, data[at : at + size]) for at in range(0, len(data), size)]
+        if len(pieces) == 1:
+            yield gap, packet
+            continue
+        # The last piece first in some: they need not come in their order.
+        if place % 2:
+            pieces.reverse()
+        # At the same time: a datagram has the time of the piece that makes it whole.
+        for at, piece in pieces:
+            more = at + size < len(data)
+            if is_ipv6:
+                head = struct.pack(">BBHI", packet[6], 0, at | more, number * 16 + place + 1)
+                header = packet[:4] + struct.pack(">HB", len(head) + len(piece), 44) + packet[7:40] + head
+            else:
+                header = packet[:2] + struct.pack(">HHH", 20 + len(piece), place + 1, at // 8 | (0x2000 if more else 0)) + packet[8:10]
+                header += b"\0\0" + packet[12:20]
+                header = header[:10] + struct.pack(">H", checksum(header)) + header[12:]
+            yield gap, header + piece
+            gap = 0
+
+
 def mixed(number, chance):
     kinds = (http, dns, http, dns, long_transfer, http, dns, ping, http, reversed_start)
     return kinds[number % len(kinds)](number, chance)
 
 
-KINDS = {"mixed": mixed, "http": http, "same": same, "fan": fan, "long": long_transfer, "dns": dns, "reversed": reversed_start}
+KINDS = {"mixed": mixed, "http": http, "same": same, "fan": fan, "long": long_transfer, "dns": dns, "reversed": reversed_start,
+         "whole": whole, "fragments": fragments}
 
 
 def write(path, kind, connections, gap_ms):

@@ -1,6 +1,7 @@
 // See the file "COPYING" in the main distribution directory for copyright.
 
-// The part of the plugin that knows no Zeek, held to what its headers say. Needs libtrafficllm where the dynamic linker finds it.
+// The part of the plugin that knows no Zeek, held to what its headers say. Needs libtrafficllm where the dynamic linker finds it; with the
+// argument "defects" the library of faulty.c in its place, FAULTY_SESSION=3 and FAULTY_STOP=1.
 
 #include <poll.h>
 
@@ -86,6 +87,11 @@ void ledger() {
     auto three = kept.Put("three");
     CHECK(three != one && uint32_t(three) == uint32_t(one) && ! kept.Find(one) && *kept.Find(three) == "three");
 
+    auto four = kept.Put("four");
+    std::string taken;
+    kept.TakeIf([](const std::string& entry) { return entry == "four"; }, [&](std::string entry) { taken += entry; });
+    CHECK(taken == "four" && ! kept.Find(four) && *kept.Find(two) == "two" && kept.Size() == 2);
+
     std::set<std::string> left;
     kept.Clear([&](std::string entry) { left.insert(std::move(entry)); });
     CHECK(left == (std::set<std::string>{"two", "three"}) && kept.Size() == 0 && ! kept.Find(two));
@@ -118,6 +124,24 @@ void helper() {
     CHECK(! second.Finish(1ms));
     *go = true;
     CHECK(second.Finish(60s));
+
+    // One that has to run again lets others run in between, and is dropped at the end.
+    auto runs = std::make_shared<std::atomic<int>>(0);
+    auto others = std::make_shared<std::atomic<int>>(0);
+    std::weak_ptr<std::atomic<int>> held = runs;
+    Helper third;
+    third.Repeat([runs = std::move(runs)] {
+        ++*runs;
+        return false;
+    });
+
+    for ( int i = 0; i < 10; i++ )
+        third.Run([others] { ++*others; });
+
+    while ( *others < 10 )
+        std::this_thread::sleep_for(1ms);
+
+    CHECK(third.Finish(60s) && held.expired());
 }
 
 /** Packets of a connection, one after the other. */
@@ -259,6 +283,26 @@ void detection() {
         std::this_thread::sleep_for(1ms);
     }
 
+    // Waiting for answers of an engine that was replaced, and for those of its successor.
+    for ( int i = 0; i < 20; i++ )
+        if ( detector.Submit(*feed.Flow(), ++id) == trafficllm::Status::ok )
+            open.insert(id);
+
+    detector.Configure({"", {{"engine.workers", "1"}, {"flow.min_packets", "3"}}});
+    CHECK(settle(detector).problem.empty());
+
+    for ( int i = 0; i < 20; i++ )
+        if ( detector.Submit(*feed.Flow(), ++id) == trafficllm::Status::ok )
+            open.insert(id);
+
+    CHECK(open.size() > 20);
+
+    while ( ! open.empty() )
+        CHECK(detector.Wait(60s, [&](const trafficllm::Answer& answer) { CHECK(open.erase(answer.id()) == 1); }));
+
+    // With nothing under way nothing is waited for.
+    CHECK(! detector.Wait(3600s, take));
+
     // Engines that were replaced go once they have answered everything.
     for ( int i = 0; detector.Descriptors().size() > 1; i++ ) {
         CHECK(i < 60'000);
@@ -275,9 +319,89 @@ void detection() {
     CHECK(! detector.Wait(1s, take));
 }
 
+Feed full_feed(const Detector& detector) {
+    Source source;
+    Feed feed;
+
+    while ( feed.Add(detector.Engine(), source.Next(true, 52)) != trafficllm::Status::flow_full ) {
+    }
+
+    feed.Close();
+    return feed;
+}
+
+/** With the library of faulty.c: sessions break when answers are taken for the third time, and engines do not end. */
+void defects() {
+    Detector detector;
+    detector.Configure({"", {{"engine.workers", "1"}}});
+    CHECK(settle(detector).problem.empty());
+
+    size_t answered = 0;
+    std::vector<uint64_t> lost;
+    auto take = [&](const trafficllm::Answer&) { ++answered; };
+    auto mend = [&] {
+        detector.Mend([](int descriptor) { CHECK(descriptor >= 0); },
+                      [&](uint64_t session, const std::string& problem) {
+                          CHECK(! problem.empty());
+                          lost.push_back(session);
+                      });
+    };
+    auto feed = full_feed(detector);
+    uint64_t id = 0;
+
+    // Two answers of each session are taken; the third breaks it.
+    for ( size_t session = 1; session <= Detector::losses_max + 1; session++ ) {
+        CHECK(detector.IsReady() && detector.SessionNumber() == session);
+
+        for ( int i = 0; i < 3; i++ ) {
+            CHECK(detector.Submit(*feed.Flow(), ++id) == trafficllm::Status::ok);
+            CHECK(detector.Wait(60s, take) == (i < 2));
+        }
+
+        // Until it is mended it does nothing, and does not fail again.
+        CHECK(detector.Submit(*feed.Flow(), ++id) == trafficllm::Status::pending);
+        CHECK(detector.Poll(SIZE_MAX, take) == 0 && ! detector.Wait(60s, take));
+        mend();
+        CHECK(lost.size() == session && lost.back() == session && answered == session * 2);
+        mend();
+        CHECK(lost.size() == session);
+    }
+
+    // That was too often: the engine is given up. The same settings bring another one.
+    CHECK(! detector.IsReady() && detector.SessionNumber() == 0 && detector.Descriptors().empty());
+    detector.Configure({"", {{"engine.workers", "1"}}});
+    auto change = settle(detector);
+    CHECK(change.problem.empty() && ! change.model.empty() && detector.IsReady());
+
+    // The one before has not ended, and nor do others. They hold nothing up, until there are too many.
+    size_t taken = 0;
+
+    for ( size_t i = 0; i < Detector::engines_max; i++ ) {
+        detector.Configure({"", {{"engine.workers", "1"}, {"flow.min_packets", std::to_string(1 + i)}}});
+        change = settle(detector);
+
+        if ( ! change.problem.empty() )
+            break;
+
+        ++taken;
+    }
+
+    CHECK(taken == Detector::engines_max - 2 && change.problem.find("have not ended") != std::string::npos && detector.IsReady());
+    auto other = full_feed(detector);
+    CHECK(detector.Submit(*other.Flow(), ++id) == trafficllm::Status::ok && detector.Wait(60s, take));
+    detector.Stop(1ms);
+}
+
 } // namespace
 
-int main() {
+int main(int count, char** arguments) {
+    if ( count > 1 && std::string(arguments[1]) == "defects" ) {
+        load_library();
+        defects();
+        std::printf("feed with defects: passed\n");
+        return 0;
+    }
+
     transport_headers();
     ledger();
     helper();
