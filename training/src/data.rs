@@ -11,6 +11,7 @@ pub mod output;
 pub mod pcap;
 pub mod repeats;
 pub mod split;
+pub mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -85,7 +85,7 @@ impl Progress {
             }
             None if !last && self.logged.elapsed() >= LOG_EVERY => {
                 self.logged = Instant::now();
-                let (stage, share) = (self.stage, step as f64 / self.steps.max(1) as f64);
+                let (stage, share) = (&self.stage, step as f64 / self.steps.max(1) as f64);
                 let spent_s = self.started.elapsed().as_secs_f64();
                 let left_s = spent_s * (1.0 - share) / share.max(1e-9);
                 tracing::info!(

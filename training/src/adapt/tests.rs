@@ -132,7 +132,10 @@ fn a_new_task_is_registered_updated_and_rolled_back_and_nothing_else_changes() {
     };
     let updated = update(&swapped).expect("updated");
     assert_eq!((updated.version, updated.by_folder.len()), (2, 1));
-    assert!(updated.active.macro_f1 < 0.3 && updated.candidate.macro_f1 > 0.6, "{updated:?}");
+    assert!(
+        updated.active.macro_f1 < 0.3 && updated.candidate.macro_f1 > 0.6,
+        "{updated:?}"
+    );
     let three = files(&field.path("three.tllm"));
     for (name, bytes) in &after {
         assert!(three[name] == *bytes, "{name} has changed");
@@ -186,21 +189,36 @@ fn a_worse_adapter_is_refused_and_the_bundle_stays() {
         matches!(&refused, TrainError::AdapterRefused { active, candidate, .. } if candidate <= active),
         "{refused}"
     );
-    assert!(std::fs::read(&path).expect("bytes") == before, "the bundle has changed");
+    assert!(
+        std::fs::read(&path).expect("bytes") == before,
+        "the bundle has changed"
+    );
 
     // The newer data says nothing new, and what is replayed says that its labels are wrong.
     register(&field.options("requests.tllm", "two.tllm")).expect("registered");
     let two = std::fs::read(field.path("two.tllm")).expect("bytes");
     let newer = field.path("newer/colours/train");
     for (label, of) in [("blue", "green"), ("green", "red"), ("red", "blue")] {
-        copy(&field.path("data/colours/train").join(of), &newer.join(label));
+        copy(
+            &field.path("data/colours/train").join(of),
+            &newer.join(label),
+        );
     }
-    copy(&field.path("data/colours/val"), &field.path("newer/colours/val"));
+    copy(
+        &field.path("data/colours/val"),
+        &field.path("newer/colours/val"),
+    );
     let mut spoilt = field.options("two.tllm", "two.tllm");
     spoilt.data = field.path("newer");
     let refused = update(&spoilt).expect_err("refused");
-    assert!(refused.to_string().contains("the bundle is unchanged"), "{refused}");
-    assert!(std::fs::read(field.path("two.tllm")).expect("bytes") == two, "the bundle has changed");
+    assert!(
+        refused.to_string().contains("the bundle is unchanged"),
+        "{refused}"
+    );
+    assert!(
+        std::fs::read(field.path("two.tllm")).expect("bytes") == two,
+        "the bundle has changed"
+    );
 }
 
 fn copy(from: &Path, to: &Path) {

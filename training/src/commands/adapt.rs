@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use trafficllm_train::adapt::{self, AdaptOptions, Adapted, ListedVersion};
 use trafficllm_train::adapters::AdapterRecipe;
+use trafficllm_train::data::build::{self, BuildOptions, GroupUnit};
+use trafficllm_train::data::split::Shares;
 use trafficllm_train::error::{Result, TrainError};
 
 use crate::{pretty, print, threads_or_all, write};
@@ -34,8 +36,11 @@ pub(crate) struct TuneArguments {
     #[arg(long, value_name = "NAME")]
     task: String,
     /// Data folder with the task: <data>/<task>/<split>/<label>/<group>.pcap, as `data build` makes it
-    #[arg(long, value_name = "FOLDER")]
-    data: PathBuf,
+    #[arg(long, value_name = "FOLDER", required_unless_present = "from")]
+    data: Option<PathBuf>,
+    /// Instead: folder with one folder per label holding captures, as `data build` takes it; a label with one capture is cut by time
+    #[arg(long, value_name = "FOLDER", conflicts_with = "data")]
+    from: Option<PathBuf>,
     /// What people should know of the data; kept in the bundle
     #[arg(long, value_name = "TEXT")]
     note: Option<String>,
@@ -95,12 +100,12 @@ pub(crate) struct ListArguments {
 pub(crate) fn run(command: AdaptCommand) -> Result<()> {
     match command {
         AdaptCommand::Register(tuned) => {
-            let (options, json) = options(tuned, None)?;
-            report(&adapt::register(&options)?, json)
+            let asked = Asked::new(tuned, None)?;
+            report(&adapt::register(&asked.options)?, asked.json)
         }
         AdaptCommand::Update(UpdateArguments { tuned, replay }) => {
-            let (options, json) = options(tuned, replay)?;
-            report(&adapt::update(&options)?, json)
+            let asked = Asked::new(tuned, replay)?;
+            report(&adapt::update(&asked.options)?, asked.json)
         }
         AdaptCommand::Rollback(arguments) => {
             let RollbackArguments {
@@ -124,45 +129,88 @@ pub(crate) fn run(command: AdaptCommand) -> Result<()> {
     }
 }
 
-fn options(
-    arguments: TuneArguments,
-    replay: Option<PathBuf>,
-) -> Result<(AdaptOptions, Option<PathBuf>)> {
-    let TuneArguments {
-        bundle,
-        out,
-        task,
-        data,
-        note,
-        recipe,
-        work,
+/// What was asked for, and the data folder that was made for it: it is gone with this.
+struct Asked {
+    options: AdaptOptions,
+    json: Option<PathBuf>,
+    _made: Option<tempfile::TempDir>,
+}
+
+impl Asked {
+    fn new(arguments: TuneArguments, replay: Option<PathBuf>) -> Result<Self> {
+        let TuneArguments {
+            bundle,
+            out,
+            task,
+            data,
+            from,
+            note,
+            recipe,
+            work,
+            seed,
+            threads,
+            json,
+        } = arguments;
+        let recipe = match recipe {
+            None => AdapterRecipe::default(),
+            Some(path) => {
+                let text = std::fs::read(&path).map_err(|source| TrainError::Io {
+                    path: path.clone(),
+                    source,
+                })?;
+                serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
+            }
+        };
+        let made = from.map(|from| build_data(from, &task, seed)).transpose()?;
+        let data = made.as_ref().map(|made| made.path().join(DATA)).or(data);
+        let options = AdaptOptions {
+            out: out.unwrap_or_else(|| bundle.clone()),
+            bundle,
+            // The arguments hold one of the two.
+            data: data.unwrap_or_default(),
+            replay,
+            task,
+            note,
+            seed,
+            threads: threads_or_all(threads),
+            recipe,
+            work,
+        };
+        Ok(Self {
+            options,
+            json,
+            _made: made,
+        })
+    }
+}
+
+/// The data folder inside a temporary one.
+const DATA: &str = "data";
+
+/// Makes a data folder of captures that lie in one folder per label, as `data build --split-by window` does.
+fn build_data(from: PathBuf, task: &str, seed: u64) -> Result<tempfile::TempDir> {
+    let made = tempfile::tempdir().map_err(|source| TrainError::Io {
+        path: std::env::temp_dir(),
+        source,
+    })?;
+    let report = build::build(&BuildOptions {
+        from,
+        out: made.path().join(DATA),
+        task: Some(task.to_owned()),
+        unit: GroupUnit::Window,
+        windows: 10,
+        shares: Shares {
+            val: 0.2,
+            test: 0.0,
+        },
         seed,
-        threads,
-        json,
-    } = arguments;
-    let recipe = match recipe {
-        None => AdapterRecipe::default(),
-        Some(path) => {
-            let text = std::fs::read(&path).map_err(|source| TrainError::Io {
-                path: path.clone(),
-                source,
-            })?;
-            serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
-        }
-    };
-    let options = AdaptOptions {
-        out: out.unwrap_or_else(|| bundle.clone()),
-        bundle,
-        data,
-        replay,
-        task,
-        note,
-        seed,
-        threads: threads_or_all(threads),
-        recipe,
-        work,
-    };
-    Ok((options, json))
+        packets: 20,
+        payload_bytes: 400,
+        keep_duplicates: false,
+        skip_broken: false,
+    })?;
+    print(&report.table())?;
+    Ok(made)
 }
 
 fn report(adapted: &Adapted, json: Option<PathBuf>) -> Result<()> {

@@ -10,6 +10,7 @@ use trafficllm_train::data::augment::{self, AugmentOptions};
 use trafficllm_train::data::build::{self, BuildOptions, GroupUnit};
 use trafficllm_train::data::inspect;
 use trafficllm_train::data::split::Shares;
+use trafficllm_train::data::windows::{self, GROUPS_MIN, WindowOptions, Windows};
 use trafficllm_train::error::Result;
 
 use crate::{pretty, print, write};
@@ -23,6 +24,8 @@ pub(crate) enum DataCommand {
     Inspect(InspectArguments),
     /// Writes changed copies of a split's captures: loss, reordering, delay, cut payload, other addresses.
     Augment(AugmentArguments),
+    /// Cuts a task's training split by time, for tests of drift: what was there before, what came after, and the last for a test.
+    Windows(WindowsArguments),
 }
 
 #[derive(Debug, Args)]
@@ -126,12 +129,47 @@ pub(crate) struct AugmentArguments {
     json: Option<PathBuf>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct WindowsArguments {
+    /// Folder with the data
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// The task; the numbers in the names of its groups count time
+    #[arg(long, value_name = "NAME")]
+    task: String,
+    /// Folder to write: `before` and `after`, data folders with the same test split
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+}
+
 pub(crate) fn run(command: DataCommand) -> Result<()> {
     match command {
         DataCommand::Build(arguments) => run_build(arguments),
         DataCommand::Inspect(arguments) => run_inspect(arguments),
         DataCommand::Augment(arguments) => run_augment(arguments),
+        DataCommand::Windows(arguments) => run_windows(arguments),
     }
+}
+
+fn run_windows(arguments: WindowsArguments) -> Result<()> {
+    let windows = windows::cut(&WindowOptions {
+        data: arguments.data,
+        task: arguments.task,
+        out: arguments.out,
+    })?;
+    for label in &windows.labels_left_out {
+        tracing::warn!("{label} is left out: fewer than {GROUPS_MIN} groups");
+    }
+    let Windows {
+        before,
+        after,
+        test,
+        ..
+    } = windows;
+    print(&format!(
+        "groups: before {} train, {} val; after {} train, {} val; {test} test\n",
+        before[0], before[1], after[0], after[1]
+    ))
 }
 
 fn run_build(arguments: BuildArguments) -> Result<()> {

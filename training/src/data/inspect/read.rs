@@ -44,7 +44,7 @@ pub(super) fn read(
             kind,
             features: match kind {
                 TaskKind::Flow => FLOW_FEATURES,
-                TaskKind::Request => REQUEST_FEATURES,
+                TaskKind::Request | TaskKind::Instruction => REQUEST_FEATURES,
             },
             items: Vec::new(),
             counts: BTreeMap::new(),
