@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use crate::host::{Level, log};
 use crate::library::abi::{self, status};
 use crate::library::{CallError, Engine, Recorder, Session};
+use crate::limits;
 
 /// A flow that was submitted: its place in the table and the packets that it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +118,10 @@ pub struct Lane {
     is_dead: AtomicBool,
     /// Submitted and not answered.
     in_flight: AtomicU32,
-    /// When it was last used, on the plugin's clock.
-    used_ms: AtomicU64,
+    /// When answers were last looked for, on the plugin's clock.
+    looked_ms: AtomicU64,
+    /// Packets of its thread since.
+    passed: AtomicU32,
 }
 
 impl Lane {
@@ -128,10 +131,26 @@ impl Lane {
         self.in_flight.load(Ordering::Acquire) > 0
     }
 
-    /// When it was last used, on the plugin's clock.
+    /// When answers were last looked for, on the plugin's clock.
     #[must_use]
-    pub fn used_ms(&self) -> u64 {
-        self.used_ms.load(Ordering::Relaxed)
+    pub fn looked_ms(&self) -> u64 {
+        self.looked_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether its thread shall look for answers with this packet: with one that `is_awaited` by its own flow, with every some others,
+    /// and with the first after the plugin's clock has moved. A look costs more than the rest of a packet does.
+    #[must_use]
+    pub fn is_due(&self, is_awaited: bool, now_ms: u64) -> bool {
+        if !self.has_flows() {
+            return false;
+        }
+        // No other thread counts them.
+        let passed = self.passed.load(Ordering::Relaxed).saturating_add(1);
+        let is_due =
+            is_awaited || passed >= limits::PACKETS_PER_LOOK || self.looked_ms() != now_ms;
+        let rest = if is_due { 0 } else { passed };
+        self.passed.store(rest, Ordering::Relaxed);
+        is_due
     }
 
     /// Whether a defect has ended its session: nothing more comes of it.
@@ -141,11 +160,11 @@ impl Lane {
     }
 
     /// Submits a flow.
-    pub fn submit(&self, recorder: Recorder, ticket: Ticket, now_ms: u64) -> Submitted {
-        let Some(mut way) = self.try_lock() else {
+    pub fn submit(&self, recorder: Recorder, ticket: Ticket) -> Submitted {
+        // The shared lane gets another session soon.
+        let Some(mut way) = self.try_lock().filter(|_| !self.is_dead()) else {
             return Submitted::Busy;
         };
-        self.used_ms.store(now_ms, Ordering::Relaxed);
         let status = way.session.submit(recorder, ticket.number());
         let submitted = Submitted::of(status);
         if submitted == Submitted::Queued {
@@ -168,7 +187,7 @@ impl Lane {
         let Some(mut way) = self.try_lock() else {
             return false;
         };
-        self.used_ms.store(now_ms, Ordering::Relaxed);
+        self.looked_ms.store(now_ms, Ordering::Relaxed);
         let Way { session, under_way } = &mut *way;
         let mut rest = match session.take(wait_us) {
             Ok(answers) => answers,
@@ -322,7 +341,8 @@ impl Lanes {
             }),
             is_dead: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
-            used_ms: AtomicU64::new(0),
+            looked_ms: AtomicU64::new(0),
+            passed: AtomicU32::new(0),
         });
         if let Ok(mut lanes) = self.all.lock() {
             lanes.push(Arc::clone(&lane));
