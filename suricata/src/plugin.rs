@@ -389,9 +389,7 @@ impl Plugin {
         };
         match place.put(verdict) {
             Ok(()) => self.settle(ticket.place),
-            Err(verdict) => self
-                .undelivered
-                .push(Undelivered::Verdict(ticket, verdict)),
+            Err(verdict) => self.undelivered.push(Undelivered::Verdict(ticket, verdict)),
         }
     }
 

@@ -146,8 +146,7 @@ impl Lane {
         }
         // No other thread counts them.
         let passed = self.passed.load(Ordering::Relaxed).saturating_add(1);
-        let is_due =
-            is_awaited || passed >= limits::PACKETS_PER_LOOK || self.looked_ms() != now_ms;
+        let is_due = is_awaited || passed >= limits::PACKETS_PER_LOOK || self.looked_ms() != now_ms;
         let rest = if is_due { 0 } else { passed };
         self.passed.store(rest, Ordering::Relaxed);
         is_due
