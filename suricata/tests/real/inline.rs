@@ -45,6 +45,25 @@ fn in_order(packets: &[Packet]) -> HashMap<Ends, Vec<&[u8]>> {
     found
 }
 
+/// The packets, one of each flow in turn.
+fn in_turn(packets: &[Packet]) -> Vec<Packet> {
+    let mut places: HashMap<Ends, usize> = HashMap::new();
+    let place = |packet: &Packet| {
+        let place = places.entry(packet.ends().unwrap()).or_default();
+        *place += 1;
+        *place
+    };
+    let mut placed: Vec<(usize, &Packet)> = {
+        let places: Vec<usize> = packets.iter().map(place).collect();
+        places.into_iter().zip(packets).collect()
+    };
+    placed.sort_by_key(|&(place, _)| place);
+    placed
+        .into_iter()
+        .map(|(_, packet)| packet.clone())
+        .collect()
+}
+
 #[test]
 fn flows_are_dropped_by_verdict() {
     for host in hosts() {
@@ -69,7 +88,8 @@ fn flows_are_dropped_by_verdict() {
                 );
             }
             let (wire, far) = (Wire::on("left0"), Wire::on("right1"));
-            // Slowly: a verdict takes some milliseconds, and packets pass until it is there.
+            // Slowly, and a packet of each flow in turn: a verdict takes some milliseconds, and packets pass until it is there.
+            let packets = in_turn(&packets);
             wire.send_at(&packets, 200);
             let sent = count(&packets);
             live.until("all flows have a record", || {

