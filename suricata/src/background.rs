@@ -22,7 +22,7 @@ use crate::{counters, guarded};
 const ROUND: Duration = Duration::from_millis(20);
 /// Rounds between two looks at all flows for those that rest.
 const ROUNDS_PER_SCAN: u32 = 5;
-/// How long a lane must have been left alone before its answers are taken for its thread.
+/// How long nobody must have looked for a lane's answers before they are taken for its thread.
 const LANE_REST_MS: u64 = 40;
 
 static THREAD: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
@@ -164,7 +164,7 @@ impl Work {
         self.plugin.lanes.renew_shared(&self.plugin.engine);
         for lane in self.plugin.lanes.all() {
             self.plugin.lose(&lane);
-            if lane.has_flows() && now_ms.saturating_sub(lane.used_ms()) >= LANE_REST_MS {
+            if lane.has_flows() && now_ms.saturating_sub(lane.looked_ms()) >= LANE_REST_MS {
                 while self.plugin.take_answers(&lane, 0) {}
             }
         }

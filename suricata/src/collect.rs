@@ -93,12 +93,7 @@ impl Followed {
 
     /// Takes a verdict that has come.
     fn take_letter(&mut self, place: &Place) {
-        if place.offered.load(Ordering::Acquire) <= self.judged_packets() {
-            return;
-        }
-        if let Ok(mut letter) = place.letter.try_lock()
-            && let Some(verdict) = letter.verdict.take()
-        {
+        if let Some(verdict) = place.take_verdict() {
             self.verdict = Some(verdict);
         }
     }
@@ -134,6 +129,22 @@ pub unsafe extern "C" fn on_packet(
 /// A live packet of a live flow whose lock this thread holds.
 unsafe fn receive(plugin: &Plugin, flow: *mut Flow, packet: *const Packet) {
     // SAFETY: as the caller says.
+    let known = unsafe { followed(plugin, flow) };
+    if let Some(followed) = &known
+        && (followed.is_over || followed.is_full)
+    {
+        // Nothing of the packet is looked at.
+        let followed = known.filter(|followed| !followed.is_over);
+        let place = followed
+            .as_ref()
+            .and_then(|followed| plugin.table.place(followed.place?));
+        look_for_answers(plugin, place);
+        if let (Some(followed), Some(place)) = (followed, place) {
+            attend(plugin, followed, place);
+        }
+        return;
+    }
+    // SAFETY: as the caller says.
     let view = match unsafe { View::of(packet, flow) } {
         Ok(view) => {
             plugin.layout_is_right();
@@ -142,8 +153,7 @@ unsafe fn receive(plugin: &Plugin, flow: *mut Flow, packet: *const Packet) {
         Err(Unreadable::Headers) => return,
         Err(Unreadable::Layout) => return plugin.layout_looks_wrong(),
     };
-    // SAFETY: as the caller says.
-    let followed = match unsafe { followed(plugin, flow) } {
+    let followed = match known {
         Some(followed) => followed,
         None => {
             let begun = Box::into_raw(Box::new(begin(plugin, &view)));
@@ -157,14 +167,21 @@ unsafe fn receive(plugin: &Plugin, flow: *mut Flow, packet: *const Packet) {
             unsafe { &mut *begun }
         }
     };
+    let place = followed.place.and_then(|number| plugin.table.place(number));
+    look_for_answers(plugin, place);
+    if let Some(place) = place {
+        add(plugin, followed, place, &view);
+    }
+}
+
+/// Takes the answers that have come to this thread's flows, now and then; `place` is that of the flow whose packet it is.
+fn look_for_answers(plugin: &Plugin, place: Option<&Place>) {
     Lanes::own_if_any(|lane| {
-        if lane.has_flows() {
+        let is_awaited = place.is_some_and(|place| place.pending() > 0);
+        if lane.is_due(is_awaited, plugin.now_ms()) {
             plugin.take_answers(lane, 0);
         }
     });
-    if let Some(place) = followed.place.and_then(|number| plugin.table.place(number)) {
-        add(plugin, followed, place, &view);
-    }
 }
 
 fn begin(plugin: &Plugin, view: &View<'_>) -> Followed {
@@ -231,15 +248,18 @@ fn flow_id(view: &View<'_>) -> u64 {
 
 const FLOW_ID_MASK: u64 = (1 << 51) - 1;
 
-/// Adds a packet to its flow, and has the flow judged if it is time.
+/// Adds a packet to its flow.
 fn add(plugin: &Plugin, followed: &mut Followed, place: &Place, view: &View<'_>) {
     // An ICMP error belongs to the flow that it is about, but is none of its packets.
     if view.protocol != followed.protocol {
         return;
     }
-    if !followed.is_full {
-        feed(plugin, followed, place, view);
-    }
+    feed(plugin, followed, place, view);
+    attend(plugin, followed, place);
+}
+
+/// Takes the verdict on a flow if it has come, and has the flow judged if it is time.
+fn attend(plugin: &Plugin, followed: &mut Followed, place: &Place) {
     followed.take_letter(place);
     let is_asked = place.offered.load(Ordering::Acquire) >= followed.packets;
     if followed.is_full && is_asked {
@@ -421,6 +441,8 @@ fn release(plugin: &Plugin, followed: &mut Followed, place: &Place) {
         return;
     }
     followed.is_over = true;
+    // No packet looks for it any more.
+    followed.take_letter(place);
     let recorder = followed
         .place
         .and_then(|number| plugin.table.take_recorder(number));

@@ -41,6 +41,8 @@ pub const SHOWN_CHARACTERS: usize = 80;
 pub const LAYOUT_FAILURES_MAX: u64 = 16;
 /// Bytes of an EVE record that are searched for its type and flow.
 pub const EVE_HEAD_BYTES: usize = 512;
+/// Packets of a thread with one look for answers, at most: they come within that many, or within a round of the plugin's own thread.
+pub const PACKETS_PER_LOOK: u32 = 16;
 /// Recorders of ended flows that are kept for new ones.
 pub const SPARE_RECORDERS: u32 = 4_096;
 /// Flows of a table block: blocks are made when they are needed and stay.

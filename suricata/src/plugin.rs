@@ -1,9 +1,10 @@
 //! The plugin's state: one for the process, made when Suricata loads it, and there until the process ends.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
+
+use crossbeam_queue::SegQueue;
 
 use crate::config::{Config, Overload};
 use crate::counters::Counters;
@@ -13,7 +14,7 @@ use crate::library::{CallError, Engine, Library, LoadError};
 use crate::limits;
 use crate::session::{Lane, Lanes, Submitted, Ticket};
 use crate::table::{Left, News, Table};
-use crate::verdict::{FlowVerdict, KnownNames, Names, State};
+use crate::verdict::{Changing, FlowVerdict, KnownNames, Names, State};
 
 static PLUGIN: OnceLock<Plugin> = OnceLock::new();
 /// Set when the plugin must not touch the host any more.
@@ -45,7 +46,7 @@ pub struct Plugin {
     /// Whether nothing is offered until the queue is half empty.
     pub is_paused: AtomicBool,
     /// Answers that could not be delivered when they came: seldom any.
-    pub undelivered: Mutex<Vec<Undelivered>>,
+    pub undelivered: SegQueue<Undelivered>,
     /// Packets that looked wrong before any looked right; the largest number once one did.
     pub layout_failures: AtomicU64,
     /// A prepared packet.
@@ -190,7 +191,7 @@ pub fn make(host: &'static Host, config: Config) -> Result<&'static Plugin, Star
         has_rules: AtomicBool::new(false),
         is_offline: AtomicBool::new(false),
         is_paused: AtomicBool::new(false),
-        undelivered: Mutex::default(),
+        undelivered: SegQueue::new(),
         layout_failures: AtomicU64::new(0),
         packet: library.packet(),
         started: Instant::now(),
@@ -308,7 +309,7 @@ impl Plugin {
             place: number,
             packets,
         };
-        let submitted = with_lane(&|lane| lane.submit(recorder, ticket, self.now_ms()));
+        let submitted = with_lane(&|lane| lane.submit(recorder, ticket));
         let submitted = submitted.unwrap_or(Submitted::Busy);
         match submitted {
             Submitted::Queued => {
@@ -360,15 +361,9 @@ impl Plugin {
         let ticket = Ticket::of(first.id);
         self.counters.answers.add(1);
         let min_score = self.config.min_score;
-        loop {
-            let verdict = FlowVerdict::try_of(answer, ticket.packets, &self.names, min_score);
-            if let Ok(verdict) = verdict {
-                return self.accept(ticket, verdict);
-            }
-            if let Ok(mut undelivered) = self.undelivered.try_lock() {
-                return undelivered.push(Undelivered::Answer(answer.to_vec()));
-            }
-            std::hint::spin_loop();
+        match FlowVerdict::try_of(answer, ticket.packets, &self.names, min_score) {
+            Ok(verdict) => self.accept(ticket, verdict),
+            Err(Changing) => self.undelivered.push(Undelivered::Answer(answer.to_vec())),
         }
     }
 
@@ -392,29 +387,19 @@ impl Plugin {
         let Some(place) = self.table.place(ticket.place) else {
             return;
         };
-        let mut verdict = Some(verdict);
-        while verdict.is_some() {
-            if let Ok(mut letter) = place.letter.try_lock() {
-                if let Some(verdict) = verdict.take() {
-                    letter.put(verdict);
-                }
-            } else if let Ok(mut undelivered) = self.undelivered.try_lock() {
-                let verdict = verdict.take();
-                undelivered.extend(verdict.map(|verdict| Undelivered::Verdict(ticket, verdict)));
-                return;
-            }
-            std::hint::spin_loop();
+        match place.put(verdict) {
+            Ok(()) => self.settle(ticket.place),
+            Err(verdict) => self.undelivered.push(Undelivered::Verdict(ticket, verdict)),
         }
-        self.settle(ticket.place);
     }
 
     /// Delivers what could not be delivered when it came. Not on a packet's way.
     pub fn deliver_rest(&self) {
-        let rest = match self.undelivered.lock() {
-            Ok(mut undelivered) => std::mem::take(&mut *undelivered),
-            Err(_) => return,
-        };
-        for undelivered in rest {
+        // What finds its letter taken again comes back in, and is for the next round.
+        for _ in 0..self.undelivered.len() {
+            let Some(undelivered) = self.undelivered.pop() else {
+                return;
+            };
             match undelivered {
                 Undelivered::Verdict(ticket, verdict) => self.put(ticket, verdict),
                 Undelivered::Answer(answer) => {

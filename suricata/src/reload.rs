@@ -1,5 +1,6 @@
 //! A new model without a restart: when the bundle's path leads to another file, or rules are loaded again.
 
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,37 +23,60 @@ struct Identity {
 
 impl Identity {
     /// Follows links. Of a directory all files count: a bundle that is still being copied is another one when it is whole.
-    fn of(path: &str) -> Option<Self> {
-        let path = std::fs::canonicalize(path).ok()?;
+    fn of(path: &str) -> io::Result<Self> {
+        let path = std::fs::canonicalize(path)?;
         let mut files = Vec::new();
         let mut rest = vec![path.clone()];
         while let Some(next) = rest.pop() {
-            let found = std::fs::metadata(&next).ok()?;
+            let found = std::fs::metadata(&next)?;
             if found.is_dir() {
-                let entries = std::fs::read_dir(&next).ok()?;
-                rest.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+                for entry in std::fs::read_dir(&next)? {
+                    rest.push(entry?.path());
+                    if files.len() + rest.len() > BUNDLE_FILES_MAX {
+                        let crowd = format!("more than {BUNDLE_FILES_MAX} files");
+                        return Err(io::Error::other(crowd));
+                    }
+                }
             } else {
                 let time = (found.mtime(), found.mtime_nsec());
                 files.push((found.dev(), found.ino(), found.size(), time.0, time.1));
             }
-            if files.len() + rest.len() > BUNDLE_FILES_MAX {
-                return None;
-            }
         }
         files.sort_unstable();
-        Some(Self { path, files })
+        Ok(Self { path, files })
     }
 }
 
-/// The bundle that was looked at last, whether it took over or was refused; and a lock, so that one is loaded at a time.
-static LAST: Mutex<Option<Identity>> = Mutex::new(None);
+/// What was found at the bundle's path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    /// A bundle, it seems.
+    Bundle(Identity),
+    /// Something that cannot be watched, and why.
+    Unusable(String),
+}
+
+impl Found {
+    /// `None` for a path that leads nowhere, as it may for a moment: that is no other bundle yet.
+    fn at(path: &str) -> Option<Self> {
+        match Identity::of(path) {
+            Ok(identity) => Some(Self::Bundle(identity)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => Some(Self::Unusable(error.to_string())),
+        }
+    }
+}
+
+/// What was looked at last, whether it took over or was refused; and a lock, so that one is loaded at a time.
+static LAST: Mutex<Option<Found>> = Mutex::new(None);
 /// The rules that keywords were set up in last.
 static RULES: AtomicUsize = AtomicUsize::new(0);
 
 /// Remembers which bundle was opened first.
 pub fn remember(plugin: &Plugin) {
     if let Ok(mut last) = LAST.lock() {
-        *last = Identity::of(&plugin.config.bundle);
+        // What cannot be watched is said with the first look.
+        *last = Found::at(&plugin.config.bundle).filter(|found| matches!(found, Found::Bundle(_)));
     }
 }
 
@@ -102,15 +126,17 @@ fn renew(plugin: &Plugin) {
         return;
     }
     let Ok(mut last) = LAST.lock() else { return };
-    // A path that leads nowhere for a moment is no other bundle yet.
-    let Some(found) = Identity::of(path) else {
+    let Some(found) = Found::at(path) else {
         return;
     };
     if last.as_ref() == Some(&found) {
         return;
     }
+    let result = match &found {
+        Found::Bundle(_) => guarded(Err("a defect".to_owned()), || activate(plugin, path)),
+        Found::Unusable(reason) => Err(reason.clone()),
+    };
     *last = Some(found);
-    let result = guarded(Err("a defect".to_owned()), || activate(plugin, path));
     match result {
         Ok(model) => {
             plugin.counters.reloads.add(1);
@@ -145,4 +171,43 @@ fn activate(plugin: &Plugin, path: &str) -> Result<String, String> {
         return Err(error.text);
     }
     Ok(names.model.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn what_is_at_a_path_is_known_by_its_files() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        assert_eq!(Found::at(&at("nothing")), None);
+        std::fs::write(at("one"), "1").unwrap();
+        let one = Found::at(&at("one"));
+        assert!(matches!(one, Some(Found::Bundle(_))));
+        assert_eq!(Found::at(&at("one")), one);
+        // By whatever way.
+        std::os::unix::fs::symlink("one", at("link")).unwrap();
+        assert_eq!(Found::at(&at("link")), one);
+        std::fs::write(at("other"), "1").unwrap();
+        std::fs::rename(at("other"), at("one")).unwrap();
+        assert_ne!(Found::at(&at("link")), one);
+    }
+
+    #[test]
+    fn a_folder_has_so_many_files_and_no_more() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().to_str().unwrap();
+        for number in 0..BUNDLE_FILES_MAX {
+            std::fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        assert!(matches!(Found::at(path), Some(Found::Bundle(_))));
+        std::fs::write(folder.path().join("last"), "").unwrap();
+        assert_eq!(
+            Found::at(path),
+            Some(Found::Unusable("more than 1024 files".to_owned()))
+        );
+    }
 }

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use crate::host::{Level, log};
 use crate::library::abi::{self, status};
 use crate::library::{CallError, Engine, Recorder, Session};
+use crate::limits;
 
 /// A flow that was submitted: its place in the table and the packets that it had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +118,29 @@ pub struct Lane {
     is_dead: AtomicBool,
     /// Submitted and not answered.
     in_flight: AtomicU32,
-    /// When it was last used, on the plugin's clock.
-    used_ms: AtomicU64,
+    looks: Looks,
+}
+
+/// When answers are looked for: a look costs more than the rest of a packet does.
+#[derive(Debug, Default)]
+struct Looks {
+    /// When answers were last looked for, on the plugin's clock.
+    last_ms: AtomicU64,
+    /// Packets of the lane's thread since. No other thread counts them.
+    passed: AtomicU32,
+}
+
+impl Looks {
+    /// Whether it is time with this packet: with one that `is_awaited` by its own flow, with every some others, and with the first after
+    /// the plugin's clock has moved.
+    fn is_due(&self, is_awaited: bool, now_ms: u64) -> bool {
+        let passed = self.passed.load(Ordering::Relaxed).saturating_add(1);
+        let has_moved = self.last_ms.load(Ordering::Relaxed) != now_ms;
+        let is_due = is_awaited || has_moved || passed >= limits::PACKETS_PER_LOOK;
+        let rest = if is_due { 0 } else { passed };
+        self.passed.store(rest, Ordering::Relaxed);
+        is_due
+    }
 }
 
 impl Lane {
@@ -128,10 +150,16 @@ impl Lane {
         self.in_flight.load(Ordering::Acquire) > 0
     }
 
-    /// When it was last used, on the plugin's clock.
+    /// When answers were last looked for, on the plugin's clock.
     #[must_use]
-    pub fn used_ms(&self) -> u64 {
-        self.used_ms.load(Ordering::Relaxed)
+    pub fn looked_ms(&self) -> u64 {
+        self.looks.last_ms.load(Ordering::Relaxed)
+    }
+
+    /// Whether its thread shall look for answers with this packet, by whose own flow one may be awaited.
+    #[must_use]
+    pub fn is_due(&self, is_awaited: bool, now_ms: u64) -> bool {
+        self.has_flows() && self.looks.is_due(is_awaited, now_ms)
     }
 
     /// Whether a defect has ended its session: nothing more comes of it.
@@ -141,11 +169,11 @@ impl Lane {
     }
 
     /// Submits a flow.
-    pub fn submit(&self, recorder: Recorder, ticket: Ticket, now_ms: u64) -> Submitted {
-        let Some(mut way) = self.try_lock() else {
+    pub fn submit(&self, recorder: Recorder, ticket: Ticket) -> Submitted {
+        // The shared lane gets another session soon.
+        let Some(mut way) = self.try_lock().filter(|_| !self.is_dead()) else {
             return Submitted::Busy;
         };
-        self.used_ms.store(now_ms, Ordering::Relaxed);
         let status = way.session.submit(recorder, ticket.number());
         let submitted = Submitted::of(status);
         if submitted == Submitted::Queued {
@@ -168,7 +196,7 @@ impl Lane {
         let Some(mut way) = self.try_lock() else {
             return false;
         };
-        self.used_ms.store(now_ms, Ordering::Relaxed);
+        self.looks.last_ms.store(now_ms, Ordering::Relaxed);
         let Way { session, under_way } = &mut *way;
         let mut rest = match session.take(wait_us) {
             Ok(answers) => answers,
@@ -322,7 +350,7 @@ impl Lanes {
             }),
             is_dead: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
-            used_ms: AtomicU64::new(0),
+            looks: Looks::default(),
         });
         if let Ok(mut lanes) = self.all.lock() {
             lanes.push(Arc::clone(&lane));
@@ -357,6 +385,24 @@ mod tests {
             assert_eq!(submitted.is_to_be_repeated(), is_to_be_repeated);
         }
         assert!(!Submitted::Nothing.is_to_be_repeated());
+    }
+
+    #[test]
+    fn answers_are_looked_for_now_and_then() {
+        let looks = Looks::default();
+        for round in 0..3 {
+            for packet in 1..limits::PACKETS_PER_LOOK {
+                assert!(!looks.is_due(false, 0), "round {round}, packet {packet}");
+            }
+            assert!(looks.is_due(false, 0), "round {round}");
+        }
+        assert!(!looks.is_due(false, 0));
+        assert!(looks.is_due(true, 0), "its own flow waits");
+        assert!(looks.is_due(false, 20), "the clock has moved");
+        // Only a look that was had moves it: where another thread has the session, the next packet comes again.
+        assert!(looks.is_due(false, 20));
+        looks.last_ms.store(20, Ordering::Relaxed);
+        assert!(!looks.is_due(false, 20));
     }
 
     #[test]

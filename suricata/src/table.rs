@@ -7,7 +7,7 @@
 //! - a place has what other threads need: the recorder, what was fed and judged, and a box for the answer;
 //! - the box has a lock that packet paths only try: who finds it taken comes again with the next packet.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::host::packet::Endpoint;
@@ -79,6 +79,8 @@ pub struct Place {
     pub touched_ms: AtomicU64,
     /// How many rests it was judged after.
     pub rests: AtomicU32,
+    /// Whether an answer may be in the letter: else nobody has to open it.
+    has_letter: AtomicBool,
     /// What other threads leave for the flow.
     pub letter: Mutex<Letter>,
 }
@@ -100,6 +102,31 @@ impl Place {
     #[must_use]
     pub fn pending(&self) -> u32 {
         self.word.load(Ordering::Acquire) & PENDING
+    }
+
+    /// Puts an answer into the letter, unless a better one has come before.
+    ///
+    /// # Errors
+    /// The answer, where another thread has the letter.
+    pub fn put(&self, verdict: FlowVerdict) -> Result<(), FlowVerdict> {
+        let Ok(mut letter) = self.letter.try_lock() else {
+            return Err(verdict);
+        };
+        letter.put(verdict);
+        self.has_letter.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Takes the answer that is in the letter; `None` where there is none, or another thread has the letter.
+    #[must_use]
+    pub fn take_verdict(&self) -> Option<FlowVerdict> {
+        if !self.has_letter.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut letter = self.letter.try_lock().ok()?;
+        // With the letter in hand: who puts another one in waits for no one, and sets it again.
+        self.has_letter.store(false, Ordering::Release);
+        letter.verdict.take()
     }
 
     /// Counts an answer that will come, if the flow lives. Without one the place may be another flow's at any time.
@@ -249,6 +276,7 @@ impl Table {
         place.packets.store(0, Ordering::Relaxed);
         place.offered.store(0, Ordering::Relaxed);
         place.rests.store(0, Ordering::Relaxed);
+        place.has_letter.store(false, Ordering::Relaxed);
         place.touched_ms.store(now_ms, Ordering::Relaxed);
         place.recorder.store(recorder.number(), Ordering::Release);
         // Free places are nobody's: the lock is not contended.

@@ -125,6 +125,35 @@ fn a_letter_keeps_the_newest_answer() {
 }
 
 #[test]
+fn nobody_waits_for_a_letter() {
+    let place = Place::default();
+    assert!(place.take_verdict().is_none());
+    let held = place.letter.lock().unwrap();
+    // Who brings an answer has it back, and who looks for one finds none.
+    let verdict = place.put(verdict(State::Done, 8)).unwrap_err();
+    assert!(place.take_verdict().is_none());
+    drop(held);
+    place.put(verdict).unwrap();
+    let held = place.letter.lock().unwrap();
+    assert!(place.take_verdict().is_none());
+    drop(held);
+    assert_eq!(place.take_verdict().unwrap().packets, 8);
+    assert!(place.take_verdict().is_none());
+}
+
+#[test]
+fn a_letter_of_the_flow_before_is_gone() {
+    let table = Table::new(1, 1);
+    let number = begun(&table);
+    let place = table.place(number).unwrap();
+    place.put(verdict(State::Done, 8)).unwrap();
+    assert_eq!(table.end(number), Left::Free);
+    assert!(table.free(number).has_letter);
+    assert_eq!(begun(&table), number);
+    assert!(place.take_verdict().is_none());
+}
+
+#[test]
 fn a_failure_takes_the_place_of_no_verdict() {
     for failure in [State::Failed, State::Expired, State::Abandoned] {
         for good in [State::Done, State::NotApplicable] {

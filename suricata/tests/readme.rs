@@ -87,6 +87,35 @@ fn the_dashboard_is_whole_and_uses_fields_that_there_are() {
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
     assert!(objects.len() > 5);
+    let mut names: Vec<String> = objects
+        .iter()
+        .map(|object| format!("{} {}", object["type"], object["id"]))
+        .collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), objects.len(), "an object twice");
+    // Each panel has a reference of its name, and each visualization a panel.
+    let dashboard = objects.iter().find(|object| object["type"] == "dashboard");
+    let dashboard = dashboard.unwrap();
+    let panels = dashboard["attributes"]["panelsJSON"].as_str().unwrap();
+    let panels: Vec<serde_json::Value> = serde_json::from_str(panels).unwrap();
+    let references = dashboard["references"].as_array().unwrap();
+    assert_eq!(panels.len(), references.len());
+    for panel in &panels {
+        let name = format!(
+            "{}:{}",
+            panel["panelIndex"].as_str().unwrap(),
+            panel["panelRefName"].as_str().unwrap()
+        );
+        let is_there = references
+            .iter()
+            .any(|reference| reference["name"] == name.as_str());
+        assert!(is_there, "no reference {name}");
+    }
+    let kinds = objects
+        .iter()
+        .filter(|object| object["type"] == "visualization");
+    assert_eq!(kinds.count(), panels.len());
     let schema: serde_json::Value =
         serde_json::from_str(&file("schema/trafficllm.schema.json")).unwrap();
     for object in &objects {
@@ -95,6 +124,18 @@ fn the_dashboard_is_whole_and_uses_fields_that_there_are() {
                 .iter()
                 .any(|other| other["id"] == reference["id"] && other["type"] == reference["type"]);
             assert!(is_there, "{reference} is no object");
+        }
+        // JSON that stands in texts.
+        for place in [
+            "/attributes/visState",
+            "/attributes/panelsJSON",
+            "/attributes/optionsJSON",
+            "/attributes/kibanaSavedObjectMeta/searchSourceJSON",
+        ] {
+            if let Some(text) = object.pointer(place) {
+                let inside = serde_json::from_str::<serde_json::Value>(text.as_str().unwrap());
+                assert!(inside.is_ok(), "{place} of {}: {inside:?}", object["id"]);
+            }
         }
         for part in object.to_string().split("trafficllm.").skip(1) {
             let name: String = part
@@ -108,4 +149,52 @@ fn the_dashboard_is_whole_and_uses_fields_that_there_are() {
             assert!(is_known || is_of_task, "{name} is no member of the object");
         }
     }
+}
+
+/// The searches of the README beside the dashboards, and the program's own queries: every member that they name is one of the schema's.
+#[test]
+fn the_searches_use_fields_that_there_are() {
+    let schema: serde_json::Value =
+        serde_json::from_str(&file("schema/trafficllm.schema.json")).unwrap();
+    let mut found = 0;
+    for text in [file("dashboards/README.md"), file("dashboards/make.py")] {
+        for part in text.split("trafficllm.").skip(1) {
+            let name: String = part
+                .chars()
+                .take_while(|letter| letter.is_ascii_alphanumeric() || *letter == '_')
+                .collect();
+            if name.is_empty() {
+                continue;
+            }
+            let is_known = schema["properties"].get(&name).is_some();
+            let task = ["_label", "_score", "_abstained"]
+                .iter()
+                .find_map(|end| name.strip_suffix(end));
+            // Members of a task are those of one that the README's example names.
+            let is_of_task =
+                task.is_some_and(|task| file("README.md").contains(&format!("{task}_label")));
+            assert!(is_known || is_of_task, "{name} is no member of the object");
+            found += 1;
+        }
+    }
+    assert!(found > 10, "{found} fields");
+}
+
+/// `kibana.ndjson` is what `make.py` writes, where there is a Python to run it.
+#[test]
+fn the_dashboard_is_the_program_s() {
+    let folder = tempfile::TempDir::new().unwrap();
+    std::fs::write(folder.path().join("make.py"), file("dashboards/make.py")).unwrap();
+    let run = std::process::Command::new("python3")
+        .arg(folder.path().join("make.py"))
+        .status();
+    let Ok(status) = run else {
+        return;
+    };
+    assert!(status.success());
+    let made = std::fs::read_to_string(folder.path().join("kibana.ndjson")).unwrap();
+    assert!(
+        made == file("dashboards/kibana.ndjson"),
+        "kibana.ndjson is older than make.py: run it"
+    );
 }

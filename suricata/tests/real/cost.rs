@@ -2,7 +2,7 @@
 //!
 //! Read at full speed by one thread, so that the thread's own processor time is what a packet costs. The model is asked and never waited
 //! for, as on live traffic; it runs on a thread of its own, which is not counted. `TLLM_ROUNDS` says how often (7), `TLLM_FLOWS` on how
-//! many flows (24,000).
+//! many flows (24,000), `TLLM_OTHER` the path of another build of the plugin to compare with.
 
 use std::collections::HashMap;
 use std::fs;
@@ -97,17 +97,26 @@ fn cost() {
             .key("library", host.shim(folder.path()).display())
             .environment("TLLM_SHIM", "hold");
         let rule = "alert ip any any -> any any (msg:\"x\"; trafficllm.label:botnet_detection,Zeus; trafficllm.score:botnet_detection,>=0.999; sid:1;)";
-        let variants = [
+        let mut variants = vec![
             (
                 "without the plugin",
                 bare.clone().without_plugin().without_eve(),
             ),
             ("with it", with.clone().without_eve()),
-            ("with it, the model stands still", still.without_eve()),
+            (
+                "with it, the model stands still",
+                still.clone().without_eve(),
+            ),
             ("with it and a rule", with.clone().rules(rule).without_eve()),
             ("without it, EVE", bare.without_plugin()),
-            ("with it, EVE", with),
+            ("with it, EVE", with.clone()),
         ];
+        if let Some(other) = std::env::var_os("TLLM_OTHER") {
+            let other = Path::new(&other);
+            variants.push(("with another", with.plugin(other).without_eve()));
+            let still = still.plugin(other).without_eve();
+            variants.push(("with another, the model stands still", still));
+        }
         let mut taken: HashMap<&str, Vec<Taken>> = HashMap::new();
         for _ in 0..rounds {
             for (name, setup) in &variants {
@@ -138,7 +147,7 @@ fn cost() {
                     .map(|(with, without)| with.packets_per_second / without.packets_per_second),
             );
             eprintln!(
-                "{name:34} {:9.0} packets/s ({rate:.3} of that without)  {:6.0} ns of the packet thread a packet ({more:+.0})  asleep {:4.0} ms",
+                "{name:35} {:9.0} packets/s ({rate:.3} of that without)  {:6.0} ns of the packet thread a packet ({more:+.0})  asleep {:4.0} ms",
                 median(all.iter().map(|taken| taken.packets_per_second)),
                 median(all.iter().map(|taken| taken.thread_ns)),
                 median(all.iter().map(|taken| taken.asleep_ms)),

@@ -9,6 +9,7 @@ use crate::live::live;
 use crate::network::{Wire, apart, pair};
 use crate::records::Schema;
 use crate::traffic;
+use trafficllm_suricata::limits;
 
 const FLOWS: usize = 13;
 
@@ -238,6 +239,16 @@ fn a_bundle_that_is_bad_at_run_time_changes_nothing() {
                 (live.metric("generation"), live.metric("reloads_total")),
                 (1, 0)
             );
+            // So is a folder that cannot be watched, for the plugin's own reason, and once.
+            fs::create_dir(at("crowd")).unwrap();
+            for number in 0..=limits::BUNDLE_FILES_MAX {
+                fs::write(at("crowd").join(number.to_string()), "").unwrap();
+            }
+            lead_to("crowd");
+            live.until("the crowd is refused", || {
+                live.metric("reload_failures_total") == 2
+            });
+            judge("verdicts of the first bundle go on behind it");
             // A link that leads nowhere is not looked at.
             lead_to("none.tllm");
             judge("verdicts of the first bundle go on still");
@@ -255,10 +266,12 @@ fn a_bundle_that_is_bad_at_run_time_changes_nothing() {
                     ran.metric("reloads_total"),
                     ran.metric("errors_total")
                 ),
-                (1, 1, 0)
+                (2, 1, 0)
             );
             assert!(
-                ran.log.contains("the model before goes on") && ran.log.contains("has taken over"),
+                ran.log.contains("the model before goes on")
+                    && ran.log.contains("more than 1024 files")
+                    && ran.log.contains("has taken over"),
                 "{}",
                 ran.log
             );
@@ -411,5 +424,92 @@ fn files_that_cannot_be_written_are_said() {
             }
             assert!(!ran.records("flow").is_empty());
         });
+    }
+}
+
+#[test]
+fn a_session_that_ends_is_replaced() {
+    for host in hosts() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("many.pcap");
+        let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 300, 1_000);
+        traffic::write(&path, &packets);
+        for mode in ["end-submit", "end-poll"] {
+            let setup = Setup::new()
+                .key("library", host.shim(folder.path()).display())
+                .environment("TLLM_SHIM", mode);
+            // The shim ends the process where a session that has ended is used.
+            let ran = host::read(&host, &setup, &path).with_plugin();
+            let errors = ran.metric("errors_total");
+            assert!(
+                (1..=flows as u64 / 4).contains(&errors),
+                "{mode}: {errors} errors"
+            );
+            let records = ran.records("flow");
+            assert_eq!(records.len(), flows);
+            let state = |name: &str| {
+                let is_so = |record: &&serde_json::Value| record["trafficllm"]["state"] == name;
+                records.iter().filter(is_so).count()
+            };
+            // A flow whose submission was the defect can be judged no more; what was under way has failed.
+            let (done, lost) = (state("done"), state("failed") + state("unjudged"));
+            assert_eq!(done + lost, flows, "{mode}: {records:?}");
+            assert!(done * 4 > flows * 3, "{mode}: {done} of {flows} done");
+            // The defect is at the fiftieth submission: most are in another session.
+            assert!(
+                ran.metric("done_total") > 200,
+                "{mode}: {}",
+                ran.metric("done_total")
+            );
+            Schema::read().hold(&ran.eve());
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_hangs_at_the_end_is_left() {
+    for host in hosts() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let setup = Setup::new()
+            .key("library", host.shim(folder.path()).display())
+            .environment("TLLM_SHIM", "hang");
+        let ran = host::read(&host, &setup, &traffic::capture("http.pcap")).with_plugin();
+        assert!(ran.log.contains("shim: it hangs"), "{}", ran.log);
+        assert_eq!(ran.records("flow").len(), FLOWS);
+        Schema::read().hold(&ran.eve());
+    }
+}
+
+#[test]
+fn packets_of_another_layout_end_the_plugin_and_nothing_else() {
+    const SAID: &str = "the headers of packets do not stand where this plugin knows them";
+    for host in hosts() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let around = ["before.so", "behind.so"].map(|name| folder.path().join(name));
+        for made in &around {
+            host::compile("bend.c", made, &[]);
+        }
+        let bent = |packets: u64| {
+            let setup = Setup::new()
+                .around(around.clone())
+                .environment("TLLM_BEND", &packets.to_string());
+            let ran = host::read(&host, &setup, &traffic::capture("http.pcap"));
+            assert!(ran.status.success(), "{}: {}", ran.status, ran.log);
+            assert_eq!(ran.records("flow").len(), FLOWS, "{}", ran.log);
+            ran
+        };
+        let with_object = |ran: &Ran| {
+            let records = ran.records("flow").into_iter();
+            let judged = records.filter(|record| record["trafficllm"]["state"] == "done");
+            judged.count()
+        };
+        // Some odd packets are no reason.
+        let ran = bent(limits::LAYOUT_FAILURES_MAX - 1).with_plugin();
+        assert!(with_object(&ran) > 0);
+        for packets in [limits::LAYOUT_FAILURES_MAX, u64::MAX] {
+            let ran = bent(packets);
+            assert_said(&ran, &[SAID]);
+            assert_eq!(with_object(&ran), 0);
+        }
     }
 }

@@ -81,22 +81,9 @@ impl Host {
 
     /// The library with a shim before it, see `shim.c`.
     pub(crate) fn shim(&self, folder: &Path) -> PathBuf {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/shim.c");
+        let run_path = format!("-Wl,-rpath,{}", self.faulty.parent().unwrap().display());
         let made = folder.join("shim.so");
-        let output = Command::new("cc")
-            .args(["-O1", "-shared", "-fPIC", "-Wall", "-o"])
-            .args([&made, &source, &self.faulty])
-            .arg(format!(
-                "-Wl,-rpath,{}",
-                self.faulty.parent().unwrap().display()
-            ))
-            .output()
-            .unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        compile("shim.c", &made, &[&self.faulty, Path::new(&run_path)]);
         made
     }
 
@@ -130,6 +117,23 @@ impl Host {
     }
 }
 
+/// Compiles a file of this folder to a library.
+pub(crate) fn compile(source: &str, made: &Path, more: &[&Path]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real");
+    let output = Command::new("cc")
+        .args(["-O1", "-shared", "-fPIC", "-Wall", "-o"])
+        .arg(made)
+        .arg(folder.join(source))
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// How Suricata is to be set up. Without keys the plugin has the library's path and metrics every second.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Setup {
@@ -143,6 +147,10 @@ pub(crate) struct Setup {
     is_without_eve: bool,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    /// Another build of the plugin.
+    plugin: Option<PathBuf>,
+    /// Plugins that are loaded before it and behind it.
+    around: Option<[PathBuf; 2]>,
 }
 
 impl Setup {
@@ -178,6 +186,16 @@ impl Setup {
         self
     }
 
+    pub(crate) fn plugin(mut self, path: &Path) -> Self {
+        self.plugin = Some(path.to_owned());
+        self
+    }
+
+    pub(crate) fn around(mut self, plugins: [PathBuf; 2]) -> Self {
+        self.around = Some(plugins);
+        self
+    }
+
     pub(crate) fn without_plugin(mut self) -> Self {
         self.is_without_plugin = true;
         self
@@ -192,7 +210,15 @@ impl Setup {
         let etc = host.tree.join("root/etc/suricata");
         let mut text = String::from("%YAML 1.1\n---\n");
         if !self.is_without_plugin {
-            text += &format!("plugins:\n  - {}\n", host.plugin().display());
+            let mut plugins = vec![self.plugin.clone().unwrap_or_else(|| host.plugin())];
+            if let Some([before, behind]) = &self.around {
+                plugins.insert(0, before.clone());
+                plugins.push(behind.clone());
+            }
+            text += "plugins:\n";
+            for plugin in plugins {
+                text += &format!("  - {}\n", plugin.display());
+            }
             text += "trafficllm:\n";
             let defaults = [
                 ("library", host.library().display().to_string()),

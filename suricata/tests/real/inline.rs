@@ -34,6 +34,36 @@ fn count(packets: &[Packet]) -> HashMap<Ends, usize> {
     found
 }
 
+/// The packets of each flow, in their order.
+fn in_order(packets: &[Packet]) -> HashMap<Ends, Vec<&[u8]>> {
+    let mut found: HashMap<Ends, Vec<&[u8]>> = HashMap::new();
+    for packet in packets {
+        if let Some(ends) = packet.ends() {
+            found.entry(ends).or_default().push(&packet.bytes);
+        }
+    }
+    found
+}
+
+/// The packets, one of each flow in turn.
+fn in_turn(packets: &[Packet]) -> Vec<Packet> {
+    let mut places: HashMap<Ends, usize> = HashMap::new();
+    let place = |packet: &Packet| {
+        let place = places.entry(packet.ends().unwrap()).or_default();
+        *place += 1;
+        *place
+    };
+    let mut placed: Vec<(usize, &Packet)> = {
+        let places: Vec<usize> = packets.iter().map(place).collect();
+        places.into_iter().zip(packets).collect()
+    };
+    placed.sort_by_key(|&(place, _)| place);
+    placed
+        .into_iter()
+        .map(|(_, packet)| packet.clone())
+        .collect()
+}
+
 #[test]
 fn flows_are_dropped_by_verdict() {
     for host in hosts() {
@@ -43,7 +73,7 @@ fn flows_are_dropped_by_verdict() {
             // One rule by score, one by label; flows to the third port are judged as well, and pass.
             let setup = Setup::new()
                 .key("packets", 4)
-                .rules("drop tcp any any -> any 8080 (msg:\"score\"; trafficllm.score:botnet_detection,>=0.0; sid:1;)")
+                .rules("drop tcp any any <> any 8080 (msg:\"score\"; trafficllm.score:botnet_detection,>=0.0; sid:1;)")
                 .rules("drop tcp any any -> any 2222 (msg:\"label\"; trafficllm.label:malicious_doh_detection,non-doh-https; sid:2;)")
                 .rules("drop tcp any any -> any 2525 (msg:\"never\"; trafficllm.score:botnet_detection,<0.0001; sid:3;)")
                 .yaml(SHORT_FLOWS)
@@ -58,7 +88,8 @@ fn flows_are_dropped_by_verdict() {
                 );
             }
             let (wire, far) = (Wire::on("left0"), Wire::on("right1"));
-            // Slowly: a verdict takes some milliseconds, and packets pass until it is there.
+            // Slowly, and a packet of each flow in turn: a verdict takes some milliseconds, and packets pass until it is there.
+            let packets = in_turn(&packets);
             wire.send_at(&packets, 200);
             let sent = count(&packets);
             live.until("all flows have a record", || {
@@ -73,9 +104,11 @@ fn flows_are_dropped_by_verdict() {
                 .into_iter()
                 .map(|bytes| Packet { time_us: 0, bytes })
                 .collect();
+            let whole = in_order(&arrived);
             let arrived = count(&arrived);
             let ran = live.stop().with_plugin();
             assert!(ran.log.contains("IPS"), "{}", ran.log);
+            let order = in_order(&packets);
             let (mut dropped, mut passed) = (0, 0);
             for (ends, &packets) in &sent {
                 let came = arrived.get(ends).copied().unwrap_or(0);
@@ -94,6 +127,13 @@ fn flows_are_dropped_by_verdict() {
                         "all {packets} packets of a flow passed that is to be dropped: {ends:?}"
                     );
                     dropped += 1;
+                    if port(8080) {
+                        // The rule is for both directions and every score: behind the verdict nothing of the flow arrives any more.
+                        assert!(
+                            order[ends].starts_with(&whole[ends]),
+                            "a packet of {ends:?} passed behind one that was dropped"
+                        );
+                    }
                 }
             }
             assert!(

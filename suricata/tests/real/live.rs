@@ -20,15 +20,16 @@ af-packet:
     threads: 2
     cluster-id: 98
     cluster-type: cluster_flow
+    ring-size: 8192
 ";
 
 /// Time enough to be judged before they end, also on a machine that has other work.
 const RESTING_FLOWS: &str = "\
 flow-timeouts:
-  default: {new: 6, established: 6, closed: 6}
-  tcp: {new: 6, established: 6, closed: 6}
-  udp: {new: 6, established: 6}
-  icmp: {new: 6, established: 6}
+  default: {new: 10, established: 10, closed: 10}
+  tcp: {new: 10, established: 10, closed: 10}
+  udp: {new: 10, established: 10}
+  icmp: {new: 10, established: 10}
 ";
 
 pub(crate) fn live(host: &Host, setup: &Setup) -> Live {
@@ -142,7 +143,8 @@ fn verdicts_after_the_record_come_in_the_late_file() {
             let live = live(&host, &setup);
             let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 200, 1_000);
             Wire::on("tap1").send_at(&packets, 10_000);
-            live.until("all flows have a record", || flow_records(&live) == flows);
+            // More than there are, where the sender was held up for so long that one became two.
+            live.until("all flows have a record", || flow_records(&live) >= flows);
             live.until("late verdicts come", || {
                 live.metric("flows_active") == 0 && live.metric("late_total") > 0
             });
@@ -187,6 +189,118 @@ fn verdicts_after_the_record_come_in_the_late_file() {
     }
 }
 
+/// What the threads that take packets were doing, in so many looks.
+#[derive(Debug, Default)]
+struct Seen {
+    looks: u32,
+    /// Asleep for another thread, or for a time.
+    waiting: u32,
+    /// The same of the plugin's own thread, which does little else: it shows that waiting is seen.
+    others_waiting: u32,
+}
+
+impl Seen {
+    /// `None` where the system does not tell it.
+    fn look(&mut self, pid: i32) -> Option<()> {
+        for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
+            let task = task.ok()?.path();
+            let name = std::fs::read_to_string(task.join("comm")).ok()?;
+            let is_other = name.trim() == "trafficllm";
+            if !is_other && !name.starts_with("W#") {
+                continue;
+            }
+            let call = std::fs::read_to_string(task.join("syscall")).ok()?;
+            let number = call.split(' ').next()?.trim().parse::<i64>().ok();
+            // Where they have nothing to do they wait in poll.
+            let waits = [
+                libc::SYS_futex,
+                libc::SYS_nanosleep,
+                libc::SYS_clock_nanosleep,
+            ];
+            let waits = u32::from(number.is_some_and(|number| waits.contains(&number)));
+            if is_other {
+                self.others_waiting += waits;
+            } else {
+                self.looks += 1;
+                self.waiting += waits;
+            }
+        }
+        Some(())
+    }
+}
+
+/// The same packets at the same rate without the plugin, with a model at work, and with one that stands still for seconds.
+#[test]
+fn the_rate_is_the_same_with_a_model_that_stands_still() {
+    const PER_SECOND: u64 = 10_000;
+    for host in hosts() {
+        apart(|| {
+            pair("tap0", "tap1");
+            let folder = tempfile::TempDir::new().unwrap();
+            let (packets, _) = traffic::multiplied(&CAPTURES, 2_000, 1_000);
+            assert!(packets.len() as u64 > 3 * PER_SECOND, "{}", packets.len());
+            let rule = "alert ip any any -> any any (msg:\"x\"; trafficllm.score:botnet_detection,>=0.0; \
+                        threshold: type limit, track by_flow, count 1, seconds 3600; sid:1;)";
+            let with = Setup::new().rules(rule).key("stop-wait", 200);
+            let still = with
+                .clone()
+                .key("library", host.shim(folder.path()).display())
+                .environment("TLLM_SHIM", "hold");
+            for (name, setup) in [
+                ("without the plugin", Setup::new().without_plugin()),
+                ("with a model at work", with),
+                ("with a model that stands still", still),
+            ] {
+                let live = live(&host, &setup);
+                let mut seen = Seen::default();
+                let is_sent = std::sync::atomic::AtomicBool::new(false);
+                let started = std::time::Instant::now();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| {
+                        Wire::on("tap1").send_at(&packets, PER_SECOND);
+                        is_sent.store(true, std::sync::atomic::Ordering::Release);
+                    });
+                    while !is_sent.load(std::sync::atomic::Ordering::Acquire) {
+                        if seen.look(live.pid()).is_none() {
+                            break;
+                        }
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                });
+                let sent = started.elapsed();
+                live.until("all packets are taken", || {
+                    let stats = live.eve();
+                    let mut stats = stats.iter().rev();
+                    let last = stats.find(|record| record["event_type"] == "stats");
+                    last.and_then(|record| record["stats"].pointer("/decoder/pkts")?.as_u64())
+                        >= Some(packets.len() as u64)
+                });
+                let ran = live.stop();
+                eprintln!(
+                    "Suricata {}, {name}: {} packets in {sent:?}, {seen:?}",
+                    host.version,
+                    packets.len()
+                );
+                assert_all_taken(&ran, packets.len());
+                if seen.looks > 0 {
+                    // Suricata's own locks are met now and then.
+                    assert!(seen.waiting * 20 <= seen.looks, "{name}: {seen:?}");
+                    let has_others = seen.others_waiting > 0;
+                    assert_eq!(has_others, name.starts_with("with a"), "{name}: {seen:?}");
+                } else {
+                    eprintln!("SKIPPED: the system does not tell what a thread waits for");
+                }
+                if name.ends_with("at work") {
+                    assert!(ran.metric("done_total") > 0);
+                } else if name.ends_with("still") {
+                    let submitted = ran.metric("submitted_total");
+                    assert_eq!((ran.metric("done_total"), submitted > 100), (0, true));
+                }
+            }
+        });
+    }
+}
+
 #[test]
 fn a_model_that_stands_still_holds_nothing_up() {
     for host in hosts() {
@@ -210,9 +324,9 @@ fn a_model_that_stands_still_holds_nothing_up() {
                 let wire = Wire::on("tap1");
                 wire.send_at(&packets, 10_000);
                 // The worker stands in its first batch all the while, and every flow has its record.
-                live.until("all flows have a record", || flow_records(&live) == flows);
+                live.until("all flows have a record", || flow_records(&live) >= flows);
                 live.until("metrics are written", || {
-                    live.metric("flows_total") == flows as u64
+                    live.metric("flows_total") >= flows as u64
                 });
                 assert_eq!(live.metric("done_total"), 0, "{overload}");
                 assert!(

@@ -173,6 +173,45 @@ fn broken_captures_break_nothing() {
     }
 }
 
+/// What README.md says under "verdicts differ": Suricata puts fragments together, and leaves packets out whose IP length is 0.
+#[test]
+fn fragments_and_packets_without_a_length_are_as_suricata_has_them() {
+    for host in hosts() {
+        let folder = TempDir::new().unwrap();
+        let mut fragmented = 0;
+        let [plain, changed] = ["plain.pcap", "changed.pcap"].map(|name| folder.path().join(name));
+        for name in ["http.pcap", "ssh.pcap", "smtp.pcap"] {
+            let packets = traffic::read(&traffic::capture(name));
+            let (fragments, count) = traffic::fragmented(&packets);
+            assert!(count > 0, "{name}: nothing is large enough");
+            fragmented += count;
+            traffic::write(&plain, &packets);
+            traffic::write(&changed, &fragments);
+            let ran = host::read(&host, &Setup::new(), &changed).with_plugin();
+            let compared = compare(&host, &ran, &[&plain]);
+            assert!(
+                compared.different.is_empty() && compared.same > 0,
+                "{name}, fragments: {compared:#?}"
+            );
+            Schema::read().hold(&ran.eve());
+
+            let (all, rest) = traffic::without_length(&packets, 7);
+            assert!(all.len() > rest.len() + 3);
+            traffic::write(&plain, &rest);
+            traffic::write(&changed, &all);
+            let ran = host::read(&host, &Setup::new(), &changed).with_plugin();
+            let compared = compare(&host, &ran, &[&plain]);
+            assert!(
+                compared.different.is_empty() && compared.same > 0,
+                "{name}, no lengths: {compared:#?}"
+            );
+            assert_eq!(ran.metric("errors_total"), 0);
+            Schema::read().hold(&ran.eve());
+        }
+        assert!(fragmented > 30, "{fragmented} fragmented packets");
+    }
+}
+
 /// Larger captures, where they lie beside the checkout.
 fn shared_captures() -> Vec<PathBuf> {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");

@@ -213,3 +213,53 @@ pub(crate) fn multiplied_from(
     packets.sort_by_key(|packet| packet.time_us);
     packets
 }
+
+/// The same packets, those of IPv4 with much behind the IP header each in two fragments; how many there are of those.
+pub(crate) fn fragmented(packets: &[Packet]) -> (Vec<Packet>, usize) {
+    const HEADER: usize = ETHERNET + 20;
+    // A multiple of 8; all of a TCP header is in the first fragment.
+    const FIRST: usize = 64;
+    let mut made = Vec::new();
+    let mut count = 0;
+    for packet in packets {
+        // What is behind the IP packet is padding.
+        let ip_bytes = usize::from(u16::from_be_bytes([packet.bytes[16], packet.bytes[17]]));
+        let end = ETHERNET + ip_bytes;
+        if !packet.is_ipv4() || end > packet.bytes.len() || end < HEADER + 2 * FIRST {
+            made.push(packet.clone());
+            continue;
+        }
+        count += 1;
+        let part = |from: usize, to: usize, more: u16| {
+            let mut bytes = packet.bytes[..HEADER].to_vec();
+            bytes.extend(&packet.bytes[from..to]);
+            let size = (bytes.len() - ETHERNET) as u16;
+            bytes[16..18].copy_from_slice(&size.to_be_bytes());
+            bytes[18..20].copy_from_slice(&(count as u16).to_be_bytes());
+            let offset = ((from - HEADER) / 8) as u16 | more << 13;
+            bytes[20..22].copy_from_slice(&offset.to_be_bytes());
+            Packet {
+                time_us: packet.time_us,
+                bytes,
+            }
+        };
+        made.push(part(HEADER, HEADER + FIRST, 1));
+        made.push(part(HEADER + FIRST, end, 0));
+    }
+    (made, count)
+}
+
+/// The same packets, every `nth` of IPv4 with 0 for its length, as cards that cut packets themselves leave it; and those without these.
+pub(crate) fn without_length(packets: &[Packet], nth: usize) -> (Vec<Packet>, Vec<Packet>) {
+    let (mut all, mut rest) = (Vec::new(), Vec::new());
+    for (number, packet) in packets.iter().enumerate() {
+        let mut packet = packet.clone();
+        if packet.is_ipv4() && number % nth == nth - 1 {
+            packet.bytes[16..18].copy_from_slice(&[0, 0]);
+        } else {
+            rest.push(packet.clone());
+        }
+        all.push(packet);
+    }
+    (all, rest)
+}
