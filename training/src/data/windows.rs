@@ -108,7 +108,7 @@ fn in_order(one: &str, other: &str) -> Ordering {
 
 /// Text and number, again and again.
 fn parts(name: &str) -> Vec<(String, u64)> {
-    let mut parts = vec![(String::new(), 0)];
+    let mut parts: Vec<(String, u64)> = vec![(String::new(), 0)];
     let mut was_digit = false;
     for letter in name.chars() {
         let digit = letter.to_digit(10);
