@@ -1,8 +1,9 @@
 //! The runtime's quantised engine over many encoded items: what is calibrated and scored is what will be used.
 
+use trafficllm_model::calibration::softmax;
 use trafficllm_model::{Item, Model, ModelError, Scratch, TaskLogits, TaskVerdict};
 
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// Items that the engine takes as one batch.
 const BATCH_ITEMS: usize = 32;
@@ -39,6 +40,37 @@ pub fn verdicts(
         model.classify(&as_items(batch, &[task]), scratch, &mut out)?;
         Ok(out)
     })
+}
+
+/// The calibrated probabilities of all labels of one task for each item, `[items][labels]` in label order. The highest of a row, the first
+/// among equals, is what [`verdicts`] gives, to the bit.
+///
+/// # Errors
+/// [`TrainError::Evaluation`] for a task with labels of several words, which have no probabilities but along one path; where the engine
+/// refuses an item.
+pub fn label_scores(
+    model: &Model,
+    task: usize,
+    items: &[Vec<u32>],
+    threads: usize,
+) -> Result<Vec<Vec<f32>>> {
+    let asked = &model.tasks()[task];
+    if asked.trie().depth() > 1 {
+        return Err(TrainError::Evaluation {
+            what: format!("scores of all labels of {}", asked.name()),
+            expected: "labels of one word".into(),
+            found: format!("labels of up to {} words", asked.trie().depth()),
+        });
+    }
+    let mut rows = logits(model, task, items, threads)?;
+    for row in &mut rows {
+        softmax(row, asked.temperature());
+        // Absurd weights overflow to scores that are no numbers: such an answer knows nothing.
+        for score in row.iter_mut().filter(|score| !score.is_finite()) {
+            *score = 0.0;
+        }
+    }
+    Ok(rows)
 }
 
 fn as_items<'a>(batch: &'a [Vec<u32>], tasks: &'a [usize]) -> Vec<Item<'a>> {

@@ -94,9 +94,12 @@ struct BaselineArguments {
     /// Tasks [default: the six tasks of the default bundle]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Seed of the order of items and of the forest
+    /// Seed of the order of items and of what trees see
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Threads [default: all cores]; never changes a result
+    #[arg(long)]
+    threads: Option<usize>,
     /// Scores as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -184,6 +187,7 @@ fn measure_floors(arguments: BaselineArguments) -> Result<()> {
         split,
         tasks,
         seed,
+        threads,
         json,
     } = arguments;
     let present = data::tasks_of(&data)?;
@@ -194,7 +198,13 @@ fn measure_floors(arguments: BaselineArguments) -> Result<()> {
         .filter(|task| asked || present.contains(task))
     {
         tracing::info!("{task}");
-        floors.push(baselines::floors(&data, task, split, seed)?);
+        floors.push(baselines::floors(
+            &data,
+            task,
+            split,
+            seed,
+            threads_or_all(threads),
+        )?);
     }
     if let Some(path) = json {
         write(path, &pretty(&floors)?)?;
