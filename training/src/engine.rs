@@ -42,8 +42,16 @@ pub fn verdicts(
     })
 }
 
-/// The calibrated probabilities of all labels of one task for each item, `[items][labels]` in label order. The highest of a row, the first
-/// among equals, is what [`verdicts`] gives, to the bit.
+/// One task's answer for one item with the scores of all labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelScores {
+    /// The best label, as [`verdicts`] gives it.
+    pub label: usize,
+    /// The calibrated probability of each label, in label order; that of the best one is the verdict's score to the bit.
+    pub scores: Vec<f32>,
+}
+
+/// The answers of one task for each item with the scores of all labels, in the order of the items.
 ///
 /// # Errors
 /// [`TrainError::Evaluation`] for a task with labels of several words, which have no probabilities but along one path; where the engine
@@ -53,7 +61,7 @@ pub fn label_scores(
     task: usize,
     items: &[Vec<u32>],
     threads: usize,
-) -> Result<Vec<Vec<f32>>> {
+) -> Result<Vec<LabelScores>> {
     let asked = &model.tasks()[task];
     if asked.trie().depth() > 1 {
         return Err(TrainError::Evaluation {
@@ -62,15 +70,30 @@ pub fn label_scores(
             found: format!("labels of up to {} words", asked.trie().depth()),
         });
     }
-    let mut rows = logits(model, task, items, threads)?;
-    for row in &mut rows {
-        softmax(row, asked.temperature());
-        // Absurd weights overflow to scores that are no numbers: such an answer knows nothing.
-        for score in row.iter_mut().filter(|score| !score.is_finite()) {
-            *score = 0.0;
+    let answers = logits(model, task, items, threads)?.into_iter();
+    Ok(answers
+        .map(|mut scores| {
+            // The choice is taken on the logits, as the engine does: different logits can have equal probabilities.
+            let label = highest(&scores);
+            softmax(&mut scores, asked.temperature());
+            // Absurd weights overflow to scores that are no numbers: such an answer knows nothing.
+            for score in scores.iter_mut().filter(|score| !score.is_finite()) {
+                *score = 0.0;
+            }
+            LabelScores { label, scores }
+        })
+        .collect())
+}
+
+/// The place of the highest value, the first among equals.
+pub(crate) fn highest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (place, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = place;
         }
     }
-    Ok(rows)
+    best
 }
 
 fn as_items<'a>(batch: &'a [Vec<u32>], tasks: &'a [usize]) -> Vec<Item<'a>> {

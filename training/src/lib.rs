@@ -15,6 +15,7 @@ pub mod data;
 pub mod engine;
 pub mod error;
 pub mod evaluate;
+pub mod evaluation;
 pub mod metrics;
 pub mod network;
 pub mod ops;

@@ -1,10 +1,13 @@
 //! `trafficllm-train`: makes and evaluates model bundles.
 
+mod evaluate_command;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use evaluate_command::EvaluateArguments;
 use tracing_subscriber::EnvFilter;
 use trafficllm_train::baselines;
 use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
@@ -65,25 +68,6 @@ struct BundleArguments {
 }
 
 #[derive(Debug, clap::Args)]
-struct EvaluateArguments {
-    /// The bundle: a packed file or a folder
-    #[arg(long)]
-    bundle: PathBuf,
-    /// Folder with the data
-    #[arg(long)]
-    data: PathBuf,
-    /// The split to score
-    #[arg(long, value_enum, default_value_t = Split::Val)]
-    split: Split,
-    /// Scores as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Threads [default: all cores]; never changes a result
-    #[arg(long)]
-    threads: Option<usize>,
-}
-
-#[derive(Debug, clap::Args)]
 struct BaselineArguments {
     /// Folder with the data
     #[arg(long)]
@@ -126,17 +110,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Bundle(arguments) => make_bundle(arguments),
-        Command::Evaluate(arguments) => {
-            let EvaluateArguments {
-                bundle,
-                data,
-                split,
-                json,
-                threads,
-            } = arguments;
-            let evaluations = evaluate::evaluate(&bundle, &data, split, threads_or_all(threads))?;
-            report(&evaluations, json)
-        }
+        Command::Evaluate(arguments) => evaluate_command::run(arguments),
         Command::Baselines(arguments) => measure_floors(arguments),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }
