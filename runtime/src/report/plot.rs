@@ -144,6 +144,7 @@ pub fn bars(
                 area.draw(&Rectangle::new(corners, colour(index).filled()))
                     .map_err(text)?;
                 let shown = match scale {
+                    _ if !value.is_finite() => "not measured".to_owned(),
                     Scale::Share => format!("{value:.3}"),
                     Scale::Count => format!("{value}"),
                 };
@@ -435,6 +436,7 @@ mod tests {
             "{widths:?}"
         );
         assert!(plot.svg().contains("name-2") && plot.svg().contains("0.500"));
+        assert!(plot.svg().contains("not measured") && !plot.svg().contains("NaN"));
         let counts = bars("n", &names(2), &[("flows", vec![40.0, 10.0])], Scale::Count).unwrap();
         let widths = bar_widths(counts.svg());
         assert!((widths[0] - 4 * widths[1]).abs() <= 3, "{widths:?}");
