@@ -5,6 +5,7 @@ mod detect;
 mod inspect;
 mod output;
 mod progress;
+mod report;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -30,6 +31,11 @@ enum Command {
     /// Exit status: 0 done; 1 an input could not be read to its end, or the output not be written (what was read is reported);
     /// 2 usage; 3 the model cannot be used.
     Detect(DetectArgs),
+    /// Make a page of the verdicts that `detect --format json` wrote
+    ///
+    /// Exit status: 0 done; 1 an input could not be read to its end, a line was no verdict (the page is made of the others), or there was
+    /// nothing to show; 2 usage.
+    Report(report::ReportArgs),
     /// Look at model bundles
     #[command(subcommand)]
     Model(ModelCommand),
@@ -129,6 +135,7 @@ pub(crate) fn run() -> ExitCode {
         .init();
     let result = match cli.command {
         Command::Detect(args) => detect::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Model(ModelCommand::Info { bundle, json }) => {
             inspect::info(bundle.as_deref(), json)
         }

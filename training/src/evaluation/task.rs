@@ -278,8 +278,10 @@ impl Subject<'_> {
             .collect();
         let own = fingerprints(loaded);
         let mut reports = Vec::new();
-        let foreign = "labels that the bundle lacks".to_owned();
-        reports.extend(self.outsiders(foreign, (&scored.outsiders, 0), loaded, &inside)?);
+        if !scored.outsiders.is_empty() {
+            let foreign = "labels that the bundle lacks".to_owned();
+            reports.extend(self.outsiders(foreign, (&scored.outsiders, 0), loaded, &inside)?);
+        }
         for (name, other) in outside {
             let kind = self.model.tasks()[self.task].kind();
             if name != self.name() && same_kind(kind, other.kind) {
