@@ -1,9 +1,9 @@
 //! `trafficllm-train evaluate`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use trafficllm_train::data::Split;
-use trafficllm_train::error::Result;
+use trafficllm_train::error::{Result, TrainError};
 use trafficllm_train::evaluate::{self, TaskEvaluation};
 use trafficllm_train::evaluation::{self, EvaluationOptions};
 
@@ -74,6 +74,10 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<()> {
         html,
         threads,
     } = arguments;
+    // What was measured for long should not be lost for want of a folder.
+    for path in json.iter().chain(&html) {
+        check_folder(path)?;
+    }
     let report = evaluation::run(&EvaluationOptions {
         bundle,
         data,
@@ -101,4 +105,19 @@ pub(crate) fn run(arguments: EvaluateArguments) -> Result<()> {
         .collect();
     print(&evaluate::table(&evaluations, true))?;
     print(&evaluation::table(&report))
+}
+
+fn check_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        None => Path::new("/"),
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+    };
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(TrainError::DataMissing {
+        path: folder.into(),
+        expected: "a folder for the output",
+    })
 }

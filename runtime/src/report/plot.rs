@@ -22,6 +22,8 @@ const MARGIN: i32 = 28;
 const NAME_CHARACTERS: usize = 32;
 /// Most names of one bar plot or heat map; a table can take more than a picture.
 pub const NAMES_MAX: usize = 128;
+/// Size of the text; the library makes a font of about four fifths of it, in pixels.
+const TEXT_SIZE: i32 = 15;
 /// Side of a heat map's cell: at most, and at least.
 const CELL: (i32, i32) = (40, 12);
 /// A cell as large as this has room for its number.
@@ -199,7 +201,7 @@ pub fn lines(
             .bold_line_style(BLACK.mix(0.12))
             .x_desc(axes.0)
             .y_desc(axes.1)
-            .label_style(("sans-serif", 12))
+            .label_style(("sans-serif", TEXT_SIZE))
             .draw()
             .map_err(text)?;
         for (index, line) in lines.iter().enumerate() {
@@ -268,7 +270,7 @@ pub fn heat_map(
                 area.draw(&Rectangle::new(corners, shade.filled()))
                     .map_err(text)?;
                 if count > 0 && cell >= CELL_WITH_NUMBER {
-                    let style = style(9, HPos::Center);
+                    let style = style(11, HPos::Center);
                     let style = if share > 0.5 {
                         style.color(&plotters::style::WHITE)
                     } else {
@@ -328,7 +330,7 @@ fn legend<'a>(
 }
 
 fn write(area: &Area<'_>, words: &str, place: (i32, i32), side: HPos) -> Result<(), String> {
-    area.draw(&Text::new(printable(words), place, style(12, side)))
+    area.draw(&Text::new(printable(words), place, style(TEXT_SIZE, side)))
         .map_err(text)
 }
 
