@@ -41,6 +41,8 @@ pub mod limits;
 mod metrics;
 mod model;
 mod outcome;
+#[cfg(feature = "report")]
+pub mod report;
 mod settings;
 
 pub use engine::{

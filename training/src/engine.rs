@@ -1,5 +1,6 @@
 //! The runtime's quantised engine over many encoded items: what is calibrated and scored is what will be used.
 
+use trafficllm_model::calibration::softmax;
 use trafficllm_model::{Item, Model, ModelError, Scratch, Task, TaskLogits, TaskVerdict};
 
 use crate::error::{Result, TrainError};
@@ -51,6 +52,60 @@ pub fn verdicts(
         model.classify(&as_items(batch, &[task]), scratch, &mut out)?;
         Ok(out)
     })
+}
+
+/// One task's answer for one item with the scores of all labels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LabelScores {
+    /// The best label, as [`verdicts`] gives it.
+    pub label: usize,
+    /// The calibrated probability of each label, in label order; that of the best one is the verdict's score to the bit.
+    pub scores: Vec<f32>,
+}
+
+/// The answers of one task for each item with the scores of all labels, in the order of the items.
+///
+/// # Errors
+/// [`TrainError::Evaluation`] for a task with labels of several words, which have no probabilities but along one path; where the engine
+/// refuses an item.
+pub fn label_scores(
+    model: &Model,
+    task: usize,
+    items: &[Vec<u32>],
+    threads: usize,
+) -> Result<Vec<LabelScores>> {
+    let asked = &model.tasks()[task];
+    if asked.trie().depth() > 1 {
+        return Err(TrainError::Evaluation {
+            what: format!("scores of all labels of {}", asked.name()),
+            expected: "labels of one word".into(),
+            found: format!("labels of up to {} words", asked.trie().depth()),
+        });
+    }
+    let answers = logits(model, task, items, threads)?.into_iter();
+    Ok(answers
+        .map(|mut scores| {
+            // The choice is taken on the logits, as the engine does: different logits can have equal probabilities.
+            let label = highest(&scores);
+            softmax(&mut scores, asked.temperature());
+            // Absurd weights overflow to scores that are no numbers: such an answer knows nothing.
+            for score in scores.iter_mut().filter(|score| !score.is_finite()) {
+                *score = 0.0;
+            }
+            LabelScores { label, scores }
+        })
+        .collect())
+}
+
+/// The place of the highest value, the first among equals.
+pub(crate) fn highest(values: &[f32]) -> usize {
+    let mut best = 0;
+    for (place, value) in values.iter().enumerate() {
+        if *value > values[best] {
+            best = place;
+        }
+    }
+    best
 }
 
 fn as_items<'a>(batch: &'a [Vec<u32>], tasks: &'a [usize]) -> Vec<Item<'a>> {

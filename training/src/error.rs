@@ -93,6 +93,27 @@ pub enum TrainError {
     /// Data could not be prepared from what was given.
     #[error(transparent)]
     Preparation(#[from] crate::data::PreparationError),
+    /// A baseline could not be fitted or asked.
+    #[error("baseline {name}: {message}")]
+    Baseline {
+        /// The baseline.
+        name: &'static str,
+        /// What was wrong.
+        message: String,
+    },
+    /// An evaluation was asked for what the bundle or the data cannot give.
+    #[error("evaluation: {what}: expected {expected}, found {found}")]
+    Evaluation {
+        /// What was asked for.
+        what: String,
+        /// What is needed for it.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A page's plot could not be drawn.
+    #[error(transparent)]
+    Plot(#[from] trafficllm::report::plot::PlotError),
     /// The tokenizer could not be trained, read or used.
     #[error(transparent)]
     Token(#[from] TokenError),

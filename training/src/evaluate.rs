@@ -212,30 +212,30 @@ pub fn table(evaluations: &[TaskEvaluation], per_class: bool) -> String {
     text
 }
 
-/// The table of the baselines.
+/// The table of the baselines, one line per task and baseline, percentages.
 #[must_use]
 pub fn floors_table(floors: &[Floors]) -> String {
     let mut text = format!(
-        "{:<28}{:>7}   {:<34}{}\n",
-        "task",
-        "items",
-        "payload: accuracy macro-F1 (n>=20)",
-        "  length: accuracy macro-F1 (n>=20)"
+        "{:<28}{:<20}{:>7}{:>9}{:>11}{:>10}{:>13}\n",
+        "task", "baseline", "items", "macro-F1", "F1, n>=20", "accuracy", "F1, unseen"
     );
-    let show = |scores: &Scores| {
-        let [accuracy, all, supported] =
-            [scores.accuracy, scores.macro_f1, scores.macro_f1_supported]
-                .map(|value| format!("{:.1}", 100.0 * value));
-        format!("{accuracy} {all} ({supported})")
-    };
-    for floor in floors {
-        let length = floor.length.as_ref().map_or_else(|| "-".to_owned(), show);
+    let percent = |value: f64| format!("{:.1}", 100.0 * value);
+    for (floor, baseline) in floors
+        .iter()
+        .flat_map(|floor| floor.baselines.iter().map(move |one| (floor, one)))
+    {
+        let all = &baseline.all;
+        // Writing to a text cannot fail.
         let _ = writeln!(
             text,
-            "{:<28}{:>7}   {:<34}  {length}",
+            "{:<28}{:<20}{:>7}{:>9}{:>11}{:>10}{:>13}",
             floor.task,
-            floor.payload.items,
-            show(&floor.payload)
+            baseline.name,
+            all.items,
+            percent(all.macro_f1),
+            percent(all.macro_f1_supported),
+            percent(all.accuracy),
+            percent(baseline.unseen.macro_f1),
         );
     }
     text

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod instructions;
+pub mod evaluation;
 pub mod metrics;
 pub mod network;
 pub mod ops;

@@ -4,12 +4,14 @@ mod commands {
     pub(crate) mod adapt;
     pub(crate) mod data;
 }
+mod evaluate_command;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use evaluate_command::EvaluateArguments;
 use tracing_subscriber::EnvFilter;
 use trafficllm_train::baselines;
 use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
@@ -76,25 +78,6 @@ struct BundleArguments {
 }
 
 #[derive(Debug, clap::Args)]
-struct EvaluateArguments {
-    /// The bundle: a packed file or a folder
-    #[arg(long)]
-    bundle: PathBuf,
-    /// Folder with the data
-    #[arg(long)]
-    data: PathBuf,
-    /// The split to score
-    #[arg(long, value_enum, default_value_t = Split::Val)]
-    split: Split,
-    /// Scores as JSON
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Threads [default: all cores]; never changes a result
-    #[arg(long)]
-    threads: Option<usize>,
-}
-
-#[derive(Debug, clap::Args)]
 struct BaselineArguments {
     /// Folder with the data
     #[arg(long)]
@@ -105,9 +88,12 @@ struct BaselineArguments {
     /// Tasks [default: the six tasks of the default bundle]
     #[arg(long, value_delimiter = ',')]
     tasks: Vec<String>,
-    /// Seed of the order of items and of the forest
+    /// Seed of the order of items and of what trees see
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Threads [default: all cores]; never changes a result
+    #[arg(long)]
+    threads: Option<usize>,
     /// Scores as JSON
     #[arg(long)]
     json: Option<PathBuf>,
@@ -134,17 +120,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Bundle(arguments) => make_bundle(arguments),
-        Command::Evaluate(arguments) => {
-            let EvaluateArguments {
-                bundle,
-                data,
-                split,
-                json,
-                threads,
-            } = arguments;
-            let evaluations = evaluate::evaluate(&bundle, &data, split, threads_or_all(threads))?;
-            report(&evaluations, json)
-        }
+        Command::Evaluate(arguments) => evaluate_command::run(arguments),
         Command::Baselines(arguments) => measure_floors(arguments),
         Command::Adapt(command) => commands::adapt::run(command),
         Command::Data(command) => commands::data::run(command),
@@ -197,6 +173,7 @@ fn measure_floors(arguments: BaselineArguments) -> Result<()> {
         split,
         tasks,
         seed,
+        threads,
         json,
     } = arguments;
     let present = data::tasks_of(&data)?;
@@ -207,7 +184,13 @@ fn measure_floors(arguments: BaselineArguments) -> Result<()> {
         .filter(|task| asked || present.contains(task))
     {
         tracing::info!("{task}");
-        floors.push(baselines::floors(&data, task, split, seed)?);
+        floors.push(baselines::floors(
+            &data,
+            task,
+            split,
+            seed,
+            threads_or_all(threads),
+        )?);
     }
     if let Some(path) = json {
         write(path, &pretty(&floors)?)?;

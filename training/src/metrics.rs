@@ -3,7 +3,24 @@
 //! Macro-F1 is the plain mean of the F1 of the labels that the split really holds. An abstained answer counts with its
 //! best label here, and its share is reported beside: otherwise a model could raise its score by not answering.
 
+mod coverage;
+mod detector;
+mod reliability;
+
 use serde::{Deserialize, Serialize};
+
+pub use coverage::{CoveragePoint, RiskCoverage};
+pub use detector::area_under_roc;
+pub use reliability::{RELIABILITY_BINS, Reliability, ReliabilityBin};
+
+/// One answer as calibration and abstention see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// The score of the best label, in `0..=1`.
+    pub score: f32,
+    /// The best label is the true one.
+    pub right: bool,
+}
 
 /// A table of truths against answers.
 #[derive(Clone, Debug)]
@@ -93,6 +110,13 @@ impl Confusion {
             .get(truth * self.labels.len() + answer)
             .copied()
             .unwrap_or(0)
+    }
+
+    /// All counts, one row per true label with one count per answered label.
+    #[must_use]
+    pub fn rows(&self) -> Vec<Vec<u64>> {
+        let width = self.labels.len().max(1);
+        self.counts.chunks(width).map(<[u64]>::to_vec).collect()
     }
 
     /// The scores of everything counted so far.

@@ -1,6 +1,6 @@
 //! Whole runs on a small made-up data set.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use trafficllm_model::{Bundle, Level, Model};
 
@@ -59,6 +59,13 @@ fn options(folder: &Path, out: &str, work: Option<&str>) -> BundleOptions {
         checkpoint_steps: 8,
         halt_before_step: None,
     }
+}
+
+/// A small bundle, trained on the data under `folder`.
+pub(crate) fn bundle_on(folder: &Path) -> PathBuf {
+    let options = options(folder, "small.tllm", None);
+    make(&options).expect("a bundle");
+    options.out
 }
 
 fn folder_with_data() -> tempfile::TempDir {

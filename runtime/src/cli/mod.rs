@@ -6,6 +6,7 @@ mod detect;
 mod inspect;
 mod output;
 mod progress;
+mod report;
 mod summary;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,11 @@ enum Command {
     /// Names the task that it understood, with a score, and answers with that task's verdicts and one line that sums them up.
     /// Exit status: as `detect`; 2 also where the question is not understood or the model has no adapter for it.
     Ask(AskArgs),
+    /// Make a page of the verdicts that `detect --format json` wrote
+    ///
+    /// Exit status: 0 done; 1 an input could not be read to its end, a line was no verdict (the page is made of the others), or there was
+    /// nothing to show; 2 usage.
+    Report(report::ReportArgs),
     /// Look at model bundles
     #[command(subcommand)]
     Model(ModelCommand),
@@ -156,6 +162,7 @@ pub(crate) fn run() -> ExitCode {
     let result = match cli.command {
         Command::Detect(args) => detect::run(&args),
         Command::Ask(args) => ask::run(args),
+        Command::Report(args) => report::run(&args),
         Command::Model(ModelCommand::Info { bundle, json }) => {
             inspect::info(bundle.as_deref(), json)
         }

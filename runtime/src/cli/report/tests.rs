@@ -1,0 +1,198 @@
+use std::io::Cursor;
+
+use super::counts::{ADDRESSES_MAX, Counts, INTERVALS_MAX, LABELS_MAX, NAMES_MAX, SCORE_BINS};
+use super::*;
+
+fn flow(number: u64, source: &str, start: f64, verdicts: &str) -> String {
+    format!(
+        r#"{{"capture":"a.pcap","flow":{number},"proto":"tcp","src":"{source}","sport":4000,"dst":"10.0.0.9","dport":80,"start":{start:.6},"packets":3,"bytes":400,"profile":"clean","model":"0123","verdicts":[{verdicts}]}}"#
+    )
+}
+
+fn verdict(label: &str, score: f64, abstained: bool) -> String {
+    format!(r#"{{"task":"t","label":"{label}","score":{score:.4},"abstained":{abstained}}}"#)
+}
+
+fn read(text: &str) -> (Input, Counts) {
+    let mut input = Input {
+        name: "v.jsonl".to_owned(),
+        lines: 0,
+        bad_lines: 0,
+        shown: Vec::new(),
+        failure: None,
+    };
+    let mut counts = Counts::default();
+    read_lines(Cursor::new(text.as_bytes()), &mut input, &mut counts).unwrap();
+    (input, counts)
+}
+
+#[test]
+fn verdicts_are_counted_by_label_score_address_and_time() {
+    let lines = [
+        flow(0, "10.0.0.1", 100.5, &verdict("Zeus", 0.97, false)),
+        flow(1, "10.0.0.1", 100.9, &verdict("Zeus", 0.40, true)),
+        flow(2, "10.0.0.2", 103.0, &verdict("normal", 1.0, false)),
+        r#"{"capture":"r.jsonl","request":1,"profile":"clean","model":"0123","verdicts":[]}"#
+            .to_owned(),
+    ];
+    let (input, counts) = read(&lines.join("\n"));
+    assert_eq!((input.lines, input.bad_lines), (4, 0));
+    assert_eq!((counts.flows, counts.requests, counts.unasked), (3, 1, 1));
+    assert_eq!((counts.packets, counts.bytes), (9, 1_200));
+    let task = &counts.tasks["t"];
+    let zeus = &task.labels["Zeus"];
+    assert_eq!((zeus.answered, zeus.abstained), (1, 1));
+    assert!((zeus.score_sum - 1.37).abs() < 1e-9);
+    assert_eq!(
+        task.scores[SCORE_BINS - 1],
+        (2, 0),
+        "0.97 and 1 are in the last bin"
+    );
+    assert_eq!(task.scores[8], (0, 1));
+    let first = &counts.addresses[&"10.0.0.1".parse().unwrap()];
+    assert_eq!((first.started, first.taken, first.bytes), (2, 0, 800));
+    assert_eq!(
+        first.labels["t: Zeus"], 1,
+        "an abstained verdict is no answer"
+    );
+    assert_eq!(counts.addresses[&"10.0.0.9".parse().unwrap()].taken, 3);
+    assert_eq!(counts.timeline.intervals[&100], (2, 1));
+    assert_eq!(counts.timeline.reach(), 4);
+}
+
+#[test]
+fn bad_lines_are_counted_with_their_number_and_change_nothing() {
+    let good = flow(0, "10.0.0.1", 1.0, &verdict("a", 0.5, false));
+    let bad = [
+        "not json".to_owned(),
+        good.replace("\"flow\":0", "\"flow\":0,\"request\":1"),
+        good.replace("\"src\":\"10.0.0.1\",", ""),
+        good.replace("0.5000", "1.5"),
+        good.replace("1.000000", "-1"),
+        "\u{0}".to_owned(),
+    ];
+    let (input, counts) = read(&format!("{good}\n\n{}\n{good}\n", bad.join("\n")));
+    assert_eq!((counts.flows, input.bad_lines), (2, bad.len() as u64));
+    let numbers: Vec<u64> = input.shown.iter().map(|(line, _)| *line).collect();
+    assert_eq!(numbers, [3, 4, 5, 6, 7, 8]);
+    let reasons: Vec<&str> = input
+        .shown
+        .iter()
+        .map(|(_, reason)| reason.as_str())
+        .collect();
+    assert!(
+        reasons[2].starts_with("src:")
+            && reasons[3].starts_with("score:")
+            && reasons[4].starts_with("start:"),
+        "{reasons:?}"
+    );
+    assert_eq!(counts.tasks["t"].labels["a"].answered, 2);
+    let many = "x\n".repeat(BAD_LINES_SHOWN + 5);
+    let (input, _) = read(&many);
+    assert_eq!(
+        (input.shown.len(), input.bad_lines),
+        (BAD_LINES_SHOWN, BAD_LINES_SHOWN as u64 + 5)
+    );
+}
+
+#[test]
+fn a_line_is_read_at_the_limit_and_refused_past_it() {
+    let good = flow(0, "10.0.0.1", 1.0, "");
+    let padded = |bytes: usize| good.clone() + &" ".repeat(bytes - good.len()) + "\n";
+    let text =
+        padded(LINE_BYTES_MAX) + &padded(LINE_BYTES_MAX + 1) + &padded(LINE_BYTES_MAX * 2) + &good;
+    let (input, counts) = read(&text);
+    assert_eq!((input.lines, input.bad_lines, counts.flows), (4, 2, 2));
+    let numbers: Vec<u64> = input.shown.iter().map(|(line, _)| *line).collect();
+    assert_eq!(numbers, [2, 3]);
+}
+
+#[test]
+fn far_times_make_the_intervals_longer_and_lose_no_flow() {
+    let mut counts = Counts::default();
+    for second in [0, INTERVALS_MAX - 1] {
+        counts
+            .add(flow(0, "10.0.0.1", second as f64, "").as_bytes())
+            .unwrap();
+    }
+    assert_eq!(
+        (counts.timeline.interval_s, counts.timeline.reach()),
+        (1, INTERVALS_MAX)
+    );
+    counts
+        .add(flow(0, "10.0.0.1", INTERVALS_MAX as f64, "").as_bytes())
+        .unwrap();
+    assert_eq!(counts.timeline.interval_s, 2);
+    counts
+        .add(flow(0, "10.0.0.1", 9e10, "").as_bytes())
+        .unwrap();
+    assert!(counts.timeline.reach() <= INTERVALS_MAX);
+    assert_eq!(
+        counts
+            .timeline
+            .intervals
+            .values()
+            .map(|interval| interval.0)
+            .sum::<u64>(),
+        4
+    );
+}
+
+#[test]
+fn what_is_past_a_limit_is_counted() {
+    let mut counts = Counts::default();
+    for label in 0..=LABELS_MAX {
+        let verdict = verdict(&format!("label-{label}"), 0.5, false);
+        counts
+            .add(flow(0, "10.0.0.1", 1.0, &verdict).as_bytes())
+            .unwrap();
+        if label + 1 == LABELS_MAX {
+            assert_eq!(counts.losses.verdicts, 0, "as many as the limit fit");
+        }
+    }
+    assert_eq!(counts.losses.verdicts, 1);
+    let mut counts = Counts::default();
+    // One address is the other end of all.
+    for number in 0..ADDRESSES_MAX as u32 {
+        let address = std::net::Ipv4Addr::from(0x0B00_0000 + number).to_string();
+        counts.add(flow(0, &address, 1.0, "").as_bytes()).unwrap();
+    }
+    assert_eq!(
+        (counts.addresses.len(), counts.losses.addresses),
+        (ADDRESSES_MAX, 1)
+    );
+    let mut counts = Counts::default();
+    for number in 0..=NAMES_MAX {
+        let line = flow(0, "10.0.0.1", 1.0, "").replace("a.pcap", &format!("{number}.pcap"));
+        counts.add(line.as_bytes()).unwrap();
+    }
+    assert_eq!((counts.captures.len(), counts.losses.names), (NAMES_MAX, 1));
+    let html = page::page("t", &[], &counts).unwrap();
+    assert!(html.contains("1 names of captures, models or profiles are not listed"));
+}
+
+#[test]
+fn the_page_holds_the_numbers_and_nothing_hostile() {
+    let label = "<script>alert(1)</script>";
+    let lines = [
+        flow(0, "10.0.0.1", 5.0, &verdict(label, 0.9, false)),
+        flow(1, "10.0.0.1", 6.0, &verdict(label, 0.3, true)),
+        "<b>bad</b>".to_owned(),
+    ];
+    let (input, counts) = read(&lines.join("\n"));
+    let html = page::page("<title>", &[input], &counts).unwrap();
+    assert!(!html.contains("<script") && !html.contains("<b>"), "{html}");
+    assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;</td><td class=\"n\">1</td><td class=\"n\">1</td><td class=\"n\">100.0</td><td class=\"n\">0.600</td>"));
+    assert!(html.contains(
+        "<td>10.0.0.1</td><td class=\"n\">2</td><td class=\"n\">0</td><td class=\"n\">800</td>"
+    ));
+    assert!(html.contains("v.jsonl, line 3:"));
+    for title in [
+        "Verdicts by label",
+        "Scores",
+        "Timeline",
+        "Flows by address",
+    ] {
+        assert!(html.contains(title), "{title}");
+    }
+}
