@@ -24,8 +24,8 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::ops::{Precision, Rotary};
 
-pub(crate) use layout::{Part, TaskRows};
 use layout::{Form, Order, forms};
+pub(crate) use layout::{Part, TaskRows};
 
 pub use checkpoint::Checkpoint;
 pub(crate) use config::is_zero;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
 use trafficllm_model::{
-    Bundle, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind,
-    TaskManifest, TransformerConfig,
+    Bundle, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest, TaskKind, TaskManifest,
+    TransformerConfig,
 };
 use trafficllm_traffic::token::Tokenizer;
 use trafficllm_traffic::token::vocabulary::{FIRST_BYTE, PAD};
@@ -76,10 +76,7 @@ pub fn files(
         (BASE_FILE.to_owned(), base),
     ]);
     for (index, task) in tasks.iter().enumerate() {
-        files.insert(
-            adapter_file(&task.name),
-            network.adapter_file(index)?,
-        );
+        files.insert(adapter_file(&task.name), network.adapter_file(index)?);
     }
     Ok(files)
 }

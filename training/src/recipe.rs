@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
 
-use crate::network::is_zero;
 use crate::batches::{AugmentRecipe, SamplingRecipe};
+use crate::network::is_zero;
 use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
 use crate::phase::PhaseRecipe;

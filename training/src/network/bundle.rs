@@ -45,9 +45,8 @@ impl Network {
             let index = tensors.iter().position(|tensor| tensor.name == name)?;
             Some(tensors.swap_remove(index).values)
         };
-        let mut needed = |name: &str| {
-            take(name).ok_or_else(|| NetworkError::size(name, "a tensor", "none"))
-        };
+        let mut needed =
+            |name: &str| take(name).ok_or_else(|| NetworkError::size(name, "a tensor", "none"));
         let config = &self.config;
         let mut adapter = Adapter {
             query_tokens: config.query_tokens,
@@ -221,11 +220,14 @@ fn of_adapter(adapter: &Adapter, name: &str, config: &NetworkConfig) -> Vec<f32>
         let (keys, values) = (part(&adapter.prefix_key), part(&adapter.prefix_value));
         let width = config.kv_width();
         let rows = keys.chunks_exact(width).zip(values.chunks_exact(width));
-        return rows.flat_map(|(keys, values)| [keys, values].concat()).collect();
+        return rows
+            .flat_map(|(keys, values)| [keys, values].concat())
+            .collect();
     }
     let (Some(lora), Some((matrix, side))) = (
         &adapter.lora,
-        kind.strip_prefix("lora_").and_then(|kind| kind.split_once('.')),
+        kind.strip_prefix("lora_")
+            .and_then(|kind| kind.split_once('.')),
     ) else {
         return Vec::new();
     };

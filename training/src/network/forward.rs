@@ -4,11 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Tensor;
 
-use super::plan::Plan;
 use super::layout::{LORA_PER_LAYER, PER_LAYER};
-use super::{
-    LORA_SCALE, Network, NetworkError, Order, Parameter, Result, ShardBatch, Statistics,
-};
+use super::plan::Plan;
+use super::{LORA_SCALE, Network, NetworkError, Order, Parameter, Result, ShardBatch, Statistics};
 use crate::ops::{self, Attention, AttentionSizes, LossSums, QueryRows};
 
 /// What the weights of the rows are multiplied with, so that the shards' losses add up to the batch's mean.
@@ -322,13 +320,8 @@ impl Network {
         } else {
             (QueryRows::All, &plan.query_tasks)
         };
-        let attended = ops::query_attention(
-            flow_qkv,
-            &qkv,
-            layer.prefix,
-            self.attention(plan),
-            asking,
-        )?;
+        let attended =
+            ops::query_attention(flow_qkv, &qkv, layer.prefix, self.attention(plan), asking)?;
         let gathered = if is_last {
             ops::gather_rows(rows, Arc::clone(&plan.label_rows))?
         } else {

@@ -262,4 +262,3 @@ impl Form {
 pub(super) fn normal(random: &mut Random) -> f64 {
     (0..12).map(|_| random.unit()).sum::<f64>() - 6.0
 }
-

@@ -75,8 +75,7 @@ impl Network {
             let qkv = product(&normed, first + 1, 0)?;
             let (mut of_flow, mut of_queries) = (Vec::new(), Vec::new());
             for sequence in &*plan.sequences {
-                let (flow, queries) =
-                    self.reference_attention(&qkv, flow_rows, sequence, layer)?;
+                let (flow, queries) = self.reference_attention(&qkv, flow_rows, sequence, layer)?;
                 of_flow.push(flow);
                 of_queries.push(queries);
             }

@@ -462,10 +462,7 @@ impl AttentionOp {
 }
 
 /// Runs `work` on the values of a tensor, or on none.
-fn read_or_none<R>(
-    tensor: Option<&Tensor>,
-    work: impl FnOnce(&[f32]) -> Result<R>,
-) -> Result<R> {
+fn read_or_none<R>(tensor: Option<&Tensor>, work: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     match tensor {
         Some(tensor) => read(tensor, work),
         None => work(&[]),

@@ -24,16 +24,7 @@ pub fn low_rank(
     scale: f32,
     tasks: Arc<[usize]>,
 ) -> Result<Tensor> {
-    apply3(
-        x,
-        down,
-        up,
-        LowRank {
-            rank,
-            scale,
-            tasks,
-        },
-    )
+    apply3(x, down, up, LowRank { rank, scale, tasks })
 }
 
 struct LowRank {

@@ -102,12 +102,7 @@ impl AttentionOp {
                 );
             };
             if asks {
-                turn(
-                    &work.query_gradients,
-                    group * width,
-                    scale,
-                    columns.queries,
-                );
+                turn(&work.query_gradients, group * width, scale, columns.queries);
             }
             turn(&work.key_gradients[keys.clone()], width, 1.0, columns.keys);
             let values = work.value_gradients[keys].chunks_exact(width);
