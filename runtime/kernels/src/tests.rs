@@ -8,8 +8,8 @@ mod products;
 
 use crate::{
     AttentionScratch, AttentionShape, GROUP_COLUMNS, Int4Matrix, KernelError, Kernels, KeyBlocks,
-    KeysValues, Level, PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable, WeightMatrix,
-    limits,
+    KeysValues, Level, LowRank, PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable,
+    WeightMatrix, limits,
 };
 
 const TOLERANCE: f32 = 1e-5;
