@@ -161,6 +161,7 @@ impl Parts {
     pub(crate) fn sound() -> Self {
         let adapter = Adapter {
             label_embedding: None,
+            lora: None,
             ..uniform_adapter(3)
         };
         let files = BTreeMap::from([
