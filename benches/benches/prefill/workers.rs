@@ -145,6 +145,7 @@ impl Own {
         let queries = [Query {
             prefix: no_prefix,
             embeddings: query,
+            lora: None,
         }];
         if let [(scratch, states)] = &mut workers[..] {
             return Ok(run_share(

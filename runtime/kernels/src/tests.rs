@@ -2,13 +2,14 @@
 //! values. Products and rotary must be the same bits as the reference's; what sums or exponentiates floats must be the same bits on
 //! all levels but the reference, and agree with that within `TOLERANCE` of the row's largest magnitude.
 
+mod low_rank;
 mod memory;
 mod products;
 
 use crate::{
     AttentionScratch, AttentionShape, GROUP_COLUMNS, Int4Matrix, KernelError, Kernels, KeyBlocks,
-    KeysValues, Level, PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable, WeightMatrix,
-    limits,
+    KeysValues, Level, LowRank, PackedMatrix, QuantisedMatrix, QuantisedRows, RotaryTable,
+    WeightMatrix, limits,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -562,7 +563,31 @@ fn sizes_that_do_not_fit_panic_before_memory_is_touched() {
             );
         };
         let table = RotaryTable::new(4, 16, 10_000.0).unwrap();
-        let calls: [(&str, &dyn Fn()); 11] = [
+        let factors = LowRank {
+            rank: 2,
+            a: &[1.0; 80],
+            b: &[1.0; 64],
+        };
+        let add = |factors: LowRank<'_>, inputs: usize, outputs: usize| {
+            kernels.add_low_rank(factors, &vec![1.0; inputs], &mut vec![1.0; outputs]);
+        };
+        let gate = |inputs: usize, products: usize, outputs: usize| {
+            let products = vec![1.0; products];
+            let output = &mut vec![1.0; outputs];
+            kernels.gate_low_rank(Some(factors), &vec![1.0; inputs], &products, output);
+        };
+        add(factors, 40, 32);
+        gate(40, 32, 16);
+        let calls: [(&str, &dyn Fn()); 17] = [
+            ("inputs of a factor", &|| add(factors, 41, 32)),
+            ("outputs of a factor", &|| add(factors, 40, 31)),
+            ("rank", &|| {
+                let (a, b) = (&[1.0; 65 * 16], &[1.0; 65 * 16]);
+                add(LowRank { rank: 65, a, b }, 16, 16);
+            }),
+            ("gated inputs", &|| gate(39, 32, 16)),
+            ("gated products", &|| gate(40, 33, 16)),
+            ("gated outputs", &|| gate(40, 32, 15)),
             ("output", &|| {
                 packed.multiply(&rows, 0..32, &mut [0.0; 95], 32)
             }),

@@ -58,6 +58,7 @@ fn state(adapter: &Adapter, tokens: &[u32], words: &[u32]) -> Vec<f32> {
     let queries = [Query {
         prefix: &prefix,
         embeddings: &rows,
+        lora: adapter.lora.as_ref(),
     }];
     let mut states = Vec::new();
     let mut scratch = transformer::Scratch::default();

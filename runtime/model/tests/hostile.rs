@@ -40,6 +40,10 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             "adapter.safetensors",
             parts.files.remove(common::ADAPTER).unwrap(),
         ),
+        (
+            "adapter-lora.safetensors",
+            common::random_adapter(3, 1).write(common::shape()).unwrap(),
+        ),
     ]
 }
 
@@ -386,5 +390,18 @@ proptest! {
     #[test]
     fn changed_adapters_never_panic(changes in changes()) {
         let _ = open(rehashed_with_changes(common::ADAPTER, &changes));
+    }
+
+    #[test]
+    fn changed_adapters_with_lora_never_panic(changes in changes()) {
+        let mut bytes = common::random_adapter(3, 1).write(common::shape()).unwrap();
+        // Half of the changes in the header, which says what the rest is.
+        let header = bytes.len().min(1200);
+        for (index, (position, value)) in changes.iter().enumerate() {
+            let length = if index % 2 == 0 { header } else { bytes.len() };
+            bytes[position % length] = *value;
+        }
+        let _ = Adapter::read("a", &bytes, common::shape());
+        let _ = open(Parts::sound().with_file(common::ADAPTER, bytes).pack());
     }
 }

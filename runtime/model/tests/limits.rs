@@ -13,6 +13,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use trafficllm_model::gguf::{Gguf, read_config};
+use trafficllm_model::transformer::TaskLora;
 use trafficllm_model::{Adapter, Bundle, LabelTrie, Manifest, ModelError, limits};
 
 /// Holds `check` to `limit`: it has to complain about that limit past it, and not at it.
@@ -199,7 +200,17 @@ fn adapter(
     prefix_tokens: usize,
     label_words: usize,
 ) -> Result<Adapter, ModelError> {
+    adapter_with_lora(query_tokens, prefix_tokens, label_words, None)
+}
+
+fn adapter_with_lora(
+    query_tokens: usize,
+    prefix_tokens: usize,
+    label_words: usize,
+    rank: Option<usize>,
+) -> Result<Adapter, ModelError> {
     let mut numbers = Numbers::new(1);
+    let lora = rank.map(|rank| common::random_lora(rank, &mut numbers));
     let adapter = Adapter {
         query_tokens,
         prefix_tokens,
@@ -209,6 +220,7 @@ fn adapter(
         prefix_value: numbers.floats(prefix_tokens * 16, 1.0),
         label_weight: numbers.floats(label_words * 32, 1.0),
         label_embedding: None,
+        lora,
     };
     let read = Adapter::read("a", &unchecked(&adapter), shape());
     let written = adapter.write(shape());
@@ -225,34 +237,43 @@ fn unchecked(adapter: &Adapter) -> Vec<u8> {
             .flat_map(|value| value.to_le_bytes())
             .collect::<Vec<u8>>()
     };
-    let parts = [
+    let mut parts = vec![
         (
-            "query.embedding",
+            "query.embedding".to_owned(),
             vec![adapter.query_tokens, 32],
             bytes(&adapter.query_embedding),
         ),
         (
-            "prefix.key",
+            "prefix.key".to_owned(),
             vec![1, adapter.prefix_tokens, 16],
             bytes(&adapter.prefix_key),
         ),
         (
-            "prefix.value",
+            "prefix.value".to_owned(),
             vec![1, adapter.prefix_tokens, 16],
             bytes(&adapter.prefix_value),
         ),
         (
-            "label.weight",
+            "label.weight".to_owned(),
             vec![adapter.label_words, 32],
             bytes(&adapter.label_weight),
         ),
     ];
+    for (matrix, (inputs, outputs)) in common::LORA_CHANNELS {
+        let Some(lora) = &adapter.lora else { break };
+        let index = TaskLora::NAMES.iter().position(|name| *name == matrix);
+        let factors = &lora.factors[index.unwrap()];
+        for (side, channels, values) in [("a", inputs, &factors.a), ("b", outputs, &factors.b)] {
+            let name = format!("lora.{matrix}.{side}");
+            parts.push((name, vec![1, lora.rank, channels], bytes(values)));
+        }
+    }
     let view = |shape: &Vec<usize>, bytes| {
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap()
     };
     let views = parts
         .iter()
-        .map(|(name, shape, bytes)| (*name, view(shape, bytes)));
+        .map(|(name, shape, bytes)| (name.as_str(), view(shape, bytes)));
     safetensors::serialize(views, None).unwrap()
 }
 
@@ -274,6 +295,11 @@ fn adapter_limits() {
         padded.extend_from_slice(tensors);
         Adapter::read("a", &padded, shape())
     });
+    held_exactly(limits::LORA_RANK_MAX, |rank| {
+        adapter_with_lora(1, 2, 3, Some(rank))
+    });
+    let error = adapter_with_lora(1, 2, 3, Some(0)).unwrap_err().to_string();
+    assert!(error.contains("LoRA rank: expected at least 1"), "{error}");
     assert!(adapter(1, 0, 1).is_ok());
     for (query_tokens, label_words, expected) in [
         (0, 1, "query tokens: expected at least 1"),

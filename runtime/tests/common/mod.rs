@@ -15,7 +15,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use trafficllm::{Bundle, Engine, EngineOptions, Level, Manifest, Model, TaskKind};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
-use trafficllm_model::transformer::TransformerConfig;
+use trafficllm_model::transformer::{LoraFactors, TaskLora, TransformerConfig};
 use trafficllm_model::{
     Adapter, AdapterShape, FileReference, Item, Scratch, SelfTest, TaskManifest,
 };
@@ -97,6 +97,23 @@ fn adapter(label_words: usize, seed: u64) -> Adapter {
         prefix_value: numbers.floats(LAYERS * 3 * HEAD, 1.0),
         label_weight: numbers.floats(label_words * HIDDEN, 0.4),
         label_embedding: Some(numbers.floats(label_words * HIDDEN, 1.0)),
+        // One task in two has low-rank additions.
+        lora: (seed % 2 == 1).then(|| lora(&mut numbers)),
+    }
+}
+
+fn lora(numbers: &mut Numbers) -> TaskLora {
+    const RANK: usize = 4;
+    let (qkv, both) = (HIDDEN + 2 * HEAD, 2 * HIDDEN);
+    let channels = [HIDDEN; 4].into_iter().zip([qkv, HIDDEN, both, HIDDEN]);
+    let mut factors: [LoraFactors; 4] = Default::default();
+    for (of, (inputs, outputs)) in factors.iter_mut().zip(channels) {
+        of.a = numbers.floats(LAYERS * RANK * inputs, 0.1);
+        of.b = numbers.floats(LAYERS * RANK * outputs, 0.1);
+    }
+    TaskLora {
+        rank: RANK,
+        factors,
     }
 }
 
@@ -129,6 +146,8 @@ pub(crate) fn small_bundle(edit: impl Fn(&mut Manifest)) -> Bundle {
         hidden: HIDDEN,
         layers: LAYERS,
         key_value: HEAD,
+        query: HIDDEN,
+        feed_forward: HIDDEN,
     };
     let mut files = BTreeMap::from([
         ("base.gguf".to_owned(), base(tokenizer.vocabulary_size())),

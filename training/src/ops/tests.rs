@@ -192,36 +192,66 @@ fn rms_norm_divides_by_the_root_of_the_mean_square() {
 
 #[test]
 fn rows_are_gathered_and_their_gradients_added_up() {
-    let inputs = [random(&[6, 10], 1), random(&[4, 10], 2)];
-    let sources: Arc<[RowSource]> = [
-        RowSource::Token(2),
-        RowSource::Query(3),
-        RowSource::Token(2),
-        RowSource::Token(5),
-        RowSource::Query(0),
-    ]
-    .into();
-    let own = |v: &[Var]| embed(&v[0], Some(&v[1]), Arc::clone(&sources)).unwrap();
+    let inputs = [random(&[6, 10], 1)];
+    // One of them twice.
+    let rows: Arc<[usize]> = [2, 0, 2, 5].into();
     let stock = |v: &[Var]| {
-        let rows = Tensor::new(&[2_u32, 9, 2, 5, 6], &Device::Cpu).unwrap();
-        Tensor::cat(&[v[0].as_tensor(), v[1].as_tensor()], 0)
-            .unwrap()
-            .index_select(&rows, 0)
-            .unwrap()
-    };
-    check(own, stock, &inputs);
-    let rows: Arc<[usize]> = [1, 4].into();
-    let stock = |v: &[Var]| {
-        v[0].index_select(&Tensor::new(&[1_u32, 4], &Device::Cpu).unwrap(), 0)
-            .unwrap()
+        let rows = Tensor::new(&[2_u32, 0, 2, 5], &Device::Cpu).unwrap();
+        v[0].index_select(&rows, 0).unwrap()
     };
     check(
         |v| gather_rows(&v[0], Arc::clone(&rows)).unwrap(),
         stock,
-        &inputs[..1],
+        &inputs,
     );
-    assert!(embed(&inputs[0], None, [RowSource::Token(6)].into()).is_err());
     assert!(gather_rows(&inputs[0], [6].into()).is_err());
+}
+
+#[test]
+fn low_rank_products_are_those_of_the_own_task() {
+    const RANK: usize = 3;
+    let tasks: Arc<[usize]> = [1, 0, 0, 3].into();
+    let inputs = [
+        random(&[4, 10], 1),
+        random(&[4 * RANK, 10], 2),
+        random(&[4 * RANK, 7], 3),
+    ];
+    let own = |v: &[Var]| low_rank(&v[0], &v[1], &v[2], RANK, 0.5, Arc::clone(&tasks)).unwrap();
+    let stock = |v: &[Var]| {
+        let rows: Vec<Tensor> = tasks
+            .iter()
+            .enumerate()
+            .map(|(row, task)| {
+                let factor = |of: &Var| of.narrow(0, task * RANK, RANK).unwrap();
+                let middle = v[0].narrow(0, row, 1).unwrap();
+                let middle = middle.matmul(&factor(&v[1]).t().unwrap()).unwrap();
+                (middle.matmul(&factor(&v[2])).unwrap() * 0.5).unwrap()
+            })
+            .collect();
+        Tensor::cat(&rows, 0).unwrap()
+    };
+    check(own, stock, &inputs);
+    let refused = |x: &Var, up: &Var, tasks: Vec<usize>| {
+        low_rank(x, &inputs[1], up, RANK, 0.5, tasks.into()).is_err()
+    };
+    assert!(refused(&inputs[0], &inputs[2], vec![0; 3]), "rows");
+    assert!(refused(&inputs[0], &inputs[2], vec![0, 1, 2, 4]), "task");
+    assert!(refused(&inputs[2], &inputs[2], vec![0; 12]), "columns");
+    assert!(refused(&inputs[0], &inputs[0], vec![0; 4]), "ranks");
+}
+
+#[test]
+fn silu_gate_is_the_middle_of_the_gated_mlp() {
+    let inputs = [random(&[5, 24], 1)];
+    let stock = |v: &[Var]| {
+        let (gate, up) = (
+            v[0].narrow(1, 0, 12).unwrap(),
+            v[0].narrow(1, 12, 12).unwrap(),
+        );
+        (gate.silu().unwrap() * up).unwrap()
+    };
+    check(|v| silu_gate(&v[0]).unwrap(), stock, &inputs);
+    assert!(silu_gate(&random(&[5, 7], 1)).is_err());
 }
 
 #[test]
@@ -358,9 +388,13 @@ fn label_loss_only_sees_its_own_range() {
     }
 }
 
-/// Attention by definition, one row, head and key at a time, in f64. Its gradients are covered by the whole-network test;
-/// here they are held against finite differences.
-fn attention_by_definition(qkv: &[f32], prefix: &[f32], what: &Attention) -> Vec<f32> {
+/// Attention by definition, one row, head and key at a time, in f64: of the flow rows, or of the query rows. Its gradients are
+/// covered by the whole-network test; here they are held against finite differences.
+fn attention_by_definition(
+    [flow, queries, prefix]: [&[f32]; 3],
+    what: &Attention,
+    of_queries: bool,
+) -> Vec<f32> {
     let AttentionSizes {
         heads,
         kv_heads,
@@ -369,14 +403,14 @@ fn attention_by_definition(qkv: &[f32], prefix: &[f32], what: &Attention) -> Vec
     } = what.sizes;
     let (hidden, kv) = (heads * width, kv_heads * width);
     let stride = hidden + 2 * kv;
-    let rotated = |row: usize, column: usize, position: usize| -> Vec<f64> {
+    let rotated = |row: &[f32], column: usize, position: usize| -> Vec<f64> {
         (0..width)
             .map(|index| {
                 let pair = index / 2;
                 let angle = position as f64 * 100_f64.powf(-(pair as f64) / (width / 2) as f64);
                 let (even, odd) = (
-                    f64::from(qkv[row * stride + column + 2 * pair]),
-                    f64::from(qkv[row * stride + column + 2 * pair + 1]),
+                    f64::from(row[column + 2 * pair]),
+                    f64::from(row[column + 2 * pair + 1]),
                 );
                 if index % 2 == 0 {
                     even * angle.cos() - odd * angle.sin()
@@ -388,13 +422,25 @@ fn attention_by_definition(qkv: &[f32], prefix: &[f32], what: &Attention) -> Vec
     };
     let mut result = Vec::new();
     for sequence in &*what.sequences {
-        for token in 0..sequence.flow_rows + sequence.query_rows {
-            let is_query = token >= sequence.flow_rows;
+        let (first, last) = if of_queries {
+            let end = sequence.flow_rows + sequence.query_rows;
+            (sequence.flow_rows, end)
+        } else {
+            (0, sequence.flow_rows)
+        };
+        let row_of = |token: usize| -> &[f32] {
+            let (rows, row) = match token.checked_sub(sequence.flow_rows) {
+                Some(query) => (queries, sequence.query_start + query),
+                None => (flow, sequence.flow_start + token),
+            };
+            &rows[row * stride..][..stride]
+        };
+        for token in first..last {
             for head in 0..heads {
                 let kv_head = head / (heads / kv_heads);
-                let query = rotated(sequence.start + token, head * width, token);
+                let query = rotated(row_of(token), head * width, token);
                 let mut seen: Vec<(Vec<f64>, &[f32])> = Vec::new();
-                for row in 0..if is_query { prefix_tokens } else { 0 } {
+                for row in 0..if of_queries { prefix_tokens } else { 0 } {
                     let start = (sequence.task * prefix_tokens + row) * 2 * kv + kv_head * width;
                     let key = prefix[start..start + width]
                         .iter()
@@ -404,10 +450,10 @@ fn attention_by_definition(qkv: &[f32], prefix: &[f32], what: &Attention) -> Vec
                     seen.push((key, &prefix[start + kv..start + kv + width]));
                 }
                 for row in 0..=token {
-                    let start = (sequence.start + row) * stride + hidden + kv + kv_head * width;
+                    let start = hidden + kv + kv_head * width;
                     seen.push((
-                        rotated(sequence.start + row, hidden + kv_head * width, row),
-                        &qkv[start..start + width],
+                        rotated(row_of(row), hidden + kv_head * width, row),
+                        &row_of(row)[start..start + width],
                     ));
                 }
                 let score = |key: &[f64]| {
@@ -429,84 +475,141 @@ fn attention_by_definition(qkv: &[f32], prefix: &[f32], what: &Attention) -> Vec
     result
 }
 
-#[test]
-fn attention_sees_flow_prefix_and_earlier_queries() {
+fn attention_example() -> (Attention, [Var; 3]) {
     let sizes = AttentionSizes {
         heads: 6,
         kv_heads: 2,
         head_width: 4,
         prefix_tokens: 3,
     };
-    let rows = |start, flow_rows, query_rows, task| SequenceRows {
-        start,
+    let rows = |flow_start, flow_rows, query_start, query_rows, task| SequenceRows {
+        flow_start,
         flow_rows,
+        query_start,
         query_rows,
         task,
     };
-    let sequences: Arc<[SequenceRows]> =
-        [rows(0, 20, 2, 1), rows(22, 1, 2, 0), rows(25, 18, 0, 0)].into();
+    let sequences: Arc<[SequenceRows]> = [
+        rows(0, 20, 0, 2, 1),
+        rows(20, 1, 2, 2, 0),
+        rows(21, 18, 4, 0, 0),
+    ]
+    .into();
     let what = Attention {
         sizes,
         rotary: Arc::new(Rotary::new(4, 100.0, 30)),
         sequences,
-        last_query_only: false,
     };
-    let inputs = [random(&[43, 40], 1), random(&[6, 16], 2)];
-    let own = |v: &[Var]| attention(&v[0], Some(&v[1]), what.clone()).unwrap();
+    let inputs = [
+        random(&[39, 40], 1),
+        random(&[4, 40], 3),
+        random(&[6, 16], 2),
+    ];
+    (what, inputs)
+}
+
+#[test]
+fn flow_rows_see_those_before_them() {
+    let (what, inputs) = attention_example();
+    let own = |v: &[Var]| flow_attention(&v[0], what.clone()).unwrap();
+    let result = own(&inputs[..1]);
+    let want = attention_by_definition([&values(&inputs[0]), &[], &[]], &what, false);
+    assert_close("flow attention", &values(&result), &want, 1e-5);
+    let gradients = scalar(&result).backward().unwrap();
+    let gradient = values(gradients.get(inputs[0].as_tensor()).unwrap());
+    check_differences(&own, &inputs[..1], 0, &gradient);
+    assert!(flow_attention(&inputs[2], what.clone()).is_err(), "columns");
+    let short = Attention {
+        rotary: Arc::new(Rotary::new(4, 100.0, 19)),
+        ..what
+    };
+    assert!(flow_attention(&inputs[0], short).is_err());
+}
+
+#[test]
+fn query_rows_see_flow_prefix_and_earlier_queries() {
+    let (what, inputs) = attention_example();
+    let attend = |v: &[Var], what: &Attention, asking| {
+        query_attention(&v[0], &v[1], Some(&v[2]), what.clone(), asking)
+    };
+    let own = |v: &[Var]| attend(v, &what, QueryRows::All).unwrap();
     let result = own(&inputs);
-    let want = attention_by_definition(&values(&inputs[0]), &values(&inputs[1]), &what);
-    assert_close("attention", &values(&result), &want, 1e-5);
+    let [flow, queries, prefix] = inputs.each_ref().map(|input| values(input));
+    let want = attention_by_definition([&flow, &queries, &prefix], &what, true);
+    assert_close("query attention", &values(&result), &want, 1e-5);
     let gradients = scalar(&result).backward().unwrap();
     for (input, var) in inputs.iter().enumerate() {
-        check_differences(
-            &own,
-            &inputs,
-            input,
-            &values(gradients.get(var.as_tensor()).unwrap()),
-        );
+        let gradient = values(gradients.get(var.as_tensor()).unwrap());
+        check_differences(&own, &inputs, input, &gradient);
     }
 
-    let last = Attention {
-        last_query_only: true,
-        ..what.clone()
-    };
-    let last_rows = |v: &[Var]| attention(&v[0], Some(&v[1]), last.clone()).unwrap();
+    let last_rows = |v: &[Var]| attend(v, &what, QueryRows::Last).unwrap();
     let all = |v: &[Var]| {
         own(v)
-            .index_select(&Tensor::new(&[21_u32, 24], &Device::Cpu).unwrap(), 0)
+            .index_select(&Tensor::new(&[1_u32, 3], &Device::Cpu).unwrap(), 0)
             .unwrap()
     };
     check(last_rows, all, &inputs);
 
+    // A frozen flow has no gradient, and the others' are the same.
+    let frozen = [
+        inputs[0].as_detached_tensor(),
+        inputs[1].as_tensor().clone(),
+        inputs[2].as_tensor().clone(),
+    ];
+    let [flow_rows, query_rows, prefix_rows] = &frozen;
+    let result = query_attention(
+        flow_rows,
+        query_rows,
+        Some(prefix_rows),
+        what.clone(),
+        QueryRows::All,
+    );
+    let of_frozen = scalar(&result.unwrap()).backward().unwrap();
+    assert!(of_frozen.get(flow_rows).is_none());
+    for input in &inputs[1..] {
+        let [with, without] =
+            [&gradients, &of_frozen].map(|store| values(store.get(input).unwrap()));
+        assert_eq!(with, without);
+    }
+
     let plain = Attention {
         sizes: AttentionSizes {
             prefix_tokens: 0,
-            ..sizes
+            ..what.sizes
         },
         ..what.clone()
     };
-    let result = attention(&inputs[0], None, plain.clone()).unwrap();
+    let result = query_attention(&inputs[0], &inputs[1], None, plain.clone(), QueryRows::All);
     assert_close(
         "no prefix",
-        &values(&result),
-        &attention_by_definition(&values(&inputs[0]), &[], &plain),
+        &values(&result.unwrap()),
+        &attention_by_definition([&flow, &queries, &[]], &plain, true),
         1e-5,
     );
 
-    assert!(
-        attention(&inputs[0], None, what.clone()).is_err(),
-        "a prefix is missing"
-    );
-    let outside = Attention {
-        sequences: [rows(22, 20, 2, 0)].into(),
-        ..what.clone()
-    };
-    assert!(attention(&inputs[0], Some(&inputs[1]), outside).is_err());
-    let short = Attention {
-        rotary: Arc::new(Rotary::new(4, 100.0, 21)),
-        ..what
-    };
-    assert!(attention(&inputs[0], Some(&inputs[1]), short).is_err());
+    let without = query_attention(&inputs[0], &inputs[1], None, what.clone(), QueryRows::All);
+    assert!(without.is_err(), "a prefix is missing");
+    for (name, change) in [
+        ("flow", [20, 20, 2, 2, 0]),
+        ("queries", [0, 20, 3, 2, 0]),
+        ("task", [0, 20, 0, 2, 2]),
+        ("positions", [0, 29, 0, 2, 0]),
+    ] {
+        let [flow_start, flow_rows, query_start, query_rows, task] = change;
+        let outside = Attention {
+            sequences: [SequenceRows {
+                flow_start,
+                flow_rows,
+                query_start,
+                query_rows,
+                task,
+            }]
+            .into(),
+            ..what.clone()
+        };
+        assert!(attend(&inputs, &outside, QueryRows::All).is_err(), "{name}");
+    }
 }
 
 #[test]

@@ -22,7 +22,8 @@ fn dot<V: Vector>(vector: V, a: &[f32], b: &[f32]) -> f32 {
                 if at < a.len() {
                     let count = a.len() - at;
                     // SAFETY: that many values are left in both, which are equally long.
-                    let (a, b) = unsafe { (load(vector, a, at, count), load(vector, b, at, count)) };
+                    let (a, b) =
+                        unsafe { (load(vector, a, at, count), load(vector, b, at, count)) };
                     *sum = vector.fused(a, b, *sum);
                 }
             }
@@ -39,11 +40,7 @@ fn dot<V: Vector>(vector: V, a: &[f32], b: &[f32]) -> f32 {
 
 /// The products of a row with the rows of the first factor; only the first `rank` are set.
 #[inline(always)]
-fn coefficients<V: Vector>(
-    vector: V,
-    factors: LowRank<'_>,
-    input: &[f32],
-) -> [f32; LOW_RANK_MAX] {
+fn coefficients<V: Vector>(vector: V, factors: LowRank<'_>, input: &[f32]) -> [f32; LOW_RANK_MAX] {
     let mut coefficients = [0.0; LOW_RANK_MAX];
     if factors.rank > 0 {
         let rows = factors.a.chunks_exact(input.len());

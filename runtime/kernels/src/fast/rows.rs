@@ -94,7 +94,12 @@ unsafe fn normed<V: Vector>(
 /// # Safety
 /// As [`Vector::load_first`].
 #[inline(always)]
-pub(super) unsafe fn load<V: Vector>(vector: V, values: &[f32], at: usize, count: usize) -> V::Floats {
+pub(super) unsafe fn load<V: Vector>(
+    vector: V,
+    values: &[f32],
+    at: usize,
+    count: usize,
+) -> V::Floats {
     // SAFETY: the caller's promise.
     unsafe {
         let from = values.as_ptr().add(at);

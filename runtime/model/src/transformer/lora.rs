@@ -46,22 +46,28 @@ impl TaskLora {
     }
 
     /// What is wrong with the sizes: the matrix, what was expected and what was found.
-    pub(super) fn mismatch(&self, config: &TransformerConfig) -> Option<(&'static str, String, usize)> {
+    pub(super) fn mismatch(
+        &self,
+        config: &TransformerConfig,
+    ) -> Option<(&'static str, String, usize)> {
         if !(1..=LORA_RANK_MAX).contains(&self.rank) {
             return Some(("LoRA rank", format!("1 to {LORA_RANK_MAX}"), self.rank));
         }
         let channels = AdapterShape::of(config).lora_channels();
-        self.factors.iter().zip(channels).find_map(|(of, (inputs, outputs))| {
-            let sides = [
-                ("LoRA factor a", inputs, of.a.len()),
-                ("LoRA factor b", outputs, of.b.len()),
-            ];
-            sides.into_iter().find_map(|(tensor, channels, found)| {
-                let fits = found == config.layers * self.rank * channels;
-                let expected = format!("{} x {} x {channels}", config.layers, self.rank);
-                (!fits).then_some((tensor, expected, found))
+        self.factors
+            .iter()
+            .zip(channels)
+            .find_map(|(of, (inputs, outputs))| {
+                let sides = [
+                    ("LoRA factor a", inputs, of.a.len()),
+                    ("LoRA factor b", outputs, of.b.len()),
+                ];
+                sides.into_iter().find_map(|(tensor, channels, found)| {
+                    let fits = found == config.layers * self.rank * channels;
+                    let expected = format!("{} x {} x {channels}", config.layers, self.rank);
+                    (!fits).then_some((tensor, expected, found))
+                })
             })
-        })
     }
 
     /// The factors of one matrix of a layer.
@@ -169,8 +175,10 @@ impl Transformer {
             kernels.quantise(attended, row_size, query_size, quantised);
             layer.output.multiply_add(quantised, residual);
             let rows = attended.chunks_exact(row_size);
-            for ((lora, attended), residual) in
-                loras.clone().zip(rows).zip(residual.chunks_exact_mut(hidden))
+            for ((lora, attended), residual) in loras
+                .clone()
+                .zip(rows)
+                .zip(residual.chunks_exact_mut(hidden))
             {
                 if let Some(lora) = lora {
                     let attended = &attended[..query_size];
@@ -185,7 +193,9 @@ impl Transformer {
                 .gate_up
                 .multiply(quantised, 0..both_size, both, both_size);
             scratch.gated.resize(tile.len() * feed_forward, 0.0);
-            let rows = residual.chunks_exact(hidden).zip(both.chunks_exact(both_size));
+            let rows = residual
+                .chunks_exact(hidden)
+                .zip(both.chunks_exact(both_size));
             let gated = scratch.gated.chunks_exact_mut(feed_forward);
             for ((lora, (residual, both)), gated) in loras.clone().zip(rows).zip(gated) {
                 let factors = lora.map(|lora| lora.of(GATE_UP, place));
@@ -198,8 +208,7 @@ impl Transformer {
             kernels.quantise(&scratch.gated, feed_forward, feed_forward, quantised);
             layer.down.multiply_add(quantised, residual);
             let gated = scratch.gated.chunks_exact(feed_forward);
-            for ((lora, gated), residual) in
-                loras.zip(gated).zip(residual.chunks_exact_mut(hidden))
+            for ((lora, gated), residual) in loras.zip(gated).zip(residual.chunks_exact_mut(hidden))
             {
                 if let Some(lora) = lora {
                     kernels.add_low_rank(lora.of(DOWN, place), gated, residual);

@@ -3,6 +3,7 @@
 mod reference;
 
 use super::*;
+use crate::adapter::AdapterShape;
 use reference::{Activations, Random, config, model_weights, relative_difference};
 use trafficllm_kernels::{KernelError, QuantisedMatrix};
 
@@ -29,6 +30,8 @@ fn shapes() -> Vec<TransformerConfig> {
 /// Owned sequences and queries, to build batches from.
 struct Batch {
     prefixes: Vec<TaskPrefix>,
+    /// Every second query has some.
+    loras: Vec<Option<TaskLora>>,
     embeddings: Vec<Vec<f32>>,
     tokens: Vec<Vec<u32>>,
 }
@@ -47,6 +50,9 @@ impl Batch {
             values: random.values(prefix_tokens * size, 1.0),
         };
         let prefixes: Vec<_> = prefixes.iter().map(prefix).collect();
+        let loras = (0..prefixes.len())
+            .map(|at| (at % 2 == 1).then(|| lora_of(config, random, [8, 1, 64][at % 3])))
+            .collect();
         let embeddings = (0..prefixes.len())
             .map(|at| random.values((1 + at % 3) * config.hidden, 1.0))
             .collect();
@@ -56,17 +62,35 @@ impl Batch {
             .collect();
         Self {
             prefixes,
+            loras,
             embeddings,
             tokens,
         }
     }
 
     fn queries(&self) -> Vec<Query<'_>> {
-        let queries = self.prefixes.iter().zip(&self.embeddings);
+        let queries = self.prefixes.iter().zip(&self.embeddings).zip(&self.loras);
         queries
-            .map(|(prefix, embeddings)| Query { prefix, embeddings })
+            .map(|((prefix, embeddings), lora)| Query {
+                prefix,
+                embeddings,
+                lora: lora.as_ref(),
+            })
             .collect()
     }
+}
+
+/// Additions that are about a third of what they are added to.
+fn lora_of(config: &TransformerConfig, random: &mut Random, rank: usize) -> TaskLora {
+    let channels = AdapterShape::of(config).lora_channels();
+    let factors = channels.map(|(inputs, outputs)| {
+        let count = config.layers * rank;
+        LoraFactors {
+            a: random.values(count * inputs, (3.0 / inputs as f32).sqrt()),
+            b: random.values(count * outputs, 0.6 / (rank as f32).sqrt()),
+        }
+    });
+    TaskLora { rank, factors }
 }
 
 #[test]
@@ -399,6 +423,59 @@ fn memory_is_reused_and_bounded() {
     assert_eq!(scratch.bytes(), bytes);
 }
 
+/// Beside a query with low-rank additions, one without them answers as it does alone, and so does a sequence; all levels but the
+/// reference give the same bits.
+#[test]
+fn low_rank_additions_change_their_own_query_only() {
+    let config = config(192, 3, (6, 2), 32, 512);
+    let mut random = Random(12);
+    let weights = model_weights(&config, &mut random, true);
+    let batch = Batch::new(&config, &mut random, &[60, 0, 31], &[3, 3, 0, 5]);
+    let queries = batch.queries();
+    let plain: Vec<_> = queries
+        .iter()
+        .map(|query| Query {
+            lora: None,
+            ..*query
+        })
+        .collect();
+    let mut first: Option<Vec<f32>> = None;
+    for level in levels() {
+        let model = Transformer::new(level, weights.clone()).unwrap();
+        let run = |queries: &[Query<'_>]| {
+            let sequence = |tokens| Sequence {
+                beginning: None,
+                tokens,
+                queries,
+            };
+            let sequences: Vec<_> = batch.tokens.iter().map(|tokens| sequence(tokens)).collect();
+            let mut states = Vec::new();
+            model
+                .forward(&sequences, &mut Scratch::default(), &mut states)
+                .unwrap();
+            states
+        };
+        let (with, without) = (run(&queries), run(&plain));
+        let rows = with
+            .chunks_exact(config.hidden)
+            .zip(without.chunks_exact(config.hidden));
+        for (index, (with, without)) in rows.enumerate() {
+            let query = &queries[index % queries.len()];
+            assert_eq!(
+                with != without,
+                query.lora.is_some(),
+                "row {index} {level:?}"
+            );
+        }
+        if level != Level::Portable || cfg!(target_arch = "aarch64") {
+            match &first {
+                Some(first) => assert_eq!(first, &with, "{level:?}"),
+                None => first = Some(with),
+            }
+        }
+    }
+}
+
 #[test]
 fn a_batch_is_checked() {
     let config = config(64, 2, (4, 2), 16, 96);
@@ -461,7 +538,24 @@ fn a_batch_is_checked() {
         prefix_tokens: usize::MAX,
         ..batch.prefixes[0].clone()
     };
-    for query in [
+    let lora = batch.loras[1].clone().unwrap();
+    let broken = |change: fn(&mut TaskLora)| {
+        let mut broken = lora.clone();
+        change(&mut broken);
+        broken
+    };
+    let loras = [
+        broken(|lora| assert!(lora.factors[0].a.pop().is_some())),
+        broken(|lora| assert!(lora.factors[3].b.pop().is_some())),
+        broken(|lora| lora.rank += 1),
+        TaskLora::default(),
+        lora_of(&config, &mut random, 65),
+    ];
+    let with_lora = loras.each_ref().map(|lora| Query {
+        lora: Some(lora),
+        ..queries[0]
+    });
+    for query in with_lora.into_iter().chain([
         Query {
             embeddings: &[],
             ..queries[0]
@@ -478,7 +572,7 @@ fn a_batch_is_checked() {
             prefix: &lying,
             ..queries[0]
         },
-    ] {
+    ]) {
         let error = run(&[0], &[queries[0], query]).unwrap_err();
         assert!(
             matches!(

@@ -364,7 +364,11 @@ fn norm_not_a_number() -> Vec<u8> {
 }
 
 fn without_prefix_value() -> Vec<u8> {
-    let bytes = uniform_adapter(3).write(shape()).unwrap();
+    let adapter = Adapter {
+        lora: None,
+        ..uniform_adapter(3)
+    };
+    let bytes = adapter.write(shape()).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let mut kept = tensors.tensors();
     kept.retain(|(name, _)| name != "prefix.value");
@@ -374,6 +378,7 @@ fn without_prefix_value() -> Vec<u8> {
 fn adapter_cases() -> Vec<Case> {
     let sound = || Adapter {
         label_embedding: None,
+        lora: None,
         ..uniform_adapter(3)
     };
     let with = |bytes: Vec<u8>| Parts::sound().with_file(ADAPTER, bytes).pack();
@@ -468,6 +473,108 @@ fn adapter_cases() -> Vec<Case> {
             "adapter-layers",
             written(deep_adapter, deep),
             "tensor prefix.key: expected shape [1, 2, 16], found [2, 2, 16]",
+        ),
+    ]
+    .into_iter()
+    .chain(lora_cases())
+    .collect()
+}
+
+/// A sound adapter with low-rank additions, its tensors changed before they are written: name, shape, values.
+fn with_lora_tensors(change: impl Fn(&str, &mut Vec<usize>, &mut Vec<f32>) -> bool) -> Vec<u8> {
+    let bytes = uniform_adapter(3).write(shape()).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut parts = Vec::new();
+    for (name, view) in tensors.tensors() {
+        let (mut shape, values) = (view.shape().to_vec(), view.data().as_chunks().0);
+        let mut values: Vec<f32> = values.iter().map(|of| f32::from_le_bytes(*of)).collect();
+        if change(&name, &mut shape, &mut values) {
+            let bytes: Vec<u8> = values.iter().flat_map(|of| of.to_le_bytes()).collect();
+            parts.push((name, shape, bytes));
+        }
+    }
+    let views = parts.iter().map(|(name, shape, bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (name.as_str(), view.unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    Parts::sound().with_file(ADAPTER, file).pack()
+}
+
+fn lora_cases() -> Vec<Case> {
+    let value = |number: f32| {
+        with_lora_tensors(move |name, _, values| {
+            if name == "lora.ffn_down.b" {
+                values[5] = number;
+            }
+            true
+        })
+    };
+    let rank = |rank: usize| {
+        with_lora_tensors(move |name, shape, values| {
+            if name.starts_with("lora.") {
+                shape[1] = rank;
+                values.resize(shape.iter().product(), 0.0);
+            }
+            true
+        })
+    };
+    let reshaped = |of: &'static str, to: [usize; 3]| {
+        with_lora_tensors(move |name, shape, values| {
+            if name == of {
+                *shape = to.to_vec();
+                values.resize(to.iter().product(), 0.0);
+            }
+            true
+        })
+    };
+    vec![
+        (
+            "adapter-lora-not-a-number",
+            value(f32::NAN),
+            "expected finite numbers, found NaN",
+        ),
+        (
+            "adapter-lora-infinite",
+            value(f32::INFINITY),
+            "expected finite numbers, found inf",
+        ),
+        (
+            "adapter-lora-no-rank",
+            rank(0),
+            "LoRA rank: expected at least 1, found 0",
+        ),
+        (
+            "adapter-lora-ranks-differ",
+            reshaped("lora.attn_output.a", [1, 2, 32]),
+            "tensor lora.attn_output.a: expected shape [1, 3, 32], found [1, 2, 32]",
+        ),
+        (
+            "adapter-lora-channels",
+            reshaped("lora.ffn_gate_up.b", [1, 3, 32]),
+            "tensor lora.ffn_gate_up.b: expected shape [1, 3, 64], found [1, 3, 32]",
+        ),
+        (
+            "adapter-lora-layers",
+            reshaped("lora.attn_qkv.a", [2, 3, 32]),
+            "tensor lora.attn_qkv.a: expected shape [1, 3, 32], found [2, 3, 32]",
+        ),
+        (
+            "adapter-lora-missing",
+            with_lora_tensors(|name, _, _| name != "lora.ffn_down.a"),
+            "tensor lora.ffn_down.a: expected a tensor, found nothing",
+        ),
+        (
+            "adapter-lora-unknown",
+            Parts::sound()
+                .with_file(ADAPTER, {
+                    let bytes = uniform_adapter(3).write(shape()).unwrap();
+                    let at = after(&bytes, b"lora.ffn_down.a") - 1;
+                    patched(bytes, at, b"c")
+                })
+                .pack(),
+            "tensors: expected the tensors of an adapter, found lora.ffn_down.c",
         ),
     ]
 }

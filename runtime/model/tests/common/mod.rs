@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use trafficllm_model::gguf::{FloatLayer, FloatWeights, TokenizerMetadata, write_llama};
-use trafficllm_model::transformer::TransformerConfig;
+use trafficllm_model::transformer::{LoraFactors, TaskLora, TransformerConfig};
 use trafficllm_model::{Adapter, AdapterShape};
 
 pub(crate) const TASK: &str = "tiny_task";
@@ -59,12 +59,16 @@ pub(crate) fn config() -> TransformerConfig {
     }
 }
 
+/// The matrices with low-rank additions, as the format's description names them, with their channels in [`config`].
+pub(crate) const LORA_CHANNELS: [(&str, (usize, usize)); 4] = [
+    ("attn_qkv", (32, 64)),
+    ("attn_output", (32, 32)),
+    ("ffn_gate_up", (32, 64)),
+    ("ffn_down", (32, 32)),
+];
+
 pub(crate) fn shape() -> AdapterShape {
-    AdapterShape {
-        hidden: 32,
-        layers: 1,
-        key_value: 16,
-    }
+    AdapterShape::of(&config())
 }
 
 pub(crate) fn float_weights(config: &TransformerConfig, seed: u64) -> FloatWeights {
@@ -131,7 +135,17 @@ pub(crate) fn random_adapter(label_words: usize, seed: u64) -> Adapter {
         prefix_value: numbers.floats(2 * 16, 1.0),
         label_weight: numbers.floats(label_words * 32, 1.0),
         label_embedding: Some(numbers.floats(label_words * 32, 1.0)),
+        lora: Some(random_lora(3, &mut numbers)),
     }
+}
+
+/// Low-rank additions of this rank for [`config`].
+pub(crate) fn random_lora(rank: usize, numbers: &mut Numbers) -> TaskLora {
+    let factors = LORA_CHANNELS.map(|(_, (inputs, outputs))| LoraFactors {
+        a: numbers.floats(rank * inputs, 0.2),
+        b: numbers.floats(rank * outputs, 0.2),
+    });
+    TaskLora { rank, factors }
 }
 
 /// A bundle before it is packed: the manifest as plain JSON, so that a test can put anything into
@@ -147,6 +161,7 @@ impl Parts {
     pub(crate) fn sound() -> Self {
         let adapter = Adapter {
             label_embedding: None,
+            lora: None,
             ..uniform_adapter(3)
         };
         let files = BTreeMap::from([

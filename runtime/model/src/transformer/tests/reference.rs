@@ -1,6 +1,6 @@
 //! The forward pass written down naively in f64 over dequantised weights: one row at a time, no batch, no cache.
 
-use crate::transformer::{LayerWeights, Query, TransformerConfig, TransformerWeights};
+use crate::transformer::{LayerWeights, Query, TaskLora, TransformerConfig, TransformerWeights};
 use trafficllm_kernels::{QuantisedMatrix, WeightMatrix};
 
 /// What the reference does with the inputs of its products.
@@ -177,20 +177,60 @@ fn run(
             query,
             activations,
         );
-        for (row, attended) in rows.iter_mut().zip(attended) {
+        for (position, (row, attended)) in rows.iter_mut().zip(attended).enumerate() {
+            let lora = query
+                .filter(|_| position >= tokens)
+                .and_then(|query| query.lora);
+            let added = |matrix: usize, input: &[f64]| {
+                added(lora, matrix, (index, weights.config.layers), input)
+            };
             add(row, &product(&layer.output, &attended, activations));
+            add(row, &added(1, &attended));
             let normed = norm(row, &layer.mlp_norm, weights.config.rms_epsilon);
-            let gates = product(&layer.gate, &normed, activations);
-            let ups = product(&layer.up, &normed, activations);
+            let mut gates = product(&layer.gate, &normed, activations);
+            let mut ups = product(&layer.up, &normed, activations);
+            let to_both = added(2, &normed);
+            let (to_gates, to_ups) = to_both.split_at(to_both.len() / 2);
+            add(&mut gates, to_gates);
+            add(&mut ups, to_ups);
             let gated: Vec<f64> = gates
                 .iter()
                 .zip(ups)
                 .map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up)
                 .collect();
             add(row, &product(&layer.down, &gated, activations));
+            add(row, &added(3, &gated));
         }
     }
     rows
+}
+
+/// What low-rank factors add to a matrix's product with `input`; nothing without.
+fn added(
+    lora: Option<&TaskLora>,
+    matrix: usize,
+    (layer, layers): (usize, usize),
+    input: &[f64],
+) -> Vec<f64> {
+    let Some(TaskLora { rank, factors }) = lora else {
+        return Vec::new();
+    };
+    let part = |values: &[f32]| -> Vec<Vec<f64>> {
+        let size = values.len() / layers;
+        let rows = values[layer * size..][..size].chunks_exact(size / rank);
+        rows.map(|row| row.iter().map(|value| f64::from(*value)).collect())
+            .collect()
+    };
+    let (a, b) = (part(&factors[matrix].a), part(&factors[matrix].b));
+    let mut sum = vec![0.0; b[0].len()];
+    for (a, b) in a.iter().zip(b) {
+        let coefficient: f64 = a.iter().zip(input).map(|(a, input)| a * input).sum();
+        add(
+            &mut sum,
+            &b.iter().map(|b| coefficient * b).collect::<Vec<_>>(),
+        );
+    }
+    sum
 }
 
 fn attention(
@@ -207,11 +247,19 @@ fn attention(
         .iter()
         .map(|row| norm(row, &layer.attention_norm, config.rms_epsilon))
         .collect();
-    let project = |matrix| {
-        normed
-            .iter()
-            .map(|row| product(matrix, row, activations))
-            .collect::<Vec<_>>()
+    // Channels from `first` on of query, key and value stacked.
+    let project = |matrix, first: usize| {
+        let rows = normed.iter().enumerate();
+        rows.map(|(position, row)| {
+            let mut projected = product(matrix, row, activations);
+            let lora = query
+                .filter(|_| position >= tokens)
+                .and_then(|query| query.lora);
+            let added = added(lora, 0, (index, config.layers), row);
+            add(&mut projected, added.get(first..).unwrap_or_default());
+            projected
+        })
+        .collect::<Vec<_>>()
     };
     let rotate_all = |mut rows: Vec<Vec<f64>>| {
         rows.iter_mut()
@@ -220,10 +268,10 @@ fn attention(
         rows
     };
     let (queries, keys) = (
-        rotate_all(project(&layer.query)),
-        rotate_all(project(&layer.key)),
+        rotate_all(project(&layer.query, 0)),
+        rotate_all(project(&layer.key, config.query_size())),
     );
-    let values = project(&layer.value);
+    let values = project(&layer.value, config.query_size() + config.key_size());
     let prefix_row = |values: &[f32], at: usize, prefix_tokens: usize| -> Vec<f64> {
         let row = &values[(index * prefix_tokens + at) * config.key_size()..][..config.key_size()];
         row.iter().map(|value| f64::from(*value)).collect()
