@@ -85,7 +85,7 @@ impl Subject<'_> {
                 found: format!("{:?}", loaded.kind),
             });
         }
-        let seen = fingerprints(&train);
+        let seen = self.learnt(&train);
         let scored = self.cut(&loaded, &seen)?;
         let (tokens, encoding_us) = self.encode_timed(&scored.insiders)?;
         let answered = self.ask(&scored, &tokens)?;
@@ -118,6 +118,13 @@ impl Subject<'_> {
             self.baselines(&mut report, (&train, &loaded), &seen, watch)?;
         }
         Ok(report)
+    }
+
+    /// The fingerprints of what the bundle can have been trained on: items with its labels.
+    fn learnt(&self, train: &TaskData) -> HashSet<u64> {
+        let known = View::new(train, self.labels());
+        let contents = known.items.iter().map(|(_, item)| &item.content);
+        contents.filter_map(Content::payload_fingerprint).collect()
     }
 
     /// Cuts a split by whether the bundle knows the labels.
