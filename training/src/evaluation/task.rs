@@ -6,10 +6,9 @@ use std::time::Instant;
 use trafficllm_model::{Model, TaskKind};
 use trafficllm_traffic::token::{EncodeScratch, Encoder};
 
-use super::results::lead_points;
 use super::{
-    Cost, EvaluationOptions, Family, GroupReport, Noise, TaskReport, UnknownReport, VariantReport,
-    Watch,
+    Cost, EvaluationOptions, Family, GroupReport, Lead, Noise, TaskReport, UnknownReport,
+    VariantReport, Watch,
 };
 use crate::baselines::{self, BaselineScores, View};
 use crate::batches::TokenRanges;
@@ -103,7 +102,7 @@ impl Subject<'_> {
             noise: Vec::new(),
             occlusion: Vec::new(),
             baselines: Vec::new(),
-            lead_points: None,
+            lead: None,
             cost: self.cost(&tokens, encoding_us)?,
         };
         report.unknown = self.unknown(&scored, &answered, (&loaded, &seen), outside, watch)?;
@@ -264,7 +263,7 @@ impl Subject<'_> {
                     unseen: unseen.scores(),
                     expected_calibration_error: Reliability::of(&judged).expected_calibration_error,
                     baselines: Vec::new(),
-                    lead_points: None,
+                    lead: None,
                 }
             })
             .collect()
@@ -444,7 +443,7 @@ impl Subject<'_> {
             Ok(scores)
         };
         report.baselines = measure(self.labels(), "")?;
-        report.lead_points = lead_points(&report.evaluation.all, &report.baselines);
+        report.lead = Lead::of(&report.evaluation.all, &report.baselines);
         for group in &mut report.groups {
             let labels: Vec<String> = self
                 .labels()
@@ -453,7 +452,7 @@ impl Subject<'_> {
                 .cloned()
                 .collect();
             group.baselines = measure(&labels, &format!(" ({})", group.prefix))?;
-            group.lead_points = lead_points(&group.all, &group.baselines);
+            group.lead = Lead::of(&group.all, &group.baselines);
         }
         Ok(())
     }
