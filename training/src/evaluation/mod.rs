@@ -20,7 +20,8 @@ pub use noise::Noise;
 pub use occlusion::Family;
 pub use page::page;
 pub use results::{
-    Cost, EvaluationReport, FORMAT, GroupReport, Protocol, TaskReport, UnknownReport, VariantReport,
+    Cost, EvaluationReport, FORMAT, GroupReport, Lead, Protocol, TaskReport, UnknownReport,
+    VariantReport,
 };
 pub use table::table;
 

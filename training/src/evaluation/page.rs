@@ -3,7 +3,7 @@
 use trafficllm::report::Page;
 use trafficllm::report::plot::{self, Line, NAMES_MAX, Scale};
 
-use super::{EvaluationReport, GroupReport, Protocol, TaskReport, VariantReport};
+use super::{EvaluationReport, GroupReport, Lead, Protocol, TaskReport, VariantReport};
 use crate::baselines::BaselineScores;
 use crate::error::Result;
 use crate::metrics::Scores;
@@ -33,8 +33,10 @@ fn percent(value: f64) -> String {
     format!("{:.1}", 100.0 * value)
 }
 
-fn points(value: Option<f64>) -> String {
-    value.map_or_else(String::new, |value| format!("{value:+.1}"))
+fn points(lead: Option<Lead>) -> String {
+    lead.map_or_else(String::new, |lead| {
+        format!("{:+.1} ({:+.1})", lead.points, lead.points_supported)
+    })
 }
 
 fn summary(page: &mut Page, report: &EvaluationReport) -> Result<()> {
@@ -59,7 +61,7 @@ fn summary(page: &mut Page, report: &EvaluationReport) -> Result<()> {
                 percent(task.reliability.expected_calibration_error),
                 percent(task.risk_coverage.coverage_at_threshold),
                 percent(task.risk_coverage.accuracy_at_threshold),
-                points(task.lead_points),
+                points(task.lead),
             ]
         })
         .collect();
@@ -74,7 +76,7 @@ fn summary(page: &mut Page, report: &EvaluationReport) -> Result<()> {
         "calibration error",
         "answered",
         "accuracy of the answered",
-        "above the best baseline",
+        "above the best baseline, points (n≥20)",
     ];
     page.table("All tasks; shares in percent", &head, &rows);
     if report.tasks.len() <= NAMES_MAX && !report.tasks.is_empty() {
@@ -132,7 +134,7 @@ fn describe(page: &mut Page, task: &TaskReport) -> Result<()> {
             &evaluation.all,
             &evaluation.unseen,
             &task.baselines,
-            task.lead_points,
+            task.lead,
         )?;
     }
     for group in &task.groups {
@@ -157,7 +159,7 @@ fn baselines(
     all: &Scores,
     unseen: &Scores,
     measured: &[BaselineScores],
-    lead: Option<f64>,
+    lead: Option<Lead>,
 ) -> Result<()> {
     let row = |name: &str, all: &Scores, unseen: &Scores| {
         vec![
@@ -182,7 +184,10 @@ fn baselines(
     scores.extend(measured.iter().map(|one| one.all.macro_f1));
     let plot = plot::bars("Macro-F1", &names, &[("", scores)], Scale::Share)?;
     let lead = lead.map_or_else(String::new, |lead| {
-        format!("{lead:+.1} points against the best baseline.")
+        format!(
+            "{:+.1} points against the best baseline, {:+.1} over labels with 20 items and more.",
+            lead.points, lead.points_supported
+        )
     });
     page.figure(&plot, &format!("The model beside the baselines. {lead}"));
     Ok(())
@@ -208,7 +213,7 @@ fn describe_group(page: &mut Page, group: &GroupReport) -> Result<()> {
         &group.all,
         &group.unseen,
         &group.baselines,
-        group.lead_points,
+        group.lead,
     )
 }
 

@@ -67,8 +67,8 @@ pub struct TaskReport {
     pub occlusion: Vec<VariantReport>,
     /// Simple models on the same split, if they were asked for.
     pub baselines: Vec<BaselineScores>,
-    /// Macro-F1 of the model minus that of the best baseline, in points of a hundred.
-    pub lead_points: Option<f64>,
+    /// How far the model is above the best baseline, if they were asked for.
+    pub lead: Option<Lead>,
     /// What an item costs; the times differ from run to run.
     pub cost: Cost,
 }
@@ -86,8 +86,8 @@ pub struct GroupReport {
     pub expected_calibration_error: f64,
     /// Simple models that were fitted and scored on these labels alone, if they were asked for.
     pub baselines: Vec<BaselineScores>,
-    /// Macro-F1 of the model minus that of the best baseline, in points of a hundred.
-    pub lead_points: Option<f64>,
+    /// How far the model is above the best baseline, if they were asked for.
+    pub lead: Option<Lead>,
 }
 
 /// How well the score tells outsiders from the task's own items.
@@ -143,9 +143,71 @@ pub struct Cost {
     pub model_us: f64,
 }
 
-/// Macro-F1 of the model minus that of the best baseline, in points of a hundred.
-pub(super) fn lead_points(model: &Scores, baselines: &[BaselineScores]) -> Option<f64> {
-    let best = baselines.iter().map(|baseline| baseline.all.macro_f1);
-    let best = best.reduce(f64::max)?;
-    Some(100.0 * (model.macro_f1 - best))
+/// How far the model is above the best baseline, in points of a hundred; below 0 it is under it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lead {
+    /// By macro-F1.
+    pub points: f64,
+    /// By macro-F1 over the labels with enough items: a label with one item moves the other by points.
+    pub points_supported: f64,
+}
+
+impl Lead {
+    /// Of a model over baselines; nothing where none was measured. Each figure is held against the baseline that is best by it.
+    pub(super) fn of(model: &Scores, baselines: &[BaselineScores]) -> Option<Self> {
+        let over = |figure: fn(&Scores) -> f64| {
+            let best = baselines.iter().map(|baseline| figure(&baseline.all));
+            best.reduce(f64::max)
+                .map(|best| 100.0 * (figure(model) - best))
+        };
+        Some(Self {
+            points: over(|scores| scores.macro_f1)?,
+            points_supported: over(|scores| scores.macro_f1_supported)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Confusion;
+
+    /// Scores of two labels: of `items` items each, so many are answered right and the others with the other label.
+    fn scores(right: [u64; 2], items: [u64; 2]) -> Scores {
+        let mut table = Confusion::new(&["a".to_owned(), "b".to_owned()]);
+        for label in 0..2 {
+            for item in 0..items[label] {
+                let answer = if item < right[label] {
+                    label
+                } else {
+                    1 - label
+                };
+                table.record(label, answer, false);
+            }
+        }
+        table.scores()
+    }
+
+    #[test]
+    fn the_lead_is_over_the_best_baseline_by_each_figure() {
+        let baseline = |name: &str, all: Scores| BaselineScores {
+            name: name.into(),
+            description: String::new(),
+            unseen: all.clone(),
+            all,
+        };
+        // `b` has one item: too few to count in the second figure.
+        let model = scores([20, 1], [20, 1]);
+        let weak = baseline("weak", scores([10, 1], [20, 1]));
+        let strong = baseline("strong", scores([20, 0], [20, 1]));
+        let by = |figure: f64| 100.0 * (1.0 - figure);
+        let lead = Lead::of(&model, &[weak.clone(), strong.clone()]).expect("measured");
+        let best = weak.all.macro_f1.max(strong.all.macro_f1);
+        assert!((lead.points - by(best)).abs() < 1e-9 && lead.points > 0.0);
+        // Of the strong one: 20 right of 20 items and 21 answers.
+        assert!((lead.points_supported - by(40.0 / 41.0)).abs() < 1e-9);
+        let under = Lead::of(&weak.all, &[strong]).expect("measured");
+        assert!(under.points_supported < 0.0);
+        assert_eq!(Lead::of(&model, &[]), None);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{EvaluationReport, VariantReport};
+use super::{EvaluationReport, Lead, VariantReport};
 
 /// The other figures, in percent: calibration, abstention and cost, then whatever else was asked for.
 #[must_use]
@@ -41,7 +41,7 @@ pub fn table(report: &EvaluationReport) -> String {
         for one in &task.baselines {
             rows.push((one.name.clone(), scores(one.all.macro_f1, one.all.accuracy)));
         }
-        rows.extend(task.lead_points.map(lead));
+        rows.extend(task.lead.map(lead));
         for group in &task.groups {
             let error = format!("  ECE {:.4}", group.expected_calibration_error);
             rows.push((
@@ -54,7 +54,7 @@ pub fn table(report: &EvaluationReport) -> String {
                     scores(one.all.macro_f1, one.all.accuracy),
                 ));
             }
-            rows.extend(group.lead_points.map(lead));
+            rows.extend(group.lead.map(lead));
         }
         let variants = task.noise.iter().chain(&task.occlusion);
         rows.extend(variants.map(
@@ -84,9 +84,10 @@ pub fn table(report: &EvaluationReport) -> String {
     text
 }
 
-fn lead(points: f64) -> (String, String) {
-    (
-        "above the best baseline".to_owned(),
-        format!("{points:+.1} points"),
-    )
+fn lead(lead: Lead) -> (String, String) {
+    let figures = format!(
+        "{:+.1} points, {:+.1} where n>=20",
+        lead.points, lead.points_supported
+    );
+    ("above the best baseline".to_owned(), figures)
 }

@@ -6,10 +6,9 @@ use std::time::Instant;
 use trafficllm_model::{Model, TaskKind};
 use trafficllm_traffic::token::{EncodeScratch, Encoder};
 
-use super::results::lead_points;
 use super::{
-    Cost, EvaluationOptions, Family, GroupReport, Noise, TaskReport, UnknownReport, VariantReport,
-    Watch,
+    Cost, EvaluationOptions, Family, GroupReport, Lead, Noise, TaskReport, UnknownReport,
+    VariantReport, Watch,
 };
 use crate::baselines::{self, BaselineScores, View};
 use crate::batches::TokenRanges;
@@ -85,7 +84,7 @@ impl Subject<'_> {
                 found: format!("{:?}", loaded.kind),
             });
         }
-        let seen = fingerprints(&train);
+        let seen = self.learnt(&train);
         let scored = self.cut(&loaded, &seen)?;
         let (tokens, encoding_us) = self.encode_timed(&scored.insiders)?;
         let answered = self.ask(&scored, &tokens)?;
@@ -103,7 +102,7 @@ impl Subject<'_> {
             noise: Vec::new(),
             occlusion: Vec::new(),
             baselines: Vec::new(),
-            lead_points: None,
+            lead: None,
             cost: self.cost(&tokens, encoding_us)?,
         };
         report.unknown = self.unknown(&scored, &answered, (&loaded, &seen), outside, watch)?;
@@ -118,6 +117,13 @@ impl Subject<'_> {
             self.baselines(&mut report, (&train, &loaded), &seen, watch)?;
         }
         Ok(report)
+    }
+
+    /// The fingerprints of what the bundle can have been trained on: items with its labels.
+    fn learnt(&self, train: &TaskData) -> HashSet<u64> {
+        let known = View::new(train, self.labels());
+        let contents = known.items.iter().map(|(_, item)| &item.content);
+        contents.filter_map(Content::payload_fingerprint).collect()
     }
 
     /// Cuts a split by whether the bundle knows the labels.
@@ -257,7 +263,7 @@ impl Subject<'_> {
                     unseen: unseen.scores(),
                     expected_calibration_error: Reliability::of(&judged).expected_calibration_error,
                     baselines: Vec::new(),
-                    lead_points: None,
+                    lead: None,
                 }
             })
             .collect()
@@ -437,7 +443,7 @@ impl Subject<'_> {
             Ok(scores)
         };
         report.baselines = measure(self.labels(), "")?;
-        report.lead_points = lead_points(&report.evaluation.all, &report.baselines);
+        report.lead = Lead::of(&report.evaluation.all, &report.baselines);
         for group in &mut report.groups {
             let labels: Vec<String> = self
                 .labels()
@@ -446,7 +452,7 @@ impl Subject<'_> {
                 .cloned()
                 .collect();
             group.baselines = measure(&labels, &format!(" ({})", group.prefix))?;
-            group.lead_points = lead_points(&group.all, &group.baselines);
+            group.lead = Lead::of(&group.all, &group.baselines);
         }
         Ok(())
     }
