@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use trafficllm_model::{Bundle, Level, Model, TaskKind};
 
-pub use noise::Noise;
+pub use noise::NOISES;
 pub use occlusion::Family;
 pub use page::page;
 pub use results::{
@@ -107,7 +107,7 @@ impl EvaluationOptions {
         let flows = task.kind() == TaskKind::Flow;
         let mut steps = 1 + self.outside.len();
         if self.noise && flows {
-            steps += Noise::ALL.len();
+            steps += NOISES.len();
         }
         if self.occlusion && flows {
             steps += Family::ALL.len();

@@ -7,9 +7,10 @@ use trafficllm_model::{Model, TaskKind};
 use trafficllm_traffic::token::{EncodeScratch, Encoder};
 
 use super::{
-    Cost, EvaluationOptions, Family, GroupReport, Lead, Noise, TaskReport, UnknownReport,
-    VariantReport, Watch,
+    Cost, EvaluationOptions, Family, GroupReport, Lead, NOISES, TaskReport, UnknownReport,
+    VariantReport, Watch, noise,
 };
+use crate::augment;
 use crate::baselines::{self, BaselineScores, View};
 use crate::batches::TokenRanges;
 use crate::data::{self, Content, Item, Split, TaskData};
@@ -349,21 +350,21 @@ impl Subject<'_> {
 
     fn noise(&self, scored: &Scored<'_>, watch: &mut Watch) -> Result<Vec<VariantReport>> {
         let mut reports = Vec::new();
-        for (stream, noise) in (NOISE_STREAM..).zip(Noise::ALL) {
+        for (stream, noise) in (NOISE_STREAM..).zip(NOISES) {
             let items = scored.insiders.items.iter().enumerate();
             let changed: Vec<Content> = items
                 .map(|(place, (_, item))| match &item.content {
                     Content::Flow(flow) => {
                         let mut random = Random::stream(self.options.seed, stream, place as u64);
-                        Content::Flow(noise.apply(flow, &mut random))
+                        Content::Flow(augment::apply(flow, &noise, &mut random))
                     }
                     text => text.clone(),
                 })
                 .collect();
             let tokens = self.encode(changed.iter())?;
-            reports.push(self.variant(noise.name(), scored, &tokens)?);
+            reports.push(self.variant(noise::name(&noise), scored, &tokens)?);
             watch.step(
-                &format!("{}: {}", self.name(), noise.name()),
+                &format!("{}: {}", self.name(), noise::name(&noise)),
                 count(&tokens),
             );
         }

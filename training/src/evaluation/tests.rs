@@ -122,7 +122,7 @@ fn everything_at_once_repeats_itself_on_any_number_of_threads() {
     let [colours, requests] = &report.tasks[..] else {
         panic!("{:?}", report.tasks);
     };
-    assert_eq!(colours.noise.len(), Noise::ALL.len());
+    assert_eq!(colours.noise.len(), NOISES.len());
     assert_eq!(colours.occlusion.len(), Family::ALL.len());
     assert_eq!(colours.baselines.len(), Baseline::ALL.len());
     assert!(requests.noise.is_empty() && requests.occlusion.is_empty());

@@ -251,7 +251,7 @@ fn a_label_with_one_capture_is_split_by_time_windows_only() {
         let red = data.items.iter().filter(|item| item.label == 2);
         red.map(|item| match &item.content {
             crate::data::Content::Flow(flow) => flow.start_ns,
-            crate::data::Content::Request(_) => 0,
+            _ => 0,
         })
         .collect()
     };

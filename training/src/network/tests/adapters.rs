@@ -348,6 +348,9 @@ fn bundle(network: &Network) -> Bundle {
             temperature: 1.0,
             threshold: 0.0,
             metrics: json!({}),
+            version: 1,
+            data_statement: json!(null),
+            set_aside: Vec::new(),
         }
     });
     let manifest = Manifest {
@@ -360,6 +363,7 @@ fn bundle(network: &Network) -> Bundle {
         tokenizer: FileReference::new("tokenizer.json"),
         base: FileReference::new("base.gguf"),
         tasks: tasks.collect(),
+        instruction: None,
         metrics_protocol: json!("none"),
         data_statement: json!("made up"),
         licence: "MIT".to_owned(),
