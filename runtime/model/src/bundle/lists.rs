@@ -1,4 +1,4 @@
-//! Lists of the manifest, read so that memory that the system refuses is an error.
+//! Lists and numbers of the manifest, read so that what is wrong with them is told as everything else.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -31,6 +31,12 @@ fn push<T, E: Error>(list: &mut Vec<T>, value: T) -> Result<(), E> {
         ModelError::Memory { bytes, .. } => E::custom(format_args!("{REFUSED}{bytes} bytes")),
         other => E::custom(other),
     })
+}
+
+/// A number of single precision. Read with double precision: whether the reader refuses what single precision cannot hold depends on
+/// features that other crates of a build ask for.
+pub(super) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f32, D::Error> {
+    f64::deserialize(deserializer).map(|value| value as f32)
 }
 
 /// A list of anything.

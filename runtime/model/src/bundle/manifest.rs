@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::MANIFEST_NAME;
-use super::lists::{list, refused};
+use super::lists::{list, number, refused};
 use super::names::{check_name, check_no_folder_is_a_file, check_sha256};
 use super::task::{INSTRUCTION, InstructionManifest, TaskManifest};
 use crate::error::{ModelError, check_limit, shown};
@@ -106,6 +106,7 @@ pub struct SelfTest {
     /// The label it must get.
     pub label: String,
     /// The score it must get, within [`crate::SELF_TEST_TOLERANCE`].
+    #[serde(deserialize_with = "number")]
     pub score: f32,
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::MANIFEST_NAME;
-use super::lists::{list, lists};
+use super::lists::{list, lists, number};
 use super::manifest::{FileReference, check_fraction, check_text, invalid};
 use crate::error::{ModelError, check_limit};
 use crate::limits;
@@ -38,8 +38,10 @@ pub struct TaskManifest {
     /// The adapter, safetensors.
     pub adapter: FileReference,
     /// Logits are divided by this before softmax.
+    #[serde(deserialize_with = "number")]
     pub temperature: f32,
     /// A verdict with a lower score abstains.
+    #[serde(deserialize_with = "number")]
     pub threshold: f32,
     /// What was measured: free fields.
     #[serde(default)]
@@ -74,8 +76,10 @@ pub struct AdapterVersion {
     /// As [`TaskManifest::adapter`].
     pub adapter: FileReference,
     /// As [`TaskManifest::temperature`].
+    #[serde(deserialize_with = "number")]
     pub temperature: f32,
     /// As [`TaskManifest::threshold`].
+    #[serde(deserialize_with = "number")]
     pub threshold: f32,
     /// As [`TaskManifest::metrics`].
     #[serde(default)]
@@ -110,8 +114,10 @@ pub struct InstructionManifest {
     /// The adapter, safetensors.
     pub adapter: FileReference,
     /// Logits are divided by this before softmax.
+    #[serde(deserialize_with = "number")]
     pub temperature: f32,
     /// A text with a lower score is not understood.
+    #[serde(deserialize_with = "number")]
     pub threshold: f32,
     /// What was measured: free fields.
     #[serde(default)]

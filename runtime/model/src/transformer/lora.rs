@@ -63,9 +63,11 @@ impl TaskLora {
                     ("LoRA factor b", outputs, of.b.len()),
                 ];
                 sides.into_iter().find_map(|(tensor, channels, found)| {
-                    let fits = found == config.layers * self.rank * channels;
-                    let expected = format!("{} x {} x {channels}", config.layers, self.rank);
-                    (!fits).then_some((tensor, expected, found))
+                    // A text is made of what is wrong only: this runs for each batch.
+                    (found != config.layers * self.rank * channels).then(|| {
+                        let expected = format!("{} x {} x {channels}", config.layers, self.rank);
+                        (tensor, expected, found)
+                    })
                 })
             })
     }
