@@ -74,7 +74,7 @@ pub fn label_scores(
     items: &[Vec<u32>],
     threads: usize,
 ) -> Result<Vec<LabelScores>> {
-    let asked = &model.tasks()[task];
+    let asked = self::task(model, task)?;
     if asked.trie().depth() > 1 {
         return Err(TrainError::Evaluation {
             what: format!("scores of all labels of {}", asked.name()),

@@ -1,6 +1,6 @@
 //! `trafficllm-train adapt`: field updates of a bundle.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use trafficllm_train::adapt::{self, AdaptOptions, Adapted, ListedVersion};
@@ -101,11 +101,11 @@ pub(crate) fn run(command: AdaptCommand) -> Result<()> {
     match command {
         AdaptCommand::Register(tuned) => {
             let asked = Asked::new(tuned, None)?;
-            report(&adapt::register(&asked.options)?, asked.json)
+            asked.report(adapt::register(&asked.options)?)
         }
         AdaptCommand::Update(UpdateArguments { tuned, replay }) => {
             let asked = Asked::new(tuned, replay)?;
-            report(&adapt::update(&asked.options)?, asked.json)
+            asked.report(adapt::update(&asked.options)?)
         }
         AdaptCommand::Rollback(arguments) => {
             let RollbackArguments {
@@ -133,7 +133,8 @@ pub(crate) fn run(command: AdaptCommand) -> Result<()> {
 struct Asked {
     options: AdaptOptions,
     json: Option<PathBuf>,
-    _made: Option<tempfile::TempDir>,
+    /// The folder of captures, and the data folder that was made of it.
+    made: Option<(PathBuf, tempfile::TempDir)>,
 }
 
 impl Asked {
@@ -161,8 +162,12 @@ impl Asked {
                 serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
             }
         };
-        let made = from.map(|from| build_data(from, &task, seed)).transpose()?;
-        let data = made.as_ref().map(|made| made.path().join(DATA)).or(data);
+        let made = match from {
+            Some(from) => Some((from.clone(), build_data(from, &task, seed)?)),
+            None => None,
+        };
+        let built = made.as_ref().map(|(_, made)| made.path().join(DATA));
+        let data = built.or(data);
         let options = AdaptOptions {
             out: out.unwrap_or_else(|| bundle.clone()),
             bundle,
@@ -179,8 +184,16 @@ impl Asked {
         Ok(Self {
             options,
             json,
-            _made: made,
+            made,
         })
+    }
+
+    fn report(&self, mut adapted: Adapted) -> Result<()> {
+        // Users know the folder that they named, not the one that was made of it.
+        if let (Some((from, _)), Some(first)) = (&self.made, adapted.by_folder.first_mut()) {
+            first.folder = from.display().to_string();
+        }
+        report(&adapted, self.json.as_deref())
     }
 }
 
@@ -213,9 +226,9 @@ fn build_data(from: PathBuf, task: &str, seed: u64) -> Result<tempfile::TempDir>
     Ok(made)
 }
 
-fn report(adapted: &Adapted, json: Option<PathBuf>) -> Result<()> {
+fn report(adapted: &Adapted, json: Option<&Path>) -> Result<()> {
     if let Some(path) = json {
-        write(path, &pretty(adapted)?)?;
+        write(path.to_path_buf(), &pretty(adapted)?)?;
     }
     let mut text = format!(
         "{}: version {} is at work, model {}\n{:<40}{:>10}{:>12}{:>12}\n",

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use trafficllm_model::{Bundle, Level, Model, TaskKind};
+use trafficllm_model::{Bundle, INSTRUCTION, Level, Model, Task, TaskKind};
 
 pub use noise::NOISES;
 pub use occlusion::Family;
@@ -83,6 +83,11 @@ impl EvaluationOptions {
         }
     }
 
+    /// Whether a task is to be scored that is not one of the data's.
+    fn asks(&self, task: &str) -> bool {
+        self.tasks.is_empty() || self.tasks.iter().any(|asked| asked == task)
+    }
+
     /// The labels' beginnings that hold at least two of `labels`: among one label there is nothing to decide.
     fn groups_of<'a>(&'a self, labels: &[String]) -> Vec<&'a str> {
         let named = self.groups.iter().map(String::as_str);
@@ -103,7 +108,7 @@ impl EvaluationOptions {
     }
 
     /// Parts of the work on one task, for the progress.
-    fn steps(&self, task: &trafficllm_model::Task) -> u64 {
+    fn steps(&self, task: &Task) -> u64 {
         let flows = task.kind() == TaskKind::Flow;
         let mut steps = 1 + self.outside.len();
         if self.noise && flows {
@@ -133,15 +138,19 @@ pub fn run(options: &EvaluationOptions) -> Result<EvaluationReport> {
     let encoder = encoder_of(&bundle)?;
     let chosen = chosen_tasks(&model, options)?;
     let outside = load_outside(&model, &chosen, options)?;
-    let steps = chosen
-        .iter()
-        .map(|&task| options.steps(&model.tasks()[task]));
+    let instruction = model
+        .instruction()
+        .filter(|_| options.split == Split::Val && options.asks(INSTRUCTION));
+    let of_data = chosen.iter().map(|&task| (task, &model.tasks()[task]));
+    let asked: Vec<(usize, &Task)> = of_data.chain(instruction).collect();
+    let steps = asked.iter().map(|(_, task)| options.steps(task));
     let mut watch = Watch::new(steps.sum());
-    let mut tasks = Vec::with_capacity(chosen.len());
-    for task in chosen {
+    let mut tasks = Vec::with_capacity(asked.len());
+    for (task, asked) in asked {
         let subject = task::Subject {
             model: &model,
             task,
+            asked,
             encoder: &encoder,
             options,
         };
@@ -156,13 +165,11 @@ pub fn run(options: &EvaluationOptions) -> Result<EvaluationReport> {
 /// The places of the tasks to score.
 fn chosen_tasks(model: &Model, options: &EvaluationOptions) -> Result<Vec<usize>> {
     let present = data::tasks_of(&options.data)?;
-    let names: Vec<&str> = model
-        .tasks()
-        .iter()
-        .map(trafficllm_model::Task::name)
-        .collect();
+    let names: Vec<&str> = model.tasks().iter().map(Task::name).collect();
+    let has_instruction = model.instruction().is_some();
     for task in &options.tasks {
-        if !names.contains(&task.as_str()) {
+        let is_instruction = has_instruction && task == INSTRUCTION;
+        if !(is_instruction || names.contains(&task.as_str())) {
             return Err(TrainError::Evaluation {
                 what: format!("task {task}"),
                 expected: "a task of the bundle".into(),
@@ -180,7 +187,9 @@ fn chosen_tasks(model: &Model, options: &EvaluationOptions) -> Result<Vec<usize>
     let chosen: Vec<usize> = (0..names.len())
         .filter(|&task| asked(names[task]))
         .collect();
-    if chosen.is_empty() {
+    let is_instruction_asked =
+        has_instruction && options.tasks.iter().any(|task| task == INSTRUCTION);
+    if chosen.is_empty() && !is_instruction_asked {
         return Err(TrainError::DataEmpty {
             path: options.data.clone(),
             expected: "at least one task of the bundle",

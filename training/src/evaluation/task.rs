@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Instant;
 
-use trafficllm_model::{Model, TaskKind};
+use trafficllm_model::{INSTRUCTION, Model, Task, TaskKind};
 use trafficllm_traffic::token::{EncodeScratch, Encoder};
 
 use super::{
@@ -17,6 +17,7 @@ use crate::data::{self, Content, Item, Split, TaskData};
 use crate::engine::{self, LabelScores};
 use crate::error::{Result, TrainError};
 use crate::evaluate::{TaskEvaluation, fingerprints};
+use crate::instructions;
 use crate::metrics::{Confusion, Judged, Reliability, RiskCoverage, Scores, area_under_roc};
 use crate::random::Random;
 use crate::tokenizer;
@@ -32,6 +33,8 @@ const NOISE_STREAM: u64 = 0x40;
 pub(super) struct Subject<'a> {
     pub(super) model: &'a Model,
     pub(super) task: usize,
+    /// The task itself.
+    pub(super) asked: &'a Task,
     pub(super) encoder: &'a Encoder,
     pub(super) options: &'a EvaluationOptions,
 }
@@ -58,15 +61,15 @@ struct Answered<'a> {
 
 impl Subject<'_> {
     fn labels(&self) -> &[String] {
-        self.model.tasks()[self.task].labels()
+        self.asked.labels()
     }
 
     fn name(&self) -> &str {
-        self.model.tasks()[self.task].name()
+        self.asked.name()
     }
 
     fn threshold(&self) -> f32 {
-        self.model.tasks()[self.task].threshold()
+        self.asked.threshold()
     }
 
     /// Measures everything that the options ask for.
@@ -76,9 +79,15 @@ impl Subject<'_> {
         watch: &mut Watch,
     ) -> Result<TaskReport> {
         let (data, split) = (&self.options.data, self.options.split);
-        let train = data::load(data, self.name(), Split::Train)?;
-        let loaded = data::load(data, self.name(), split)?;
-        if !same_kind(self.model.tasks()[self.task].kind(), loaded.kind) {
+        let load = |split| {
+            if self.name() == INSTRUCTION {
+                instructions::load(split)
+            } else {
+                data::load(data, self.name(), split)
+            }
+        };
+        let (train, loaded) = (load(Split::Train)?, load(split)?);
+        if !same_kind(self.asked.kind(), loaded.kind) {
             return Err(TrainError::Evaluation {
                 what: format!("task {}", self.name()),
                 expected: "items of the kind that the bundle's task reads".into(),
@@ -290,7 +299,7 @@ impl Subject<'_> {
             reports.extend(self.outsiders(foreign, (&scored.outsiders, 0), loaded, &inside)?);
         }
         for (name, other) in outside {
-            let kind = self.model.tasks()[self.task].kind();
+            let kind = self.asked.kind();
             if name != self.name() && same_kind(kind, other.kind) {
                 let known = |item: &&Item| {
                     let fingerprint = item.content.payload_fingerprint();
