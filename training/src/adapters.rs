@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::batches::{AugmentRecipe, Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::checkpoint::CheckpointStore;
 use crate::choose::{self, ChoosingSet};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::network::{Network, Trainable};
 use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
@@ -63,6 +63,103 @@ impl Default for AdapterRecipe {
             scorings: 12,
             patience: 4,
         }
+    }
+}
+
+/// Most tokens of a tuning: a few days on two cores.
+pub const TOKENS_MAX: u64 = 10_000_000_000;
+/// Most tokens of a step, and most scorings.
+pub const BATCH_TOKENS_MAX: usize = 1 << 20;
+
+impl AdapterRecipe {
+    /// Holds every number to its range.
+    ///
+    /// # Errors
+    /// [`TrainError::RecipeField`] for the first outside.
+    pub fn check(&self) -> Result<()> {
+        let phase = &self.phase;
+        let check = |field, is_fine: bool, expected, found: &dyn std::fmt::Display| {
+            if is_fine {
+                return Ok(());
+            }
+            Err(TrainError::RecipeField {
+                field,
+                expected,
+                found: found.to_string(),
+            })
+        };
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let rank_max = trafficllm_model::limits::LORA_RANK_MAX;
+        check(
+            "lora_rank",
+            self.lora_rank <= rank_max,
+            "0 to 64",
+            &self.lora_rank,
+        )?;
+        check(
+            "tokens",
+            (1..=TOKENS_MAX).contains(&phase.tokens),
+            "1 to 10000000000",
+            &phase.tokens,
+        )?;
+        let batch = phase.batch_tokens;
+        check(
+            "batch_tokens",
+            (1..=BATCH_TOKENS_MAX).contains(&batch),
+            "1 to 1048576",
+            &batch,
+        )?;
+        let rate = phase.learning_rate;
+        check(
+            "learning_rate",
+            (0.0..=1.0).contains(&rate),
+            "0 to 1",
+            &rate,
+        )?;
+        check(
+            "warmup_share",
+            share(phase.warmup_share),
+            "0 to 1",
+            &phase.warmup_share,
+        )?;
+        check(
+            "final_share",
+            share(phase.final_share),
+            "0 to 1",
+            &phase.final_share,
+        )?;
+        let smoothing = phase.label_smoothing;
+        check(
+            "label_smoothing",
+            (0.0..1.0).contains(&smoothing),
+            "0 to below 1",
+            &smoothing,
+        )?;
+        let weight = phase.next_token_weight;
+        check(
+            "next_token_weight",
+            weight == 0.0,
+            "0: the base is frozen",
+            &weight,
+        )?;
+        check(
+            "scorings",
+            (1..=1_000).contains(&self.scorings),
+            "1 to 1000",
+            &self.scorings,
+        )?;
+        let augment = phase.augment;
+        for (field, value) in [
+            ("token_dropout", augment.token_dropout),
+            ("request_dropout", augment.request_dropout),
+            ("size_jitter", augment.size_jitter),
+            ("gap_drop", augment.gap_drop),
+            ("payload_drop", augment.payload_drop),
+            ("crop", augment.crop),
+        ] {
+            check(field, share(value), "0 to 1", &value)?;
+        }
+        Ok(())
     }
 }
 

@@ -286,20 +286,8 @@ fn tune_adapters(
 
 /// How each task is drawn from.
 fn samplings(recipe: &Recipe, tasks: &[PreparedTask]) -> Vec<SamplingRecipe> {
-    let of_requests = SamplingRecipe {
-        group_exponent: recipe.requests.group_exponent,
-        ..recipe.sampling
-    };
-    tasks
-        .iter()
-        .map(|task| {
-            if task.val.kind == TaskKind::Request {
-                of_requests
-            } else {
-                recipe.sampling
-            }
-        })
-        .collect()
+    let kinds = tasks.iter().map(|task| task.val.kind);
+    kinds.map(|kind| recipe.sampling_of(kind)).collect()
 }
 
 fn phase<'a>(

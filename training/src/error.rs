@@ -178,11 +178,41 @@ pub enum TrainError {
         /// The task.
         task: String,
         /// What it was compared with.
-        of: &'static str,
+        of: String,
         /// The macro-F1 of that.
         active: f64,
         /// The macro-F1 of the new adapter.
         candidate: f64,
+    },
+    /// Labels of a task have no items to train on.
+    #[error(
+        "{path}: no training items of {labels}: what an adapter is not shown, it forgets; replay the data of before", path = path.display()
+    )]
+    LabelsUntrained {
+        /// The folder of the newer data.
+        path: PathBuf,
+        /// The labels.
+        labels: String,
+    },
+    /// An output cannot go where it was to go.
+    #[error("{path}: expected {expected}, found {found}", path = path.display())]
+    Output {
+        /// Where it was to go.
+        path: PathBuf,
+        /// What was expected there.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// A number of a recipe is out of its range.
+    #[error("recipe: {field}: expected {expected}, found {found}")]
+    RecipeField {
+        /// The field.
+        field: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// The number.
+        found: String,
     },
     /// A line of the instructions is not what it should be.
     #[error("{path}, line {line}: {reason}; expected an object with wording, language and text", path = path.display())]

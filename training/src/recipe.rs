@@ -6,6 +6,7 @@ use trafficllm_traffic::token::Profile;
 
 use crate::adapters::AdapterRecipe;
 use crate::batches::{AugmentRecipe, SamplingRecipe};
+use crate::data::TaskKind;
 use crate::instructions::InstructionRecipe;
 use crate::network::is_zero;
 use crate::ops::Precision;
@@ -185,6 +186,18 @@ impl Default for Recipe {
 }
 
 impl Recipe {
+    /// How the items of a kind of task are drawn.
+    #[must_use]
+    pub fn sampling_of(&self, kind: TaskKind) -> SamplingRecipe {
+        match kind {
+            TaskKind::Request => SamplingRecipe {
+                group_exponent: self.requests.group_exponent,
+                ..self.sampling
+            },
+            TaskKind::Flow | TaskKind::Instruction => self.sampling,
+        }
+    }
+
     /// A hash of the whole recipe: two runs with the same one do the same.
     #[must_use]
     pub fn hash(&self) -> String {

@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 
 use trafficllm_model::{Bundle, Level, Model};
 
+use crate::adapters::AdapterRecipe;
 use crate::bundle::{BundleOptions, make};
 use crate::data::Split;
 use crate::error::TrainError;
 use crate::evaluate::evaluate;
+use crate::instructions::InstructionRecipe;
 use crate::phase::PhaseRecipe;
 use crate::recipe::{Recipe, ShapeRecipe};
 use crate::requests::RequestRecipe;
@@ -143,4 +145,56 @@ fn a_resumed_run_makes_the_same_bytes_and_another_run_is_kept_apart() {
         aside.is_file(),
         "the other run's checkpoint is put aside, not overwritten"
     );
+}
+
+#[test]
+fn a_bundle_with_instructions_and_adapters_of_their_own_is_whole() {
+    let folder = folder_with_data();
+    let default = Recipe::default();
+    let mut options = options(folder.path(), "whole.tllm", Some("work"));
+    options.recipe.scorings = 1;
+    options.recipe.tune.tokens = 12 * 512;
+    options.recipe.instructions = default.instructions.map(|recipe| InstructionRecipe {
+        variants: 1,
+        ..recipe
+    });
+    options.recipe.adapters = Some(AdapterRecipe {
+        lora_rank: 2,
+        phase: PhaseRecipe {
+            tokens: 8 * 512,
+            batch_tokens: 512,
+            ..AdapterRecipe::default().phase
+        },
+        scorings: 1,
+        patience: 1,
+    });
+    let scores = make(&options).expect("a bundle");
+    let names: Vec<&str> = scores.iter().map(|score| score.task.as_str()).collect();
+    assert_eq!(names, ["colours", "requests", "instruction"]);
+    let bundle = Bundle::open(&options.out).expect("sound");
+    let manifest = bundle.manifest();
+    assert_eq!(
+        manifest.tasks.len(),
+        2,
+        "instructions are no task of traffic"
+    );
+    let instruction = manifest.instruction.as_ref().expect("an adapter");
+    assert_eq!(instruction.labels.len(), 16);
+    assert!(
+        instruction.answered_by.is_empty(),
+        "no task here is one of those"
+    );
+    assert_eq!(manifest.self_test.len(), 3);
+    let model = Model::load(&bundle, Level::detect()).expect("loads");
+    model.self_test().expect("answers as promised");
+    let (index, task) = model.instruction().expect("it reads instructions");
+    assert_eq!((index, task.name()), (2, "instruction"));
+    for task in ["colours", "requests", "instruction"] {
+        let checkpoint = format!("work/adapter-{task}.safetensors");
+        assert!(folder.path().join(&checkpoint).is_file(), "{checkpoint}");
+    }
+    // The same again takes up what is there, and writes the same.
+    let bytes = std::fs::read(&options.out).expect("bytes");
+    make(&options).expect("a bundle");
+    assert!(std::fs::read(&options.out).expect("bytes") == bytes);
 }

@@ -15,6 +15,21 @@ impl Network {
         self.rebuilt(config, seed)
     }
 
+    /// This network with more labels for a task, the last ones; all else of its adapter stays.
+    ///
+    /// # Errors
+    /// If there is no such task, or it cannot have so many labels, or has more.
+    pub fn with_labels(&self, task: usize, labels: usize, seed: u64) -> Result<Self> {
+        self.check_task(task)?;
+        let mut config = self.config.clone();
+        if labels < config.task_labels[task] {
+            let expected = format!("at least {}", config.task_labels[task]);
+            return Err(super::NetworkError::size("labels", expected, labels));
+        }
+        config.task_labels[task] = labels;
+        self.rebuilt(config, seed)
+    }
+
     /// This network with low-rank additions of this rank. They add nothing until they are trained, so the answers stay the same;
     /// where there were some of a lower rank, these stay and the new ones are beside them.
     ///
