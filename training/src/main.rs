@@ -3,15 +3,16 @@
 mod commands {
     pub(crate) mod adapt;
     pub(crate) mod data;
+    pub(crate) mod evaluate;
+    pub(crate) mod probe;
 }
-mod evaluate_command;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use evaluate_command::EvaluateArguments;
+use commands::evaluate::EvaluateArguments;
 use tracing_subscriber::EnvFilter;
 use trafficllm_train::baselines;
 use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
@@ -42,6 +43,8 @@ enum Command {
     /// Builds, inspects and changes data sets.
     #[command(subcommand)]
     Data(commands::data::DataCommand),
+    /// Measures what reading traffic without labels is worth: adapters on that base, frozen, beside those on a random one.
+    Probe(commands::probe::ProbeArguments),
     /// Prints the default recipe as JSON; `bundle --recipe` takes a changed one.
     Recipe,
 }
@@ -120,10 +123,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Bundle(arguments) => make_bundle(arguments),
-        Command::Evaluate(arguments) => evaluate_command::run(arguments),
+        Command::Evaluate(arguments) => commands::evaluate::run(arguments),
         Command::Baselines(arguments) => measure_floors(arguments),
         Command::Adapt(command) => commands::adapt::run(command),
         Command::Data(command) => commands::data::run(command),
+        Command::Probe(arguments) => commands::probe::run(arguments),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }
 }
@@ -142,16 +146,7 @@ fn make_bundle(arguments: BundleArguments) -> Result<()> {
     } = arguments;
     let tasks = tasks_or_default(tasks);
     bundle::check_tasks(&data, &tasks)?;
-    let recipe = match recipe {
-        None => Recipe::default(),
-        Some(path) => {
-            let text = std::fs::read(&path).map_err(|source| TrainError::Io {
-                path: path.clone(),
-                source,
-            })?;
-            serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
-        }
-    };
+    let recipe = read_recipe(recipe)?;
     let options = BundleOptions {
         data,
         out,
@@ -203,6 +198,17 @@ fn report(evaluations: &[TaskEvaluation], json: Option<PathBuf>) -> Result<()> {
         write(path, &pretty(evaluations)?)?;
     }
     print(&evaluate::table(evaluations, true))
+}
+
+fn read_recipe(path: Option<PathBuf>) -> Result<Recipe> {
+    let Some(path) = path else {
+        return Ok(Recipe::default());
+    };
+    let text = std::fs::read(&path).map_err(|source| TrainError::Io {
+        path: path.clone(),
+        source,
+    })?;
+    serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })
 }
 
 fn tasks_or_default(tasks: Vec<String>) -> Vec<String> {
