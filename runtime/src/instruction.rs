@@ -15,8 +15,16 @@ pub struct Intention {
     pub score: f32,
     /// Whether the score reaches the threshold, and a task is meant at all.
     pub is_understood: bool,
-    /// The model's tasks that answer it, in the bundle's order; empty where the bundle has no adapter for it.
+    /// The model's tasks that answer it, in the order of the manifest's list; empty where the bundle has no adapter for it.
     pub answered_by: Vec<String>,
+}
+
+impl Intention {
+    /// Whether no task at all is the likeliest that is meant.
+    #[must_use]
+    pub fn asks_for_nothing(&self) -> bool {
+        self.task == NO_INTENTION
+    }
 }
 
 impl Model {

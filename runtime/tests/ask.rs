@@ -143,7 +143,7 @@ fn what_is_not_understood_or_has_no_adapter_is_said() {
     );
     for text in [asked.text_for("none"), " \n ".to_owned()] {
         let (status, _, error) = asked.ask(&[&text, &capture]);
-        assert!(status == 2 && error.contains("not understood"), "{error}");
+        assert!(status == 2 && error.contains("asks for no task"), "{error}");
     }
     let doubtful = Asked::new(1.0);
     let (status, _, error) = doubtful.ask(&[&doubtful.text_for("colours"), &capture]);

@@ -55,7 +55,12 @@ pub(super) fn run(args: AskArgs) -> Result<Exit, Failure> {
 
 /// Why a question cannot be answered.
 fn refusal(model: &Model, intention: &Intention) -> Option<String> {
-    let mut message = if !intention.is_understood {
+    let mut message = if intention.asks_for_nothing() {
+        format!(
+            "the question asks for no task (score {:.4})",
+            intention.score
+        )
+    } else if !intention.is_understood {
         format!(
             "the question is not understood: the nearest is {} with score {:.4}",
             intention.task, intention.score
@@ -71,7 +76,9 @@ fn refusal(model: &Model, intention: &Intention) -> Option<String> {
     let known = &model.manifest().instruction;
     let known = known.iter().flat_map(|known| known.answered_by.keys());
     let known: Vec<String> = known.map(|name| printable(name)).collect();
-    let _infallible = write!(message, "; it can be asked for {}", known.join(", "));
+    if !known.is_empty() {
+        let _infallible = write!(message, "; it can be asked for {}", known.join(", "));
+    }
     Some(message)
 }
 

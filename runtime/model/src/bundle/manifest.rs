@@ -188,7 +188,11 @@ impl Manifest {
                 let field = format!("{field}.set_aside[{index}].adapter");
                 self.check_reference(&field, &aside.adapter)?;
             }
-            if !names.insert(&task.name) || task.name == INSTRUCTION {
+            if task.name == INSTRUCTION {
+                let expected = "another name: this one is kept for what reads instructions";
+                return Err(invalid(format!("{field}.name"), expected, &task.name));
+            }
+            if !names.insert(&task.name) {
                 return Err(invalid(
                     format!("{field}.name"),
                     "a name that comes once",

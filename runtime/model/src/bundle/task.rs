@@ -161,6 +161,13 @@ impl InstructionManifest {
             if !self.labels.contains(label) || label == NO_INTENTION {
                 return Err(invalid(&field, "labels that a task can answer", label));
             }
+            let of_label = format!("{field}.{label}");
+            let limit = limits::TASKS_MAX;
+            check_limit(MANIFEST_NAME, &of_label, limit, answering.len() as u64)?;
+            if (1..answering.len()).any(|place| answering[..place].contains(&answering[place])) {
+                let expected = "tasks that come once";
+                return Err(invalid(of_label, expected, answering.join(", ")));
+            }
             if answering.is_empty() {
                 return Err(invalid(format!("{field}.{label}"), "at least 1 task", 0));
             }

@@ -302,7 +302,17 @@ fn manifest_cases() -> Vec<Case> {
         (
             "manifest-instruction-as-task",
             case("/tasks/0/name", json!("instruction")),
-            "tasks[0].name: expected a name that comes once",
+            "tasks[0].name: expected another name: this one is kept for what reads instructions",
+        ),
+        (
+            "manifest-instruction-answers-twice",
+            instructed("answered_by", json!({"red": [task["name"], task["name"]]})),
+            "instruction.answered_by.red: expected tasks that come once",
+        ),
+        (
+            "manifest-instruction-answers-many",
+            instructed("answered_by", json!({"red": vec!["x"; 65]})),
+            "instruction.answered_by.red: expected at most 64, found 65",
         ),
         (
             "manifest-adapters-aside",
