@@ -95,13 +95,14 @@ impl Generation {
         batch: BatchSizes,
         workers: usize,
     ) -> Result<usize, Error> {
-        let own = batch.buffers(self)?;
-        let has_same_base = self.model.core().config() == before.model.core().config();
-        // Where this is mistaken, a worker's buffers grow when it meets the generation.
-        if has_same_base && own.bytes() <= batch.buffers(before)?.bytes() {
+        // Tried, not reckoned: a model may need less of one buffer and more of another.
+        let mut tried = batch.buffers(before)?;
+        let held = tried.bytes();
+        batch.reserve(&mut tried, self)?;
+        if tried.bytes() == held {
             return Ok(0);
         }
-        let mut buffers = vec![own];
+        let mut buffers = Vec::new();
         while buffers.len() < workers {
             buffers.push(batch.buffers(self)?);
         }

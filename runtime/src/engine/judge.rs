@@ -34,7 +34,12 @@ impl BatchSizes {
         Ok(scratch)
     }
 
-    fn reserve(self, scratch: &mut Scratch, generation: &Generation) -> Result<(), Error> {
+    /// Makes room in buffers for the largest batch of a model.
+    pub(super) fn reserve(
+        self,
+        scratch: &mut Scratch,
+        generation: &Generation,
+    ) -> Result<(), Error> {
         let tokens = self.tokens + generation.sizes.flow_tokens + generation.sizes.request_tokens;
         Ok(scratch.try_reserve(generation.model.core(), tokens, self.items())?)
     }
