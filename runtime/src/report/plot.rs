@@ -342,11 +342,11 @@ fn colour(index: usize) -> RGBColor {
     COLOURS[index % COLOURS.len()]
 }
 
-/// The drawing library escapes what XML needs; control characters, which XML refuses, are shown as escapes.
+/// The drawing library escapes what XML needs; control characters, which XML refuses, and what else is unprintable are shown as escapes.
 fn printable(words: &str) -> String {
     let mut out = String::with_capacity(words.len());
     for character in words.chars() {
-        if character.is_control() {
+        if super::is_unprintable(character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);
