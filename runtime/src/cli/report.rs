@@ -17,6 +17,8 @@ use counts::Counts;
 const LINE_BYTES_MAX: usize = 1 << 20;
 /// Bad lines that are shown of one file; further ones are only counted.
 const BAD_LINES_SHOWN: usize = 20;
+/// What is kept of the reason why a line is bad; a reason can hold a text of the line.
+const REASON_BYTES_MAX: usize = 512;
 
 /// What `report` is told.
 #[derive(Debug, Args)]
@@ -152,10 +154,18 @@ fn read_lines(mut source: impl BufRead, input: &mut Input, counts: &mut Counts) 
         if let Err(reason) = added {
             input.bad_lines += 1;
             if input.shown.len() < BAD_LINES_SHOWN {
-                input.shown.push((input.lines, reason));
+                input.shown.push((input.lines, cut(reason)));
             }
         }
     }
+}
+
+fn cut(mut reason: String) -> String {
+    if reason.len() > REASON_BYTES_MAX {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        reason.push('…');
+    }
+    reason
 }
 
 /// Says what could not be read.
