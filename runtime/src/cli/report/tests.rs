@@ -281,6 +281,20 @@ fn reasons_are_cut_at_their_limit() {
 }
 
 #[test]
+fn flows_of_one_second_are_seen_in_the_timeline() {
+    let timeline = |starts: [f64; 2]| {
+        let lines = starts.map(|start| flow(0, "10.0.0.1", start, &verdict("a", 0.5, false)));
+        let (input, counts) = read(&lines.join("\n"));
+        let html = page::page("t", &[input], &counts).unwrap();
+        let section = html.split(">Timeline</h2>").nth(1).unwrap();
+        section.split("<h2").next().unwrap().to_owned()
+    };
+    let together = timeline([5.1, 5.9]);
+    assert_eq!(together.matches("<circle").count(), 2, "{together}");
+    assert!(!timeline([5.0, 6.0]).contains("<circle"));
+}
+
+#[test]
 fn the_page_holds_the_numbers_and_nothing_hostile() {
     let label = "<script>alert(1)</script>";
     let lines = [
