@@ -1,10 +1,11 @@
 //! `trafficllm report`: the verdicts of `trafficllm detect --format json` as one self-contained page.
 
 mod counts;
+mod destination;
 mod page;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write, stdin, stdout};
+use std::io::{self, BufRead, BufReader, Read, stdin};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -92,10 +93,7 @@ fn incomplete(message: String) -> Failure {
 
 /// The page would take the place of verdicts that nobody has elsewhere.
 fn refuse_own_output(args: &ReportArgs) -> Result<(), Failure> {
-    let Ok(output) = args.output.canonicalize() else {
-        return Ok(());
-    };
-    let same = |path: &&PathBuf| path.canonicalize().is_ok_and(|path| path == output);
+    let same = |path: &&PathBuf| destination::is_same_file(path, &args.output);
     match args.inputs.iter().find(same) {
         None => Ok(()),
         Some(path) => Err(Failure {
@@ -183,13 +181,14 @@ fn tell(input: &Input) {
 }
 
 fn write(path: &Path, page: &str) -> Result<(), Failure> {
-    let written = if path.as_os_str() == "-" {
-        let mut out = stdout().lock();
-        out.write_all(page.as_bytes()).and_then(|()| out.flush())
-    } else {
-        std::fs::write(path, page)
-    };
-    written.map_err(|error| incomplete(format!("{}: writing failed: {error}", shown(path))))
+    match destination::write(path, page.as_bytes()) {
+        // Who closed the pipe has read what was wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(incomplete(format!(
+            "{}: writing failed: {error}",
+            shown(path)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
