@@ -117,7 +117,7 @@ impl Page {
 
 /// Whether a character does something to the text around it instead of being read: control characters, breaks of lines and paragraphs,
 /// what changes the direction of text, and format characters without a width. With the latter two a name from outside could look like
-/// another one (Unicode Technical Report 36, "Unicode Security Considerations", sections 2.3 and 2.5).
+/// another one (Unicode Technical Report 36, "Unicode Security Considerations").
 #[must_use]
 pub fn is_unprintable(character: char) -> bool {
     character.is_control()
