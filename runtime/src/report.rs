@@ -115,7 +115,27 @@ impl Page {
     }
 }
 
-/// Text as it can stand in an element or an attribute. Control characters, which HTML does not know, are shown as their Rust escapes.
+/// Whether a character does something to the text around it instead of being read: control characters, breaks of lines and paragraphs,
+/// what changes the direction of text, and format characters without a width. With the latter two a name from outside could look like
+/// another one (Unicode Technical Report 36, "Unicode Security Considerations").
+#[must_use]
+pub fn is_unprintable(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// Text as it can stand in an element or an attribute. What [`is_unprintable`] is shown as its Rust escape.
 #[must_use]
 pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -126,7 +146,7 @@ pub fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            other if other.is_control() => out.extend(other.escape_default()),
+            other if is_unprintable(other) => out.extend(other.escape_default()),
             other => out.push(other),
         }
     }
@@ -157,6 +177,33 @@ mod tests {
         assert!(!html.contains('\u{1b}'));
         let escaped = "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;&amp;&quot;\\u{1b}";
         assert!(html.matches(escaped).count() >= 8, "{html}");
+    }
+
+    #[test]
+    fn characters_that_turn_or_hide_text_are_shown_as_escapes() {
+        let ranges = [
+            '\u{200b}'..='\u{200f}',
+            '\u{202a}'..='\u{202e}',
+            '\u{2060}'..='\u{2069}',
+            '\u{feff}'..='\u{feff}',
+            '\u{61c}'..='\u{61c}',
+        ];
+        for character in ranges.into_iter().flatten() {
+            let shown = format!("a\\u{{{:x}}}b", u32::from(character));
+            assert_eq!(escaped(&format!("a{character}b")), shown);
+        }
+        let plain = "é עברית العربية 漢字 🦀 \u{200a}\u{2010}\u{2027}\u{202f}\u{205f}\u{2070}";
+        assert_eq!(escaped(plain), plain);
+        let hostile = "exe.\u{202e}gpj";
+        let plot = plot::bars(
+            hostile,
+            &[hostile.to_owned()],
+            &[(hostile, vec![1.0])],
+            plot::Scale::Share,
+        )
+        .unwrap();
+        assert!(!plot.svg().contains('\u{202e}'), "{}", plot.svg());
+        assert_eq!(plot.svg().matches("exe.\\u{202e}gpj").count(), 3);
     }
 
     #[test]

@@ -140,3 +140,72 @@ fn a_page_never_takes_the_place_of_its_verdicts() {
     assert_eq!(status, 2, "{error}");
     assert!(error.contains("--output"), "{error}");
 }
+
+#[test]
+fn a_hard_link_and_redirections_are_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("v.jsonl"), folder.path().join("page"));
+    let text = verdicts();
+    std::fs::write(&path, &text).unwrap();
+    std::fs::hard_link(&path, &link).unwrap();
+    let (input, output) = (path.to_str().unwrap(), link.to_str().unwrap());
+    let (status, _, error) = run(&["report", "-o", output, input]);
+    assert_eq!(status, 2, "{error}");
+    let open = || std::fs::File::open(&path).unwrap();
+    let append = || std::fs::File::options().append(true).open(&path).unwrap();
+    for (arguments, source, sink) in [
+        (
+            ["report", "-o", output, "-"],
+            Stdio::from(open()),
+            Stdio::piped(),
+        ),
+        (
+            ["report", "-o", "-", input],
+            Stdio::null(),
+            Stdio::from(append()),
+        ),
+    ] {
+        let mut command = command(&arguments);
+        command.stdin(source).stdout(sink).stderr(Stdio::piped());
+        let (status, _, error) = finished(command.spawn().unwrap().wait_with_output().unwrap());
+        assert_eq!(status, 2, "{error}");
+        assert!(error.contains("expected another file"), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let text = verdicts();
+    let mut child = command(&["report", "-", "-o", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Nobody reads; the page is written once the verdicts have ended.
+    drop(child.stdout.take());
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let (status, _, error) = finished(child.wait_with_output().unwrap());
+    assert_eq!(status, 0, "{error}");
+    assert!(!error.contains("error"), "{error}");
+}
+
+#[test]
+fn a_page_that_cannot_be_written_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("v.jsonl");
+    std::fs::write(&input, verdicts()).unwrap();
+    let output = folder.path().join("none/page.html");
+    let (input, output) = (input.to_str().unwrap(), output.to_str().unwrap());
+    let (status, _, error) = run(&["report", "-o", output, input]);
+    assert_eq!(status, 1, "{error}");
+    assert!(error.contains("page.html: writing failed"), "{error}");
+    let (_, help, _) = run(&["report", "--help"]);
+    assert!(help.contains("the page could not be written"), "{help}");
+}

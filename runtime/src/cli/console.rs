@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use trafficllm::report::is_unprintable;
+
 /// One line on standard error.
 pub(super) fn note(text: &str) {
     let _closed = writeln!(io::stderr().lock(), "{text}");
@@ -12,11 +14,11 @@ pub(super) fn error(text: &str) {
     note(&format!("error: {text}"));
 }
 
-/// Text from outside, fit for one line of a terminal: control characters are escaped.
+/// Text from outside, fit for one line of a terminal: what [`is_unprintable`] is escaped.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let escaped = c.is_control().then(|| c.escape_default());
+            let escaped = is_unprintable(c).then(|| c.escape_default());
             let plain = escaped.is_none().then_some(c);
             escaped.into_iter().flatten().chain(plain)
         })
@@ -30,5 +32,13 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("a\u{1b}[2Jb\nc é"), "a\\u{1b}[2Jb\\nc é");
+    }
+
+    #[test]
+    fn text_cannot_be_turned_around_or_hidden_on_the_terminal() {
+        assert_eq!(
+            printable("exe.\u{202e}gpj\u{200b}\u{feff} עברית"),
+            "exe.\\u{202e}gpj\\u{200b}\\u{feff} עברית"
+        );
     }
 }

@@ -39,8 +39,8 @@ enum Command {
     Ask(AskArgs),
     /// Make a page of the verdicts that `detect --format json` wrote
     ///
-    /// Exit status: 0 done; 1 an input could not be read to its end, a line was no verdict (the page is made of the others), or there was
-    /// nothing to show; 2 usage.
+    /// Exit status: 0 done; 1 an input could not be read to its end, a line was no verdict (the page is made of the others), there was
+    /// nothing to show, or the page could not be written (an older page stays as it is); 2 usage.
     Report(report::ReportArgs),
     /// Look at model bundles
     #[command(subcommand)]

@@ -1,10 +1,11 @@
 //! `trafficllm report`: the verdicts of `trafficllm detect --format json` as one self-contained page.
 
 mod counts;
+mod destination;
 mod page;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write, stdin, stdout};
+use std::io::{self, BufRead, BufReader, Read, stdin};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -17,6 +18,8 @@ use counts::Counts;
 const LINE_BYTES_MAX: usize = 1 << 20;
 /// Bad lines that are shown of one file; further ones are only counted.
 const BAD_LINES_SHOWN: usize = 20;
+/// What is kept of the reason why a line is bad; a reason can hold a text of the line.
+const REASON_BYTES_MAX: usize = 512;
 
 /// What `report` is told.
 #[derive(Debug, Args)]
@@ -90,10 +93,7 @@ fn incomplete(message: String) -> Failure {
 
 /// The page would take the place of verdicts that nobody has elsewhere.
 fn refuse_own_output(args: &ReportArgs) -> Result<(), Failure> {
-    let Ok(output) = args.output.canonicalize() else {
-        return Ok(());
-    };
-    let same = |path: &&PathBuf| path.canonicalize().is_ok_and(|path| path == output);
+    let same = |path: &&PathBuf| destination::is_same_file(path, &args.output);
     match args.inputs.iter().find(same) {
         None => Ok(()),
         Some(path) => Err(Failure {
@@ -152,10 +152,18 @@ fn read_lines(mut source: impl BufRead, input: &mut Input, counts: &mut Counts) 
         if let Err(reason) = added {
             input.bad_lines += 1;
             if input.shown.len() < BAD_LINES_SHOWN {
-                input.shown.push((input.lines, reason));
+                input.shown.push((input.lines, cut(reason)));
             }
         }
     }
+}
+
+fn cut(mut reason: String) -> String {
+    if reason.len() > REASON_BYTES_MAX {
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        reason.push('…');
+    }
+    reason
 }
 
 /// Says what could not be read.
@@ -173,13 +181,14 @@ fn tell(input: &Input) {
 }
 
 fn write(path: &Path, page: &str) -> Result<(), Failure> {
-    let written = if path.as_os_str() == "-" {
-        let mut out = stdout().lock();
-        out.write_all(page.as_bytes()).and_then(|()| out.flush())
-    } else {
-        std::fs::write(path, page)
-    };
-    written.map_err(|error| incomplete(format!("{}: writing failed: {error}", shown(path))))
+    match destination::write(path, page.as_bytes()) {
+        // Who closed the pipe has read what was wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(incomplete(format!(
+            "{}: writing failed: {error}",
+            shown(path)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use plotters::coord::Shift;
 use plotters::element::Text;
 use plotters::prelude::{
-    BLACK, ChartBuilder, Color, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement,
-    RGBColor, Rectangle, SVGBackend, TextStyle,
+    BLACK, ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoFont, LineSeries,
+    PathElement, RGBColor, Rectangle, SVGBackend, TextStyle,
 };
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -28,6 +28,9 @@ const TEXT_SIZE: i32 = 15;
 const CELL: (i32, i32) = (40, 12);
 /// A cell as large as this has room for its number.
 const CELL_WITH_NUMBER: i32 = 22;
+
+/// Radius of the dot that stands for a line of one point.
+const DOT_RADIUS: i32 = 6;
 
 /// Colours of the series, told apart by people with any colour sight (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
@@ -162,7 +165,7 @@ pub fn bars(
     })
 }
 
-/// Lines over common axes. The axes reach over all points, and at least over `x` and `y`.
+/// Lines over common axes; a line whose points are one point is a dot. The axes reach over all points, and at least over `x` and `y`.
 ///
 /// # Errors
 /// [`PlotError`].
@@ -205,7 +208,16 @@ pub fn lines(
             .draw()
             .map_err(text)?;
         for (index, line) in lines.iter().enumerate() {
-            let points = line.points.iter().filter(number).copied();
+            let points: Vec<(f64, f64)> = line.points.iter().filter(number).copied().collect();
+            // A line without a length would not be seen. Of several in one place each is smaller than the one under it.
+            if let Some(&first) = points.first()
+                && points.iter().all(|point| *point == first)
+            {
+                let radius = (DOT_RADIUS - 2 * index as i32).max(2);
+                let dot = Circle::new(first, radius, colour(index).filled());
+                chart.draw_series([dot]).map_err(text)?;
+                continue;
+            }
             chart
                 .draw_series(LineSeries::new(points, colour(index).stroke_width(2)))
                 .map_err(text)?;
@@ -342,11 +354,11 @@ fn colour(index: usize) -> RGBColor {
     COLOURS[index % COLOURS.len()]
 }
 
-/// The drawing library escapes what XML needs; control characters, which XML refuses, are shown as escapes.
+/// The drawing library escapes what XML needs; control characters, which XML refuses, and what else is unprintable are shown as escapes.
 fn printable(words: &str) -> String {
     let mut out = String::with_capacity(words.len());
     for character in words.chars() {
-        if character.is_control() {
+        if super::is_unprintable(character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);
@@ -506,5 +518,36 @@ mod tests {
             )
             .is_ok()
         );
+    }
+
+    #[test]
+    fn a_line_of_one_point_is_a_dot() {
+        let plot = |points: &[&[(f64, f64)]]| {
+            let points = points.iter().map(|points| points.to_vec());
+            let all: Vec<Line<'_>> = points
+                .map(|points| Line {
+                    name: "one",
+                    points,
+                })
+                .collect();
+            lines("dots", ("x", "y"), ((0.0, 1.0), (0.0, 1.0)), &all).unwrap()
+        };
+        let dots = plot(&[&[(0.0, 7.0)], &[(0.0, 7.0), (0.0, 7.0)], &[(f64::NAN, 7.0)]]);
+        let radii: Vec<&str> = dots
+            .svg()
+            .lines()
+            .filter(|line| line.starts_with("<circle"))
+            .map(|line| {
+                line.split(" r=\"")
+                    .nth(1)
+                    .unwrap()
+                    .split('"')
+                    .next()
+                    .unwrap()
+            })
+            .collect();
+        assert_eq!(radii, ["6", "4"], "both are seen: {}", dots.svg());
+        let line = plot(&[&[(0.0, 7.0), (1.0, 7.0)]]);
+        assert!(!line.svg().contains("<circle"), "{}", line.svg());
     }
 }

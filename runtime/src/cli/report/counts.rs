@@ -11,6 +11,10 @@ pub(super) const ADDRESSES_MAX: usize = 1 << 16;
 pub(super) const LABELS_MAX: usize = 4_096;
 /// Captures, models and profiles that are counted by name, of each.
 pub(super) const NAMES_MAX: usize = 1_024;
+/// Longest name of a task, label, capture, model or profile that is kept: as long as the longest path of a file.
+pub(super) const NAME_BYTES_MAX: usize = 4_096;
+/// Pairs of address and label that are counted one by one.
+pub(super) const ADDRESS_LABELS_MAX: usize = 1 << 18;
 /// Intervals of the timeline; where the flows reach over more, the intervals become twice as long.
 pub(super) const INTERVALS_MAX: u64 = 512;
 /// Bins of the histogram of scores.
@@ -53,6 +57,8 @@ struct Flow {
 /// The verdicts with one label of one task.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LabelCounts {
+    /// Its place among the labels of all tasks, in the order in which they came.
+    pub(super) number: usize,
     pub(super) answered: u64,
     pub(super) abstained: u64,
     pub(super) score_sum: f64,
@@ -72,8 +78,8 @@ pub(super) struct AddressCounts {
     pub(super) started: u64,
     pub(super) taken: u64,
     pub(super) bytes: u64,
-    /// Answered labels of the flows that it started, as `task: label`.
-    pub(super) labels: BTreeMap<String, u64>,
+    /// Answered labels of the flows that it started, by [`LabelCounts::number`].
+    pub(super) labels: BTreeMap<usize, u64>,
 }
 
 /// Flows by the time of their first packet.
@@ -103,6 +109,10 @@ pub(super) struct Losses {
     pub(super) verdicts: u64,
     /// Lines whose capture, model or profile was one too many.
     pub(super) names: u64,
+    /// Names of captures, models and profiles, and verdicts by their task or label, that were longer than [`NAME_BYTES_MAX`].
+    pub(super) long_names: u64,
+    /// Answers that are not told of their address, as its label was one pair too many.
+    pub(super) address_labels: u64,
 }
 
 /// Everything that the page shows.
@@ -123,6 +133,8 @@ pub(super) struct Counts {
     pub(super) losses: Losses,
     /// Pairs of task and label in `tasks`.
     labels: usize,
+    /// Pairs of address and label in `addresses`.
+    address_labels: usize,
 }
 
 impl Counts {
@@ -144,31 +156,45 @@ impl Counts {
             (&mut self.profiles, Some(&line.profile)),
         ];
         for (counts, name) in names {
-            if let Some(name) = name {
-                self.losses.names += u64::from(!count_name(counts, name));
+            match name {
+                Some(name) if name.len() > NAME_BYTES_MAX => self.losses.long_names += 1,
+                Some(name) => self.losses.names += u64::from(!count_name(counts, name)),
+                None => {}
             }
         }
+        let mut answers = Vec::new();
         for verdict in &line.verdicts {
-            self.count_verdict(verdict);
+            let counted = self.count_verdict(verdict);
+            answers.extend(counted.filter(|_| !verdict.abstained));
         }
         match flow {
             None => self.requests += 1,
-            Some(flow) => self.count_flow(&flow, &line.verdicts),
+            Some(flow) => {
+                let doubtful = line.verdicts.iter().any(|verdict| verdict.abstained);
+                self.count_flow(&flow, &answers, doubtful);
+            }
         }
         Ok(())
     }
 
-    fn count_verdict(&mut self, verdict: &Verdict) {
+    /// Counts a verdict; the number of its label, or nothing where there was no room for it.
+    fn count_verdict(&mut self, verdict: &Verdict) -> Option<usize> {
+        if verdict.task.len().max(verdict.label.len()) > NAME_BYTES_MAX {
+            self.losses.long_names += 1;
+            return None;
+        }
         let known = self.tasks.get(&verdict.task);
-        if !known.is_some_and(|task| task.labels.contains_key(&verdict.label)) {
-            if self.labels >= LABELS_MAX {
-                self.losses.verdicts += 1;
-                return;
-            }
-            self.labels += 1;
+        let is_new = !known.is_some_and(|task| task.labels.contains_key(&verdict.label));
+        if is_new && self.labels >= LABELS_MAX {
+            self.losses.verdicts += 1;
+            return None;
         }
         let task = self.tasks.entry(verdict.task.clone()).or_default();
         let label = task.labels.entry(verdict.label.clone()).or_default();
+        if is_new {
+            label.number = self.labels;
+            self.labels += 1;
+        }
         label.score_sum += verdict.score;
         let bin = ((verdict.score * SCORE_BINS as f64) as usize).min(SCORE_BINS - 1);
         if verdict.abstained {
@@ -178,18 +204,19 @@ impl Counts {
             label.answered += 1;
             task.scores[bin].0 += 1;
         }
+        Some(label.number)
     }
 
-    fn count_flow(&mut self, flow: &Flow, verdicts: &[Verdict]) {
+    /// Counts a flow, whose answers have these numbers.
+    fn count_flow(&mut self, flow: &Flow, answers: &[usize], doubtful: bool) {
         self.flows += 1;
         self.packets = self.packets.saturating_add(flow.packets);
         self.bytes = self.bytes.saturating_add(flow.bytes);
         if let Some(address) = self.address(flow.ends.0) {
             address.started += 1;
             address.bytes = address.bytes.saturating_add(flow.bytes);
-            for verdict in verdicts.iter().filter(|verdict| !verdict.abstained) {
-                let name = format!("{}: {}", verdict.task, verdict.label);
-                *address.labels.entry(name).or_default() += 1;
+            for label in answers {
+                self.count_answer(flow.ends.0, *label);
             }
         }
         if flow.ends.0 != flow.ends.1
@@ -198,8 +225,22 @@ impl Counts {
             address.taken += 1;
             address.bytes = address.bytes.saturating_add(flow.bytes);
         }
-        let doubtful = verdicts.iter().any(|verdict| verdict.abstained);
         self.timeline.add(flow.start_s as u64, doubtful);
+    }
+
+    /// Counts an answer for an address that is counted itself.
+    fn count_answer(&mut self, address: IpAddr, label: usize) {
+        let Some(address) = self.addresses.get_mut(&address) else {
+            return;
+        };
+        if let Some(count) = address.labels.get_mut(&label) {
+            *count += 1;
+        } else if self.address_labels < ADDRESS_LABELS_MAX {
+            address.labels.insert(label, 1);
+            self.address_labels += 1;
+        } else {
+            self.losses.address_labels += 1;
+        }
     }
 
     fn address(&mut self, address: IpAddr) -> Option<&mut AddressCounts> {

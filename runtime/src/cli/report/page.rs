@@ -1,14 +1,15 @@
 //! The page of a capture's verdicts.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use trafficllm::report::Page;
 use trafficllm::report::plot::{self, Line, PlotError, Scale};
 
 use super::Input;
 use super::counts::{
-    ADDRESSES_MAX, AddressCounts, Counts, LABELS_MAX, LabelCounts, NAMES_MAX, SCORE_BINS,
-    TaskCounts, Timeline,
+    ADDRESS_LABELS_MAX, ADDRESSES_MAX, AddressCounts, Counts, LABELS_MAX, LabelCounts,
+    NAME_BYTES_MAX, NAMES_MAX, SCORE_BINS, TaskCounts, Timeline,
 };
 
 /// Addresses that are shown.
@@ -41,7 +42,7 @@ fn share(part: u64, whole: u64) -> String {
 
 fn overview(page: &mut Page, counts: &Counts) {
     page.section("Overview");
-    let names = |counts: &std::collections::BTreeMap<String, u64>| {
+    let names = |counts: &BTreeMap<String, u64>| {
         let names: Vec<&str> = counts.keys().map(String::as_str).collect();
         names.join(", ")
     };
@@ -214,6 +215,17 @@ fn timeline(page: &mut Page, timeline: &Timeline) -> Result<(), PlotError> {
     Ok(())
 }
 
+/// The labels by their numbers, as `task: label`.
+fn label_names(counts: &Counts) -> BTreeMap<usize, String> {
+    let tasks = counts.tasks.iter();
+    tasks
+        .flat_map(|(task, counts)| {
+            let labels = counts.labels.iter();
+            labels.map(move |(name, label)| (label.number, format!("{task}: {name}")))
+        })
+        .collect()
+}
+
 fn talkers(page: &mut Page, counts: &Counts) -> Result<(), PlotError> {
     if counts.addresses.is_empty() {
         return Ok(());
@@ -223,11 +235,16 @@ fn talkers(page: &mut Page, counts: &Counts) -> Result<(), PlotError> {
     let flows = |one: &AddressCounts| one.started + one.taken;
     talkers.sort_by_key(|(address, one)| (Reverse(flows(one)), **address));
     talkers.truncate(TALKERS_SHOWN);
+    let label_names = label_names(counts);
     let rows: Vec<Vec<String>> = talkers
         .iter()
         .map(|(address, one)| {
-            let mut labels: Vec<_> = one.labels.iter().collect();
-            labels.sort_by_key(|(name, count)| (Reverse(**count), *name));
+            let mut labels: Vec<_> = one
+                .labels
+                .iter()
+                .filter_map(|(number, count)| Some((label_names.get(number)?, *count)))
+                .collect();
+            labels.sort_by_key(|(name, count)| (Reverse(*count), *name));
             let labels = labels.iter().take(TALKER_LABELS_SHOWN);
             let labels: Vec<String> = labels
                 .map(|(name, count)| format!("{name} ({count})"))
@@ -312,6 +329,18 @@ fn losses(page: &mut Page, inputs: &[Input], counts: &Counts) {
             counts.losses.names,
             format!(
                 "names of captures, models or profiles are not listed: {NAMES_MAX} of each are"
+            ),
+        ),
+        (
+            counts.losses.long_names,
+            format!(
+                "names of captures, models or profiles, or verdicts by the name of their task or label, are not counted: they are longer than {NAME_BYTES_MAX} bytes"
+            ),
+        ),
+        (
+            counts.losses.address_labels,
+            format!(
+                "answers are not told of their address: {ADDRESS_LABELS_MAX} pairs of address and label are"
             ),
         ),
     ];

@@ -1,6 +1,9 @@
 use std::io::Cursor;
 
-use super::counts::{ADDRESSES_MAX, Counts, INTERVALS_MAX, LABELS_MAX, NAMES_MAX, SCORE_BINS};
+use super::counts::{
+    ADDRESS_LABELS_MAX, ADDRESSES_MAX, Counts, INTERVALS_MAX, LABELS_MAX, NAME_BYTES_MAX,
+    NAMES_MAX, SCORE_BINS,
+};
 use super::*;
 
 fn flow(number: u64, source: &str, start: f64, verdicts: &str) -> String {
@@ -52,7 +55,7 @@ fn verdicts_are_counted_by_label_score_address_and_time() {
     let first = &counts.addresses[&"10.0.0.1".parse().unwrap()];
     assert_eq!((first.started, first.taken, first.bytes), (2, 0, 800));
     assert_eq!(
-        first.labels["t: Zeus"], 1,
+        first.labels[&zeus.number], 1,
         "an abstained verdict is no answer"
     );
     assert_eq!(counts.addresses[&"10.0.0.9".parse().unwrap()].taken, 3);
@@ -151,6 +154,12 @@ fn what_is_past_a_limit_is_counted() {
         }
     }
     assert_eq!(counts.losses.verdicts, 1);
+    let address = &counts.addresses[&"10.0.0.1".parse().unwrap()];
+    assert_eq!(
+        address.labels.len(),
+        LABELS_MAX,
+        "an address keeps no label that is not counted"
+    );
     let mut counts = Counts::default();
     // One address is the other end of all.
     for number in 0..ADDRESSES_MAX as u32 {
@@ -169,6 +178,120 @@ fn what_is_past_a_limit_is_counted() {
     assert_eq!((counts.captures.len(), counts.losses.names), (NAMES_MAX, 1));
     let html = page::page("t", &[], &counts).unwrap();
     assert!(html.contains("1 names of captures, models or profiles are not listed"));
+}
+
+#[test]
+fn names_are_kept_at_their_longest_and_counted_as_lost_past_it() {
+    let fitting = "n".repeat(NAME_BYTES_MAX);
+    let long = "n".repeat(NAME_BYTES_MAX + 1);
+    let named = |name: &str, place: &str| {
+        let line = flow(0, "10.0.0.1", 1.0, &verdict("a", 0.5, false));
+        line.replace(
+            &format!("\"{place}\""),
+            &serde_json::to_string(name).unwrap(),
+        )
+    };
+    let places = ["a.pcap", "0123", "clean", "t", "a"];
+    let mut counts = Counts::default();
+    for place in places {
+        counts.add(named(&fitting, place).as_bytes()).unwrap();
+    }
+    assert_eq!(counts.losses.long_names, 0);
+    assert!(counts.captures.contains_key(&fitting) && counts.tasks.contains_key(&fitting));
+    let before = counts.clone();
+    for (lost, place) in (1..).zip(places) {
+        counts.add(named(&long, place).as_bytes()).unwrap();
+        assert_eq!(counts.losses.long_names, lost, "{place}");
+    }
+    assert_eq!(counts.flows, 10, "the flows themselves are counted");
+    assert_eq!(
+        (
+            counts.captures.len(),
+            counts.models.len(),
+            counts.profiles.len()
+        ),
+        (
+            before.captures.len(),
+            before.models.len(),
+            before.profiles.len()
+        )
+    );
+    let labels = |counts: &Counts| -> Vec<usize> {
+        let tasks = counts.tasks.values();
+        tasks.map(|task| task.labels.len()).collect()
+    };
+    assert_eq!(labels(&counts), labels(&before));
+    let html = page::page("t", &[], &counts).unwrap();
+    assert!(html.contains("5 names of captures, models or profiles, or verdicts by the name"));
+}
+
+#[test]
+fn pairs_of_address_and_label_are_kept_up_to_their_limit_and_counted_past_it() {
+    let mut counts = Counts::default();
+    let verdicts: Vec<String> = (0..LABELS_MAX)
+        .map(|label| verdict(&label.to_string(), 0.5, false))
+        .collect();
+    let verdicts = verdicts.join(",");
+    for address in 0..ADDRESS_LABELS_MAX / LABELS_MAX {
+        let line = flow(0, &format!("10.1.0.{address}"), 1.0, &verdicts);
+        counts.add(line.as_bytes()).unwrap();
+    }
+    assert_eq!(counts.losses.address_labels, 0, "as many as the limit fit");
+    let known = flow(0, "10.1.0.0", 1.0, &verdict("7", 0.5, false));
+    counts.add(known.as_bytes()).unwrap();
+    assert_eq!(
+        counts.losses.address_labels, 0,
+        "a known pair needs no room"
+    );
+    let new = flow(0, "10.2.0.0", 1.0, &verdict("7", 0.5, false));
+    counts.add(new.as_bytes()).unwrap();
+    assert_eq!(counts.losses.address_labels, 1);
+    assert!(
+        counts.addresses[&"10.2.0.0".parse().unwrap()]
+            .labels
+            .is_empty()
+    );
+    let html = page::page("t", &[], &counts).unwrap();
+    assert!(html.contains("1 answers are not told of their address"));
+}
+
+#[test]
+fn talkers_are_shown_with_the_names_of_their_answers() {
+    let mut counts = Counts::default();
+    for label in ["Zeus", "normal", "Zeus"] {
+        let line = flow(0, "10.0.0.1", 1.0, &verdict(label, 0.5, false));
+        counts.add(line.as_bytes()).unwrap();
+    }
+    let html = page::page("t", &[], &counts).unwrap();
+    assert!(html.contains("t: Zeus (2); t: normal (1)"), "{html}");
+}
+
+#[test]
+fn reasons_are_cut_at_their_limit() {
+    let text = |bytes: usize| format!("{{\"flow\":\"{}\"}}\n", "é".repeat(bytes / 2));
+    let (input, _) = read(&(text(10) + &text(LINE_BYTES_MAX / 2)));
+    assert_eq!(input.bad_lines, 2);
+    assert!(!input.shown[0].1.ends_with('…'), "{:?}", input.shown[0]);
+    let reason = &input.shown[1].1;
+    assert!(reason.ends_with('…'), "{reason}");
+    assert!(reason.len() <= REASON_BYTES_MAX + '…'.len_utf8());
+    let exact = "x".repeat(REASON_BYTES_MAX);
+    assert_eq!(cut(exact.clone()), exact);
+    assert_eq!(cut(exact.clone() + "y"), exact + "…");
+}
+
+#[test]
+fn flows_of_one_second_are_seen_in_the_timeline() {
+    let timeline = |starts: [f64; 2]| {
+        let lines = starts.map(|start| flow(0, "10.0.0.1", start, &verdict("a", 0.5, false)));
+        let (input, counts) = read(&lines.join("\n"));
+        let html = page::page("t", &[input], &counts).unwrap();
+        let section = html.split(">Timeline</h2>").nth(1).unwrap();
+        section.split("<h2").next().unwrap().to_owned()
+    };
+    let together = timeline([5.1, 5.9]);
+    assert_eq!(together.matches("<circle").count(), 2, "{together}");
+    assert!(!timeline([5.0, 6.0]).contains("<circle"));
 }
 
 #[test]
