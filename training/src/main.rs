@@ -18,6 +18,7 @@ use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
 use trafficllm_train::data::{self, Split};
 use trafficllm_train::error::{Result, TrainError};
 use trafficllm_train::evaluate::{self, TaskEvaluation};
+use trafficllm_train::files;
 use trafficllm_train::recipe::{DEFAULT_TASKS, Recipe};
 
 /// Makes and evaluates model bundles for trafficllm.
@@ -144,13 +145,7 @@ fn make_bundle(arguments: BundleArguments) -> Result<()> {
     bundle::check_tasks(&data, &tasks)?;
     let recipe = match recipe {
         None => Recipe::default(),
-        Some(path) => {
-            let text = std::fs::read(&path).map_err(|source| TrainError::Io {
-                path: path.clone(),
-                source,
-            })?;
-            serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
-        }
+        Some(path) => files::read_recipe(&path)?,
     };
     let options = BundleOptions {
         data,
