@@ -23,6 +23,12 @@ pub use self::error::PreparationError;
 
 use crate::captures;
 use crate::error::{Result, TrainError};
+use crate::files;
+
+/// Bytes of a file of requests, 1 GiB: it is read whole.
+pub const REQUESTS_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of one line of it, 1 MiB: far more than any server takes.
+pub const REQUEST_LINE_BYTES_MAX: usize = 1 << 20;
 
 /// What a task gives its verdict on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -345,25 +351,34 @@ fn load_requests(folder: &Path, task: &str, split: Split) -> Result<TaskData> {
 }
 
 pub(crate) fn read_requests(path: &Path) -> Result<Vec<RequestLine>> {
+    read_requests_within(path, REQUESTS_BYTES_MAX)
+}
+
+fn read_requests_within(path: &Path, limit_bytes: u64) -> Result<Vec<RequestLine>> {
     if !path.is_file() {
         return Err(TrainError::DataMissing {
             path: path.into(),
             expected: "one request per line (JSON)",
         });
     }
-    let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
+    let bytes = files::read(path, limit_bytes)?;
+    let wrong = |number: usize, reason: String| TrainError::RequestLine {
+        path: path.into(),
+        line: number + 1,
+        reason,
+    };
     let mut lines = Vec::new();
-    for (number, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
-        let parsed = serde_json::from_str(line).map_err(|error| TrainError::RequestLine {
-            path: path.into(),
-            line: number + 1,
-            reason: error.to_string(),
-        })?;
-        lines.push(parsed);
+    for (number, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        if line.len() > REQUEST_LINE_BYTES_MAX {
+            let (limit, found) = (REQUEST_LINE_BYTES_MAX, line.len());
+            let reason = format!("expected at most {limit} bytes, found {found}");
+            return Err(wrong(number, reason));
+        }
+        let parsed = serde_json::from_slice(line);
+        lines.push(parsed.map_err(|error| wrong(number, error.to_string()))?);
     }
     if lines.is_empty() {
         return Err(TrainError::DataEmpty {
@@ -509,6 +524,48 @@ mod tests {
         assert!(
             matches!(&error, TrainError::RequestLine { line, .. } if *line == count),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn a_file_of_requests_may_be_as_long_as_the_limit_and_no_longer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("train.jsonl");
+        let line = "{\"label\":\"a\",\"group\":\"g\",\"request\":\"GET /\"}\r\n\n";
+        std::fs::write(&path, line).expect("written");
+        let length = line.len() as u64;
+        let read = read_requests_within(&path, length).expect("at the limit");
+        assert_eq!(read.len(), 1);
+        let too_large = |limit_bytes| {
+            let error = read_requests_within(&path, limit_bytes).err();
+            matches!(error, Some(TrainError::FileTooLarge { limit_bytes: found, .. }) if found == limit_bytes)
+        };
+        assert!(too_large(length - 1));
+        // A hole: it takes no space.
+        let file = std::fs::File::create(&path).expect("made");
+        file.set_len(REQUESTS_BYTES_MAX + 1).expect("long");
+        assert!(matches!(
+            read_requests(&path),
+            Err(TrainError::FileTooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn a_request_may_be_as_long_as_the_limit_and_no_longer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("train.jsonl");
+        let mut line = "{\"label\":\"a\",\"group\":\"g\",\"request\":\"".to_owned();
+        line += &"x".repeat(REQUEST_LINE_BYTES_MAX - line.len() - 2);
+        line += "\"}";
+        assert_eq!(line.len(), REQUEST_LINE_BYTES_MAX);
+        std::fs::write(&path, &line).expect("written");
+        assert_eq!(read_requests(&path).expect("at the limit").len(), 1);
+        std::fs::write(&path, format!("\n{line} \n")).expect("written");
+        let error = read_requests(&path).map(drop).expect_err("past the limit");
+        let text = error.to_string();
+        assert!(
+            text.contains("line 2") && text.contains("1048576"),
+            "{text}"
         );
     }
 

@@ -230,6 +230,14 @@ pub enum TrainError {
         /// The index.
         index: usize,
     },
+    /// A file is larger than anything that is read from such a file.
+    #[error("{path}: expected at most {limit_bytes} bytes, found more", path = path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes it may have.
+        limit_bytes: u64,
+    },
     /// A file is not the JSON that it should be.
     #[error("{path}: {source}", path = path.display())]
     Json {

@@ -19,6 +19,7 @@ pub mod engine;
 pub mod error;
 pub mod evaluate;
 pub mod evaluation;
+pub mod files;
 pub mod instructions;
 pub mod metrics;
 pub mod network;

@@ -19,6 +19,7 @@ use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
 use trafficllm_train::data::{self, Split};
 use trafficllm_train::error::{Result, TrainError};
 use trafficllm_train::evaluate::{self, TaskEvaluation};
+use trafficllm_train::files;
 use trafficllm_train::recipe::{DEFAULT_TASKS, Recipe};
 
 /// Makes and evaluates model bundles for trafficllm.
@@ -201,14 +202,7 @@ fn report(evaluations: &[TaskEvaluation], json: Option<PathBuf>) -> Result<()> {
 }
 
 fn read_recipe(path: Option<PathBuf>) -> Result<Recipe> {
-    let Some(path) = path else {
-        return Ok(Recipe::default());
-    };
-    let text = std::fs::read(&path).map_err(|source| TrainError::Io {
-        path: path.clone(),
-        source,
-    })?;
-    serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })
+    path.map_or_else(|| Ok(Recipe::default()), |path| files::read_recipe(&path))
 }
 
 fn tasks_or_default(tasks: Vec<String>) -> Vec<String> {

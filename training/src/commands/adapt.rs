@@ -8,6 +8,7 @@ use trafficllm_train::adapters::AdapterRecipe;
 use trafficllm_train::data::build::{self, BuildOptions, GroupUnit};
 use trafficllm_train::data::split::Shares;
 use trafficllm_train::error::{Result, TrainError};
+use trafficllm_train::files;
 
 use crate::{pretty, print, threads_or_all, write};
 
@@ -154,13 +155,7 @@ impl Asked {
         } = arguments;
         let recipe = match recipe {
             None => AdapterRecipe::default(),
-            Some(path) => {
-                let text = std::fs::read(&path).map_err(|source| TrainError::Io {
-                    path: path.clone(),
-                    source,
-                })?;
-                serde_json::from_slice(&text).map_err(|source| TrainError::Json { path, source })?
-            }
+            Some(path) => files::read_recipe(&path)?,
         };
         let made = match from {
             Some(from) => Some((from.clone(), build_data(from, &task, seed)?)),

@@ -37,7 +37,7 @@ pub(crate) struct BuildArguments {
     /// Data folder to write the task into: <out>/<task>/<split>/<label>/<group>.pcap and MANIFEST.csv
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
-    /// Name of the task [default: the name of the input folder]
+    /// Name of the task: lower-case letters, digits and '_', as bundles take it [default: the name of the input folder]
     #[arg(long, value_name = "NAME")]
     task: Option<String>,
     /// What is never divided between splits: a capture file; or, for labels with fewer files than splits, a time window
@@ -115,7 +115,8 @@ pub(crate) struct AugmentArguments {
     #[arg(long, value_name = "BYTES")]
     truncate_bytes: Option<usize>,
     /// Other addresses and client ports, for each flow its own; checksums that were right stay right. Addresses inside payload
-    /// (DNS, SIP, ICMP errors) are not touched
+    /// (DNS, SIP, ICMP errors) are not touched. Flows between group, broadcast or loopback addresses keep theirs where all ports
+    /// between them are given out; they are counted
     #[arg(long)]
     readdress: bool,
     /// Changed copies of each flow
@@ -134,10 +135,10 @@ pub(crate) struct WindowsArguments {
     /// Folder with the data
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// The task; the numbers in the names of its groups count time
+    /// The task, one of captures; the groups of a label are ordered by the time of their first packet
     #[arg(long, value_name = "NAME")]
     task: String,
-    /// Folder to write: `before` and `after`, data folders with the same test split
+    /// Folder to write, which must not be there: `before` and `after`, data folders with the same test split
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
 }
@@ -159,6 +160,11 @@ fn run_windows(arguments: WindowsArguments) -> Result<()> {
     })?;
     for label in &windows.labels_left_out {
         tracing::warn!("{label} is left out: fewer than {GROUPS_MIN} groups");
+    }
+    for label in &windows.labels_tied {
+        tracing::warn!(
+            "{label}: groups on both sides of a cut begin at the same time; their names decided"
+        );
     }
     let Windows {
         before,

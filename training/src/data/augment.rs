@@ -61,13 +61,15 @@ pub struct AugmentReport {
     pub packets_written: u64,
     /// Packets that are part of no flow and were left out.
     pub skipped_packets: u64,
+    /// Flows, counted in each copy, that kept their addresses and ports: no others that they may get were free.
+    pub addresses_kept: u64,
 }
 
 impl AugmentReport {
     /// The report for people.
     #[must_use]
     pub fn table(&self) -> String {
-        format!(
+        let mut text = format!(
             "task {}, {}: {} files, {} flows and {} packets read, {} flows and {} packets written, {} packets of no flow left out\n",
             self.task,
             self.split,
@@ -77,7 +79,14 @@ impl AugmentReport {
             self.flows_written,
             self.packets_written,
             self.skipped_packets
-        )
+        );
+        if self.addresses_kept > 0 {
+            text += &format!(
+                "flows that kept their addresses and ports, since no others were free between their ends: {}\n",
+                self.addresses_kept
+            );
+        }
+        text
     }
 }
 
@@ -92,6 +101,7 @@ pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
     let folder = options.data.join(task);
     let listed = list_captures(&folder.join(split))?;
     output::check_outside(&options.out.join(task), &folder)?;
+    output::check_manifest(&options.out)?;
     let partial = Partial::begin(&options.out, &format!("{task}/{split}"))?;
     let files = listed.values().map(|captures| captures.len() as u64).sum();
     let mut progress = Progress::new("augment", files, 0);
@@ -104,6 +114,7 @@ pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
         packets_read: 0,
         packets_written: 0,
         skipped_packets: 0,
+        addresses_kept: 0,
     };
     let mut rows = Vec::new();
     for (label, captures) in &listed {
@@ -133,7 +144,7 @@ pub fn augment(options: &AugmentOptions) -> Result<AugmentReport> {
             progress.advance(report.files, || label.clone());
         }
     }
-    partial.publish(&options.out, &rows)?;
+    partial.publish(&rows)?;
     Ok(report)
 }
 
@@ -151,24 +162,21 @@ fn check(options: &AugmentOptions) -> Result<()> {
         }
         .into());
     }
-    let present = tasks_of(&options.data)?;
-    if !present.contains(&options.task) {
+    check_captures(&options.data, &options.task)
+}
+
+/// Refuses a task that is not there or holds no captures.
+pub(super) fn check_captures(data: &Path, task: &str) -> Result<()> {
+    let present = tasks_of(data)?;
+    if !present.iter().any(|known| known == task) {
         return Err(TrainError::TaskUnknown {
-            task: options.task.clone(),
-            path: options.data.clone(),
+            task: task.into(),
+            path: data.into(),
             found: present.join(", "),
         });
     }
-    if options
-        .data
-        .join(&options.task)
-        .join("train.jsonl")
-        .is_file()
-    {
-        return Err(PreparationError::NoCaptures {
-            task: options.task.clone(),
-        }
-        .into());
+    if data.join(task).join("train.jsonl").is_file() {
+        return Err(PreparationError::NoCaptures { task: task.into() }.into());
     }
     Ok(())
 }
@@ -264,7 +272,9 @@ fn change_capture(
     let mut writer = PcapWriter::create(target).map_err(failed)?;
     for copy in 0..options.copies as u64 {
         let mut random = Random::stream(options.seed, stream, copy);
-        for packet in change_flows(&whole.flows, options, &mut random) {
+        let (changed, kept) = change_flows(&whole.flows, options, &mut random);
+        report.addresses_kept += kept;
+        for packet in changed {
             let time_ns = packet.time_ns.saturating_add(copy.saturating_mul(step_ns));
             writer
                 .push(time_ns, &packet.bytes, packet.wire_bytes)
@@ -289,15 +299,20 @@ struct Changed {
     wire_bytes: u32,
 }
 
-/// One changed copy of all flows, in the order of time. Packets of one flow never change places by that: where a flow's time runs
+/// One changed copy of all flows, in the order of time, and how many of them kept their addresses against the options. Packets of one flow never change places by that: where a flow's time runs
 /// backwards, its packet stands as late as the one before it.
-fn change_flows(flows: &[KeptFlow], options: &AugmentOptions, random: &mut Random) -> Vec<Changed> {
+fn change_flows(
+    flows: &[KeptFlow],
+    options: &AugmentOptions,
+    random: &mut Random,
+) -> (Vec<Changed>, u64) {
     let mut new_addresses = Readdressed::default();
     let mut changed: Vec<(u64, Changed)> = Vec::new();
     for flow in flows {
         let addresses = options
             .readdress
-            .then(|| new_addresses.draw(&flow.addresses, random));
+            .then(|| new_addresses.draw(&flow.addresses, random))
+            .flatten();
         let times: Vec<u64> = flow.packets.iter().map(|packet| packet.time_ns).collect();
         let mut latest_ns = 0;
         for arrival in plan(&times, &options.noise, random) {
@@ -320,7 +335,8 @@ fn change_flows(flows: &[KeptFlow], options: &AugmentOptions, random: &mut Rando
     }
     // Stable: flows that begin at the same time stay in their order.
     changed.sort_by_key(|(place, _)| *place);
-    changed.into_iter().map(|(_, packet)| packet).collect()
+    let packets = changed.into_iter().map(|(_, packet)| packet).collect();
+    (packets, new_addresses.kept())
 }
 
 #[cfg(test)]

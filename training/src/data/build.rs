@@ -5,9 +5,10 @@ mod input;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use trafficllm_model::{INSTRUCTION, limits};
 
 pub(crate) use self::captures::Tally;
 use self::input::Input;
@@ -38,7 +39,7 @@ pub struct BuildOptions {
     pub from: PathBuf,
     /// The data folder; the task must not be in it.
     pub out: PathBuf,
-    /// The task's name; without one, that of the input folder.
+    /// The task's name, one that a bundle can take; without one, that of the input folder.
     pub task: Option<String>,
     /// What is never divided between splits.
     pub unit: GroupUnit,
@@ -131,8 +132,12 @@ pub fn build(options: &BuildOptions) -> Result<BuildReport> {
         Some(task) => task.clone(),
         None => input::folder_name(&options.from)?,
     };
-    check_name(&task)?;
+    check_name(&task, options)?;
+    if let Input::Captures { labels, .. } = &input {
+        check_labels(labels, &options.from)?;
+    }
     output::check_outside(&options.out, &options.from)?;
+    output::check_manifest(&options.out)?;
     let partial = Partial::begin(&options.out, &task)?;
     let mut report = BuildReport {
         task,
@@ -152,7 +157,7 @@ pub fn build(options: &BuildOptions) -> Result<BuildReport> {
         Input::Requests(files) => requests::build(options, &files, &partial.folder(), &mut report)?,
     };
     report.emptied = emptied(options, &report.counts);
-    partial.publish(&options.out, &rows)?;
+    partial.publish(&rows)?;
     Ok(report)
 }
 
@@ -189,14 +194,52 @@ fn check(options: &BuildOptions) -> Result<()> {
     Ok(())
 }
 
-/// A task is a folder's name and nothing else.
-fn check_name(task: &str) -> Result<()> {
-    let allowed = |character: char| character.is_alphanumeric() || "-_.".contains(character);
-    if task.is_empty() || task.starts_with('.') || !task.chars().all(allowed) {
-        return Err(PreparationError::OutOfRange {
+/// Refuses names that no bundle can take: what is built is to be trained on.
+fn check_name(task: &str, options: &BuildOptions) -> Result<()> {
+    const EXPECTED: &str = "1 to 63 lower-case letters (a-z), digits and '_', and not instruction";
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    let fits = (1..=limits::TASK_NAME_BYTES_MAX).contains(&task.len());
+    if fits && task.bytes().all(allowed) && task != INSTRUCTION {
+        return Ok(());
+    }
+    let (expected, found) = (EXPECTED, task.to_owned());
+    let refused = if options.task.is_some() {
+        PreparationError::OutOfRange {
             name: "task",
-            expected: "a name of letters, digits, '-', '_' and '.' that begins with no '.'",
-            found: task.into(),
+            expected,
+            found,
+        }
+    } else {
+        PreparationError::TaskOfFolder {
+            path: options.from.clone(),
+            expected,
+            found,
+        }
+    };
+    Err(refused.into())
+}
+
+/// Refuses labels that no bundle can take.
+fn check_labels(labels: &[String], from: &Path) -> Result<()> {
+    if labels.len() > limits::LABELS_MAX {
+        return Err(PreparationError::TooManyLabels {
+            path: from.into(),
+            limit: limits::LABELS_MAX,
+            found: labels.len(),
+        }
+        .into());
+    }
+    for label in labels {
+        let found = match label.len() {
+            0 => "no byte".to_owned(),
+            bytes if bytes > limits::LABEL_BYTES_MAX => format!("{bytes} bytes"),
+            _ if label.chars().any(char::is_control) => "a control character".to_owned(),
+            _ => continue,
+        };
+        return Err(PreparationError::Label {
+            label: label.clone(),
+            expected: "1 to 127 bytes of text without control characters",
+            found,
         }
         .into());
     }

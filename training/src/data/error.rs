@@ -92,6 +92,50 @@ pub enum PreparationError {
         /// Labels found.
         found: usize,
     },
+    /// Too few labels have enough groups to be cut by time.
+    #[error(
+        "{path}: expected at least 2 labels with {groups} groups, found {found}; too few groups: {left_out}", path = path.display()
+    )]
+    TooFewLabelsToCut {
+        /// The split.
+        path: PathBuf,
+        /// Groups that a label must have.
+        groups: usize,
+        /// Labels that have so many.
+        found: usize,
+        /// The others.
+        left_out: String,
+    },
+    /// A label that no bundle can hold.
+    #[error("label {label:?}: expected {expected}, found {found}")]
+    Label {
+        /// The label.
+        label: String,
+        /// What bundles take.
+        expected: &'static str,
+        /// What is wrong with it.
+        found: String,
+    },
+    /// More labels than a bundle can hold.
+    #[error("{path}: expected at most {limit} labels, found {found}", path = path.display())]
+    TooManyLabels {
+        /// The input.
+        path: PathBuf,
+        /// The most that bundles take.
+        limit: usize,
+        /// Labels found.
+        found: usize,
+    },
+    /// The name of the input folder, which a task would get, is none that a bundle can take.
+    #[error("{path}: the folder's name is to be the task's: expected {expected}, found {found:?}; name the task with --task", path = path.display())]
+    TaskOfFolder {
+        /// The input folder.
+        path: PathBuf,
+        /// What bundles take.
+        expected: &'static str,
+        /// The folder's name.
+        found: String,
+    },
     /// A task of requests where captures are needed.
     #[error("task {task}: holds HTTP requests; expected captures")]
     NoCaptures {

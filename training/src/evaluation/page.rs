@@ -407,9 +407,9 @@ fn unknown(page: &mut Page, task: &TaskReport) {
                 one.outsiders.clone(),
                 one.items.to_string(),
                 one.left_out.to_string(),
-                format!("{:.3}", one.auroc),
+                one.auroc.map_or("-".into(), |auroc| format!("{auroc:.3}")),
                 percent(one.answered_inside),
-                percent(one.answered_outside),
+                one.answered_outside.map_or("-".into(), percent),
             ]
         })
         .collect();

@@ -73,7 +73,7 @@ fn figures() -> BTreeMap<&'static str, String> {
         (
             "unknown",
             text(
-                "area under the ROC curve of the best label's score, own items against outsiders; outsiders with a label of the task's name or a payload of its training or scored split are left out",
+                "area under the ROC curve of the best label's score, own items against outsiders; outsiders with a label of the task, or with a payload that stands under one in the training or the scored split, are left out and counted; without outsiders there is no figure",
             ),
         ),
         (

@@ -97,16 +97,16 @@ pub struct UnknownReport {
     pub outsiders: String,
     /// Their labels.
     pub labels: Vec<String>,
-    /// How many items they are.
+    /// How many items they are; 0 where all were left out, or there were none.
     pub items: u64,
     /// Items that were left out because their label or their payload is known to the task.
     pub left_out: u64,
-    /// Area under the ROC curve of the best label's score.
-    pub auroc: f64,
+    /// Area under the ROC curve of the best label's score; none without outsiders.
+    pub auroc: Option<f64>,
     /// Share of the task's own items that are answered and not abstained.
     pub answered_inside: f64,
-    /// Share of the outsiders that are answered all the same.
-    pub answered_outside: f64,
+    /// Share of the outsiders that are answered all the same; none without outsiders.
+    pub answered_outside: Option<f64>,
 }
 
 /// The scores of the same items, changed.

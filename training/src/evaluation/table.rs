@@ -66,12 +66,14 @@ pub fn table(report: &EvaluationReport) -> String {
              }| (name.clone(), scores(*macro_f1, *accuracy)),
         ));
         for one in &task.unknown {
-            let outside = format!(
-                "AUROC {:.3}  answered {} of {} outsiders in %",
-                one.auroc,
-                percent(one.answered_outside),
-                one.items
-            );
+            let outside = match (one.auroc, one.answered_outside) {
+                (Some(auroc), Some(answered)) => format!(
+                    "AUROC {auroc:.3}  answered {} of {} outsiders in %",
+                    percent(answered),
+                    one.items
+                ),
+                _ => format!("0 outsiders, {} left out as known", one.left_out),
+            };
             rows.push((format!("outside: {}", one.outsiders), outside));
         }
         if !rows.is_empty() {

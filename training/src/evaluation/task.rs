@@ -16,7 +16,7 @@ use crate::batches::TokenRanges;
 use crate::data::{self, Content, Item, Split, TaskData};
 use crate::engine::{self, LabelScores};
 use crate::error::{Result, TrainError};
-use crate::evaluate::{TaskEvaluation, fingerprints};
+use crate::evaluate::TaskEvaluation;
 use crate::instructions;
 use crate::metrics::{Confusion, Judged, Reliability, RiskCoverage, Scores, area_under_roc};
 use crate::random::Random;
@@ -47,7 +47,10 @@ pub(super) fn same_kind(model: TaskKind, data: data::TaskKind) -> bool {
 /// One split, cut into items that the task's labels fit and others.
 struct Scored<'a> {
     insiders: View<'a>,
+    /// Without those whose payload stands in the training split or among the insiders.
     outsiders: Vec<&'a Item>,
+    /// How many of them that were.
+    outsiders_known: usize,
     /// For each insider whether its payload stands in the training split.
     repeated: Vec<bool>,
 }
@@ -131,16 +134,14 @@ impl Subject<'_> {
 
     /// The fingerprints of what the bundle can have been trained on: items with its labels.
     fn learnt(&self, train: &TaskData) -> HashSet<u64> {
-        let known = View::new(train, self.labels());
-        let contents = known.items.iter().map(|(_, item)| &item.content);
-        contents.filter_map(Content::payload_fingerprint).collect()
+        payloads(&View::new(train, self.labels()))
     }
 
     /// Cuts a split by whether the bundle knows the labels.
     fn cut<'d>(&self, loaded: &'d TaskData, seen: &HashSet<u64>) -> Result<Scored<'d>> {
         let insiders = View::new(loaded, self.labels());
         let knows = |item: &Item| self.labels().contains(&loaded.labels[item.label]);
-        let outsiders: Vec<&Item> = loaded.items.iter().filter(|item| !knows(item)).collect();
+        let mut outsiders: Vec<&Item> = loaded.items.iter().filter(|item| !knows(item)).collect();
         if let Some(first) = outsiders.first()
             && !self.options.unknown_labels
         {
@@ -169,7 +170,14 @@ impl Subject<'_> {
             .iter()
             .map(|(_, item)| repeats(item))
             .collect();
+        let found = outsiders.len();
+        let own = payloads(&insiders);
+        outsiders.retain(|item| {
+            let fingerprint = item.content.payload_fingerprint();
+            !repeats(item) && fingerprint.is_none_or(|one| !own.contains(&one))
+        });
         Ok(Scored {
+            outsiders_known: found - outsiders.len(),
             insiders,
             outsiders,
             repeated,
@@ -292,11 +300,12 @@ impl Subject<'_> {
             .iter()
             .map(|judged| judged.score)
             .collect();
-        let own = fingerprints(loaded);
+        let own = payloads(&scored.insiders);
         let mut reports = Vec::new();
-        if !scored.outsiders.is_empty() {
+        if self.options.unknown_labels {
             let foreign = "labels that the bundle lacks".to_owned();
-            reports.extend(self.outsiders(foreign, (&scored.outsiders, 0), loaded, &inside)?);
+            let outsiders = (&scored.outsiders[..], scored.outsiders_known);
+            reports.push(self.outsiders(foreign, outsiders, loaded, &inside)?);
         }
         for (name, other) in outside {
             let kind = self.asked.kind();
@@ -308,34 +317,34 @@ impl Subject<'_> {
                 };
                 let items: Vec<&Item> = other.items.iter().filter(|item| !known(item)).collect();
                 let left_out = other.items.len() - items.len();
-                reports.extend(self.outsiders(name.clone(), (&items, left_out), other, &inside)?);
+                reports.push(self.outsiders(name.clone(), (&items, left_out), other, &inside)?);
             }
             watch.step(&format!("{}: outsiders from {name}", self.name()), 0);
         }
         Ok(reports)
     }
 
-    /// How well the score tells `items` of `data` from what is inside; nothing where there are none.
+    /// How well the score tells `items` of `data` from what is inside; a report without figures where there are none.
     fn outsiders(
         &self,
         name: String,
         (items, left_out): (&[&Item], usize),
         data: &TaskData,
         inside: &[f32],
-    ) -> Result<Option<UnknownReport>> {
+    ) -> Result<UnknownReport> {
         let tokens = self.encode(items.iter().map(|item| &item.content))?;
         let answers = engine::label_scores(self.model, self.task, &tokens, self.options.threads)?;
         let outside: Vec<f32> = answers
             .iter()
             .map(|answer| answer.scores[answer.label])
             .collect();
-        let Some(auroc) = area_under_roc(inside, &outside) else {
+        let auroc = area_under_roc(inside, &outside);
+        if auroc.is_none() {
             tracing::warn!(
                 "{}: no outsiders from {name}: {left_out} items are known to the task",
                 self.name()
             );
-            return Ok(None);
-        };
+        }
         let mut labels: Vec<String> = items
             .iter()
             .map(|item| data.labels[item.label].clone())
@@ -346,15 +355,15 @@ impl Subject<'_> {
             let kept = scores.iter().filter(|score| **score >= self.threshold());
             kept.count() as f64 / scores.len() as f64
         };
-        Ok(Some(UnknownReport {
+        Ok(UnknownReport {
             outsiders: name,
             labels,
             items: items.len() as u64,
             left_out: left_out as u64,
             auroc,
             answered_inside: answered(inside),
-            answered_outside: answered(&outside),
-        }))
+            answered_outside: auroc.map(|_| answered(&outside)),
+        })
     }
 
     fn noise(&self, scored: &Scored<'_>, watch: &mut Watch) -> Result<Vec<VariantReport>> {
@@ -496,6 +505,12 @@ impl Answered<'_> {
         };
         self.each().map(judge).collect()
     }
+}
+
+/// The fingerprints of what the items carry.
+fn payloads(view: &View<'_>) -> HashSet<u64> {
+    let contents = view.items.iter().map(|(_, item)| &item.content);
+    contents.filter_map(Content::payload_fingerprint).collect()
 }
 
 fn count(tokens: &[Vec<u32>]) -> u64 {

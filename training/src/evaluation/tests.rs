@@ -279,9 +279,58 @@ fn labels_that_the_bundle_lacks_are_an_error_or_outsiders() {
     };
     assert_eq!(unknown.labels, ["infrared"]);
     assert_eq!(unknown.items + report.tasks[0].evaluation.all.items, 36);
-    assert!((0.0..=1.0).contains(&unknown.auroc));
+    assert_eq!(unknown.left_out, 0);
+    assert!((0.0..=1.0).contains(&unknown.auroc.expect("measured")));
     let answered = 1.0 - report.tasks[0].evaluation.all.abstained;
     assert!((unknown.answered_inside - answered).abs() < 1e-12);
+}
+
+#[test]
+fn outsiders_by_label_are_without_what_is_known() {
+    let folder = copy_of_data();
+    let data = folder.path();
+    for split in ["train", "val"] {
+        move_label(data, split, "red", "infrared");
+    }
+    let colours = data.join("colours");
+    // Six flows that stand in training under a label of the bundle, and six that stand beside them in the scored split.
+    for (from, to) in [
+        ("train/blue/blue-0.pcap", "trained"),
+        ("val/green/green-4.pcap", "scored"),
+    ] {
+        let to = colours.join("val/infrared").join(format!("{to}.pcap"));
+        std::fs::copy(colours.join(from), to).expect("copied");
+    }
+    let options = EvaluationOptions {
+        data: data.into(),
+        tasks: vec!["colours".into()],
+        unknown_labels: true,
+        ..options()
+    };
+    let report = run(&options).expect("a report");
+    let [unknown] = &report.tasks[0].unknown[..] else {
+        panic!("{:?}", report.tasks[0].unknown);
+    };
+    assert_eq!((unknown.items, unknown.left_out), (12, 12));
+    assert!(unknown.auroc.is_some() && unknown.answered_outside.is_some());
+    // Nothing but what is known: a row all the same, without figures.
+    for group in 4..6 {
+        let own = format!("val/infrared/red-{group}.pcap");
+        std::fs::remove_file(colours.join(own)).expect("removed");
+    }
+    let report = run(&options).expect("a report");
+    let [unknown] = &report.tasks[0].unknown[..] else {
+        panic!("{:?}", report.tasks[0].unknown);
+    };
+    assert_eq!((unknown.items, unknown.left_out), (0, 12));
+    assert_eq!((unknown.auroc, unknown.answered_outside), (None, None));
+    assert!(unknown.labels.is_empty());
+    let table = table(&report);
+    assert!(
+        table.contains("0 outsiders, 12 left out as known"),
+        "{table}"
+    );
+    page(&report).expect("a page");
 }
 
 #[test]

@@ -28,26 +28,48 @@ pub(super) struct Addresses {
     pub(super) responder: (IpAddr, u16),
 }
 
+/// Draws for one flow before it keeps what it has. Only between two addresses that never change can so many fail: then all but about
+/// one in fifty of the client ports are given out.
+const TRIES_MAX: usize = 256;
+
 /// Addresses given out in one file: no two flows get the same.
 #[derive(Debug, Default)]
-pub(super) struct Readdressed(HashSet<Addresses>);
+pub(super) struct Readdressed {
+    given: HashSet<Addresses>,
+    kept: u64,
+}
 
 impl Readdressed {
     /// New addresses of the same kind (private for private, global for global), and a new port for the client, which is the side with
     /// the higher one. The server's port stays: it tells what is spoken. Group addresses stay too.
-    pub(super) fn draw(&mut self, old: &Addresses, random: &mut Random) -> Addresses {
-        loop {
+    ///
+    /// Nothing where no others are free, or where there is nothing to choose, as between two group addresses of a portless protocol:
+    /// the flow then keeps what it has.
+    pub(super) fn draw(&mut self, old: &Addresses, random: &mut Random) -> Option<Addresses> {
+        for _ in 0..TRIES_MAX {
             let new = new_addresses(old, random);
-            let turned = Addresses {
-                initiator: new.responder,
-                responder: new.initiator,
-                ..new
-            };
-            // Between two group addresses of a portless protocol there is nothing to choose.
-            if new == *old || (!self.0.contains(&turned) && self.0.insert(new)) {
-                return new;
+            if new != *old && self.take(new) {
+                return Some(new);
             }
         }
+        self.take(*old);
+        self.kept += 1;
+        None
+    }
+
+    /// How many flows kept what they had.
+    pub(super) fn kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// Whether nobody has had these yet, from either side.
+    fn take(&mut self, new: Addresses) -> bool {
+        let turned = Addresses {
+            initiator: new.responder,
+            responder: new.initiator,
+            ..new
+        };
+        !self.given.contains(&turned) && self.given.insert(new)
     }
 }
 
@@ -292,7 +314,7 @@ mod tests {
         let mut all = Readdressed::default();
         for _ in 0..500 {
             let old = ends(TCP);
-            let new = all.draw(&old, &mut random);
+            let new = all.draw(&old, &mut random).expect("free");
             let right = four(TCP, &tcp(), 16);
             let mut changed = right.clone();
             rewrite(&mut changed, &old, &new, true);
@@ -312,7 +334,9 @@ mod tests {
     #[test]
     fn a_cut_packet_carries_the_checksum_of_the_whole_one() {
         let old = ends(TCP);
-        let new = Readdressed::default().draw(&old, &mut Random::new(3));
+        let new = Readdressed::default()
+            .draw(&old, &mut Random::new(3))
+            .expect("free");
         let mut whole = four(TCP, &tcp(), 16);
         let mut cut = whole[..44].to_vec();
         rewrite(&mut whole, &old, &new, true);
@@ -332,7 +356,7 @@ mod tests {
         let mut all = Readdressed::default();
         for _ in 0..500 {
             let old = ends(UDP);
-            let new = all.draw(&old, &mut random);
+            let new = all.draw(&old, &mut random).expect("free");
             let mut summed = four(UDP, &datagram, 6);
             rewrite(&mut summed, &old, &new, true);
             assert_eq!(transport_sum(&summed, UDP, 24, 12..20), 0);
@@ -361,7 +385,9 @@ mod tests {
         ip.extend(segment);
         let check = transport_sum(&ip, TCP, 48, 8..40);
         ip[64..66].copy_from_slice(&check.to_be_bytes());
-        let new = Readdressed::default().draw(&old, &mut Random::new(9));
+        let new = Readdressed::default()
+            .draw(&old, &mut Random::new(9))
+            .expect("free");
         rewrite(&mut ip, &old, &new, true);
         assert_eq!(transport_sum(&ip, TCP, 48, 8..40), 0);
         assert_eq!(ip[8..24], octets(new.initiator.0)[..]);
@@ -375,10 +401,11 @@ mod tests {
         let mut random = Random::new(5);
         let mut all = Readdressed::default();
         let drawn: HashSet<Addresses> = (0..2_000)
-            .map(|_| all.draw(&ends(TCP), &mut random))
+            .map(|_| all.draw(&ends(TCP), &mut random).expect("free"))
             .collect();
         assert_eq!(drawn.len(), 2_000);
-        let (old, new) = (ends(TCP), all.draw(&ends(TCP), &mut random));
+        let old = ends(TCP);
+        let new = all.draw(&old, &mut random).expect("free");
         let mut there = four(TCP, &tcp(), 16);
         let mut back = there.clone();
         back.copy_within(12..16, 40);
@@ -387,6 +414,43 @@ mod tests {
         rewrite(&mut back, &old, &new, false);
         assert_eq!(back[12..16], octets(new.responder.0)[..]);
         assert_eq!(back[26..28], new.initiator.1.to_be_bytes());
+    }
+
+    #[test]
+    fn flows_keep_what_they_have_where_nothing_else_is_free() {
+        // Neither address of a DHCP request ever changes.
+        let old = Addresses {
+            protocol: UDP,
+            initiator: ("0.0.0.0".parse().expect("address"), 68),
+            responder: ("255.255.255.255".parse().expect("address"), 67),
+        };
+        let mut random = Random::new(7);
+        let mut all = Readdressed::default();
+        let flows = CLIENT_PORTS + 2_000;
+        let drawn: Vec<Option<Addresses>> =
+            (0..flows).map(|_| all.draw(&old, &mut random)).collect();
+        let given: HashSet<Addresses> = drawn.iter().flatten().copied().collect();
+        assert_eq!(given.len(), drawn.iter().flatten().count(), "none twice");
+        assert!(
+            (CLIENT_PORTS - 1_000..=CLIENT_PORTS).contains(&given.len()),
+            "{}",
+            given.len()
+        );
+        assert!(!given.contains(&old));
+        assert_eq!(all.kept(), (flows - given.len()) as u64);
+        assert_eq!(drawn.last(), Some(&None));
+    }
+
+    #[test]
+    fn where_there_is_nothing_to_choose_it_is_told() {
+        let old = Addresses {
+            protocol: 2,
+            initiator: ("0.0.0.0".parse().expect("address"), 0),
+            responder: ("224.0.0.22".parse().expect("address"), 0),
+        };
+        let mut all = Readdressed::default();
+        assert_eq!(all.draw(&old, &mut Random::new(8)), None);
+        assert_eq!(all.kept(), 1);
     }
 
     #[test]

@@ -193,7 +193,39 @@ fn what_cannot_be_changed_is_named_and_leaves_nothing_behind() {
     let itself = with(|options| options.out = options.data.clone());
     let error = augment(&itself).expect_err("refused").to_string();
     assert!(error.contains("lies inside the input"), "{error}");
+    let manifest = out.join("MANIFEST.csv");
+    fs::create_dir(&out).expect("a folder");
+    fs::write(&manifest, "task,split\ncolours\n").expect("written");
+    let error = augment(&plain).expect_err("refused").to_string();
+    assert!(error.contains("MANIFEST.csv"), "{error}");
+    assert_eq!(fs::read_dir(&out).expect("listed").count(), 1);
+    fs::remove_dir_all(&out).expect("removed");
     let path = data.path().join("colours/train/red/broken.pcap");
     fs::write(path, b"not a capture").expect("written");
     refused(&plain, "broken.pcap: offset 0");
+}
+
+#[test]
+fn flows_that_cannot_get_other_addresses_are_counted_and_told() {
+    let (data, out) = folders();
+    // A group report from no address: nothing of it may change.
+    let mut ip = vec![0x45, 0, 0, 24, 0, 0, 0, 0, 1, 2, 0, 0];
+    ip.extend([0, 0, 0, 0, 224, 0, 0, 22, 1, 2, 3, 4]);
+    let mut writer =
+        PcapWriter::create(&data.path().join("colours/train/red/report.pcap")).expect("begun");
+    writer
+        .push(1_700_000_000_000_000_000, &ip, 24)
+        .expect("written");
+    writer.finish().expect("finished");
+    let changing = AugmentOptions {
+        copies: 3,
+        ..options(data.path(), out.path())
+    };
+    let report = augment(&changing).expect("changed");
+    assert_eq!(report.addresses_kept, 3);
+    assert!(
+        report
+            .table()
+            .contains("no others were free between their ends: 3")
+    );
 }

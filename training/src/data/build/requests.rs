@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::{BuildOptions, BuildReport, Candidate, count, divide, find_repeats};
+use super::{BuildOptions, BuildReport, Candidate, check_labels, count, divide, find_repeats};
 use crate::data::output::Row;
 use crate::data::split::GroupSizes;
 use crate::data::{Content, RequestLine, read_requests};
@@ -22,6 +22,7 @@ pub(super) fn build(
     }
     let names: BTreeSet<&str> = lines.iter().map(|line| line.label.as_str()).collect();
     let labels: Vec<String> = names.into_iter().map(str::to_owned).collect();
+    check_labels(&labels, &options.from)?;
     let label_of = |line: &RequestLine| labels.binary_search(&line.label).unwrap_or_default();
     let mut sizes: BTreeMap<&str, GroupSizes> = BTreeMap::new();
     for line in &lines {

@@ -350,6 +350,13 @@ fn bad_input_is_named_and_leaves_nothing_behind() {
         "--windows",
     );
     refused(&with(|options| options.task = Some("a/b".into())), "--task");
+    fs::create_dir(&out).expect("folder");
+    let manifest = out.join("MANIFEST.csv");
+    fs::write(&manifest, "task,split\nmade\n").expect("written");
+    let error = build(&plain).expect_err("refused").to_string();
+    assert!(error.contains("MANIFEST.csv"), "{error}");
+    assert_eq!(contents(&out).len(), 1, "nothing but the manifest");
+    fs::remove_dir_all(&out).expect("removed");
     refused(&with(|options| options.shares.val = 0.0), "--val");
     let inside = BuildOptions {
         out: from.path().join("red/out"),
@@ -391,4 +398,88 @@ fn a_second_task_is_added_to_the_manifest() {
         crate::data::tasks_of(out.path()).expect("tasks"),
         ["again", "made"]
     );
+}
+
+#[test]
+fn names_that_no_bundle_can_take_are_refused() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let from = parent.path().join("My-Task");
+    input(&from);
+    let out = parent.path().join("data");
+    let longest = "a".repeat(limits::TASK_NAME_BYTES_MAX);
+    let too_long = format!("{longest}a");
+    for task in [
+        "",
+        "Made",
+        "a-b",
+        "a.b",
+        "caf\u{e9}",
+        INSTRUCTION,
+        &too_long,
+    ] {
+        let named = BuildOptions {
+            task: Some(task.into()),
+            ..options(&from, &out)
+        };
+        let error = build(&named).expect_err("refused").to_string();
+        assert!(
+            error.contains("--task") && error.contains("lower-case letters"),
+            "{error}"
+        );
+    }
+    let derived = BuildOptions {
+        task: None,
+        ..options(&from, &out)
+    };
+    let error = build(&derived).expect_err("refused").to_string();
+    assert!(
+        error.contains("\"My-Task\"; name the task with --task"),
+        "{error}"
+    );
+    assert!(!out.exists());
+    for task in [longest.as_str(), "a_1"] {
+        let named = BuildOptions {
+            task: Some(task.into()),
+            ..options(&from, &out)
+        };
+        build(&named).expect("a bundle can take it");
+    }
+}
+
+#[test]
+fn labels_that_no_bundle_can_take_are_refused() {
+    let parent = tempfile::tempdir().expect("a folder");
+    let from = parent.path().join("from");
+    input(&from);
+    let out = parent.path().join("data");
+    let longest = "l".repeat(limits::LABEL_BYTES_MAX);
+    for wrong in [format!("{longest}l"), "a\tb".into()] {
+        fs::rename(from.join("red"), from.join(&wrong)).expect("renamed");
+        let error = build(&options(&from, &out)).expect_err("refused");
+        assert!(
+            matches!(&error, TrainError::Preparation(PreparationError::Label { label, .. }) if *label == wrong),
+            "{error}"
+        );
+        fs::rename(from.join(&wrong), from.join("red")).expect("renamed");
+    }
+    assert!(!out.exists());
+    fs::rename(from.join("red"), from.join(&longest)).expect("renamed");
+    build(&options(&from, &out)).expect("at the limit");
+    let many: Vec<String> = (0..=limits::LABELS_MAX)
+        .map(|label| label.to_string())
+        .collect();
+    check_labels(&many[1..], &from).expect("at the limit");
+    let error = check_labels(&many, &from).expect_err("past the limit");
+    assert!(error.to_string().contains("at most 4096 labels"), "{error}");
+}
+
+#[test]
+fn requests_with_labels_that_no_bundle_can_take_are_refused() {
+    let from = tempfile::tempdir().expect("a folder");
+    let line = "{\"label\":\"\",\"group\":\"g\",\"request\":\"GET /\"}\n";
+    fs::write(from.path().join("r.jsonl"), line).expect("written");
+    let out = from.path().join("../never-made-either");
+    let error = build(&options(from.path(), &out)).expect_err("refused");
+    assert!(error.to_string().contains("1 to 127 bytes"), "{error}");
+    assert!(!out.exists());
 }
