@@ -343,9 +343,13 @@ void Judge::Settle(Pending& pending) {
 }
 
 void Judge::Fail(Pending& pending, uint64_t& counter, const std::string& reason) {
-    if ( pending.is_question )
+    if ( pending.is_question ) {
         // The connection itself will be judged.
         ++counters.questions_unanswered;
+
+        if ( ::TrafficLLM::settled )
+            zeek::event_mgr.Enqueue(::TrafficLLM::settled, pending.conn);
+    }
     else {
         ++counter;
         Tell(pending, reason);

@@ -6,6 +6,7 @@
  *   FAULTY_SESSION=N        a session breaks when answers are taken from it for the N-th time, and stays broken
  *   FAULTY_SUBMIT=N         the N-th submission breaks its session and its flow, and both stay broken
  *   FAULTY_EMPTY=1          a session breaks when answers are looked for and none are there
+ *   FAULTY_SHED=1           the same, once a submission has found the queue full
  *   FAULTY_SILENT=MS        for so long, from the first wait for an answer on, there are none
  *   FAULTY_STOP=1           engines do not end while there is time
  *
@@ -64,6 +65,7 @@ static long setting(const char *name) {
 enum { sessions_max = 64 };
 static intptr_t sessions[sessions_max];
 static long taken[sessions_max];
+static int has_shed;
 
 static long *takes(intptr_t session) {
     for ( int i = 0; i < sessions_max; i++ )
@@ -85,7 +87,7 @@ static int is_broken(intptr_t session) { return *takes(session) < 0; }
 static intptr_t take(intptr_t session, intptr_t status) {
     long *count = takes(session);
 
-    if ( (int32_t)status == TLLM_PENDING && setting("FAULTY_EMPTY") ) {
+    if ( (int32_t)status == TLLM_PENDING && (setting("FAULTY_EMPTY") || (has_shed && setting("FAULTY_SHED"))) ) {
         *count = -1;
         return TLLM_ERR_PANIC;
     }
@@ -155,7 +157,9 @@ intptr_t tllm_session_submit_last(intptr_t session, intptr_t flow, intptr_t id) 
         return TLLM_ERR_PANIC;
     }
 
-    return find("tllm_session_submit_last")(session, flow, id, 0, 0, 0);
+    intptr_t status = find("tllm_session_submit_last")(session, flow, id, 0, 0, 0);
+    has_shed |= (int32_t)status == TLLM_QUEUE_FULL;
+    return status;
 }
 
 intptr_t tllm_session_free(intptr_t session) {
