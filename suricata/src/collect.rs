@@ -376,7 +376,7 @@ pub fn at_record(plugin: &Plugin, followed: &mut Followed, flow_id: Option<u64>)
     let Some(place) = plugin.table.place(number) else {
         return;
     };
-    if let (Some(flow_id), Ok(mut letter)) = (flow_id, place.letter.try_lock()) {
+    if let (Some(flow_id), Some(mut letter)) = (flow_id, place.try_open()) {
         letter.about.flow_id = flow_id;
     }
     followed.take_letter(place);
@@ -478,10 +478,7 @@ fn drop_followed(plugin: &Plugin, followed: Followed) {
     }
     if plugin.table.end(number) == Left::Free {
         // All answers have come; one that no record has is still in its letter.
-        let has_letter = place
-            .letter
-            .lock()
-            .is_ok_and(|letter| letter.verdict.is_some());
+        let has_letter = place.open().verdict.is_some();
         if has_letter && is_late_wanted {
             plugin.table.write(number);
         } else {

@@ -43,7 +43,7 @@ impl LateFile {
     pub fn write(&mut self, plugin: &Plugin) {
         while let Some(number) = plugin.table.take_late() {
             let letter = plugin.table.place(number).and_then(|place| {
-                let mut letter = place.letter.lock().ok()?;
+                let mut letter = place.open();
                 let verdict = letter.verdict.take()?;
                 let is_final = verdict.packets >= place.packets.load(Ordering::Acquire);
                 Some((letter.about, verdict, is_final))

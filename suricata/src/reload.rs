@@ -1,8 +1,9 @@
 //! A new model without a restart: when the bundle's path leads to another file, or rules are loaded again.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,15 +23,23 @@ struct Identity {
 }
 
 impl Identity {
-    /// Follows links. Of a directory all files count: a bundle that is still being copied is another one when it is whole.
-    fn of(path: &str) -> io::Result<Self> {
-        let path = std::fs::canonicalize(path)?;
+    /// Follows links; `None` where nothing is. Of a directory all files count: a bundle that is still being copied is another one when it
+    /// is whole. What goes while its directory is read does not count.
+    fn of(path: &str) -> io::Result<Option<Self>> {
+        let Some(path) = if_there(std::fs::canonicalize(path))? else {
+            return Ok(None);
+        };
         let mut files = Vec::new();
         let mut rest = vec![path.clone()];
         while let Some(next) = rest.pop() {
-            let found = std::fs::metadata(&next)?;
+            let Some(found) = if_there(look_at(&next))? else {
+                if next == path {
+                    return Ok(None);
+                }
+                continue;
+            };
             if found.is_dir() {
-                for entry in std::fs::read_dir(&next)? {
+                for entry in if_there(std::fs::read_dir(&next))?.into_iter().flatten() {
                     rest.push(entry?.path());
                     if files.len() + rest.len() > BUNDLE_FILES_MAX {
                         let crowd = format!("more than {BUNDLE_FILES_MAX} files");
@@ -43,7 +52,24 @@ impl Identity {
             }
         }
         files.sort_unstable();
-        Ok(Self { path, files })
+        Ok(Some(Self { path, files }))
+    }
+}
+
+/// What stands at a path, behind its links; of a link that leads nowhere the link itself, so that a folder is known by it, too.
+fn look_at(path: &Path) -> io::Result<Metadata> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::symlink_metadata(path),
+        found => found,
+    }
+}
+
+/// `None` for what is not there.
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -60,8 +86,7 @@ impl Found {
     /// `None` for a path that leads nowhere, as it may for a moment: that is no other bundle yet.
     fn at(path: &str) -> Option<Self> {
         match Identity::of(path) {
-            Ok(identity) => Some(Self::Bundle(identity)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Ok(identity) => identity.map(Self::Bundle),
             Err(error) => Some(Self::Unusable(error.to_string())),
         }
     }
@@ -194,6 +219,33 @@ mod tests {
         std::fs::write(at("other"), "1").unwrap();
         std::fs::rename(at("other"), at("one")).unwrap();
         assert_ne!(Found::at(&at("link")), one);
+        // A link that leads nowhere is nothing.
+        std::os::unix::fs::symlink("nothing", at("dangling")).unwrap();
+        assert_eq!(Found::at(&at("dangling")), None);
+    }
+
+    #[test]
+    fn a_folder_is_watched_with_a_link_in_it_that_leads_nowhere() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        std::fs::create_dir(at("bundle")).unwrap();
+        std::fs::write(at("bundle/one"), "1").unwrap();
+        let one = Found::at(&at("bundle"));
+        assert!(matches!(one, Some(Found::Bundle(_))));
+        std::os::unix::fs::symlink("../target", at("bundle/link")).unwrap();
+        let dangling = Found::at(&at("bundle"));
+        assert!(matches!(dangling, Some(Found::Bundle(_))));
+        assert_ne!(dangling, one);
+        assert_eq!(Found::at(&at("bundle")), dangling);
+        // It is seen when it leads somewhere, and when that changes.
+        std::fs::write(at("target"), "1").unwrap();
+        let whole = Found::at(&at("bundle"));
+        assert!(whole != dangling && matches!(whole, Some(Found::Bundle(_))));
+        std::fs::write(at("target"), "longer").unwrap();
+        assert_ne!(Found::at(&at("bundle")), whole);
+        // What cannot be followed is told.
+        std::os::unix::fs::symlink("round", at("bundle/round")).unwrap();
+        assert!(matches!(Found::at(&at("bundle")), Some(Found::Unusable(_))));
     }
 
     #[test]

@@ -180,8 +180,8 @@ impl Lane {
             way.under_way.add(ticket);
             self.in_flight.fetch_add(1, Ordering::AcqRel);
         } else if ends_session(status)
-            // It may be the flow that is not known.
-            && (status != status::ERR_HANDLE || way.session.is_gone())
+            // It may be the flow that is not known, or that an earlier defect has ended.
+            && (status == status::ERR_FORKED || way.session.is_gone())
         {
             self.is_dead.store(true, Ordering::Release);
         }
@@ -190,10 +190,8 @@ impl Lane {
 
     /// Takes the answers that have come, or that come within `wait_us`, and gives each to `answer`.
     pub fn take(&self, wait_us: u64, now_ms: u64, mut answer: impl FnMut(&[abi::Verdict])) -> bool {
-        if self.is_dead() {
-            return false;
-        }
-        let Some(mut way) = self.try_lock() else {
+        // With the lock in hand: who had it before may have found the session dead.
+        let Some(mut way) = self.try_lock().filter(|_| !self.is_dead()) else {
             return false;
         };
         self.looks.last_ms.store(now_ms, Ordering::Relaxed);

@@ -8,7 +8,7 @@
 //! - the box has a lock that packet paths only try: who finds it taken comes again with the next packet.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 use crate::host::packet::Endpoint;
 use crate::library::Recorder;
@@ -82,10 +82,26 @@ pub struct Place {
     /// Whether an answer may be in the letter: else nobody has to open it.
     has_letter: AtomicBool,
     /// What other threads leave for the flow.
-    pub letter: Mutex<Letter>,
+    letter: Mutex<Letter>,
 }
 
 impl Place {
+    /// The letter; waits for another thread that has it.
+    pub fn open(&self) -> MutexGuard<'_, Letter> {
+        // A panic that was caught while it was held left it whole: each of its fields is good by itself.
+        self.letter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The letter; `None` where another thread has it.
+    #[must_use]
+    pub fn try_open(&self) -> Option<MutexGuard<'_, Letter>> {
+        match self.letter.try_lock() {
+            Ok(letter) => Some(letter),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Its recorder.
     #[must_use]
     pub fn recorder(&self) -> Option<Recorder> {
@@ -109,7 +125,7 @@ impl Place {
     /// # Errors
     /// The answer, where another thread has the letter.
     pub fn put(&self, verdict: FlowVerdict) -> Result<(), FlowVerdict> {
-        let Ok(mut letter) = self.letter.try_lock() else {
+        let Some(mut letter) = self.try_open() else {
             return Err(verdict);
         };
         letter.put(verdict);
@@ -123,7 +139,7 @@ impl Place {
         if !self.has_letter.load(Ordering::Acquire) {
             return None;
         }
-        let mut letter = self.letter.try_lock().ok()?;
+        let mut letter = self.try_open()?;
         // With the letter in hand: who puts another one in waits for no one, and sets it again.
         self.has_letter.store(false, Ordering::Release);
         letter.verdict.take()
@@ -280,12 +296,10 @@ impl Table {
         place.touched_ms.store(now_ms, Ordering::Relaxed);
         place.recorder.store(recorder.number(), Ordering::Release);
         // Free places are nobody's: the lock is not contended.
-        if let Ok(mut letter) = place.letter.lock() {
-            *letter = Letter {
-                about,
-                ..Letter::default()
-            };
-        }
+        *place.open() = Letter {
+            about,
+            ..Letter::default()
+        };
         place.word.store(ALIVE, Ordering::Release);
     }
 
@@ -394,8 +408,7 @@ impl Table {
             return Freed::default();
         };
         // Nobody else has the letter now.
-        let letter = place.letter.lock();
-        let has_letter = letter.is_ok_and(|mut letter| letter.verdict.take().is_some());
+        let has_letter = place.open().verdict.take().is_some();
         let surplus = if self.free.length.load(Ordering::Relaxed) < self.spare_limit {
             None
         } else {

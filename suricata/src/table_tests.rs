@@ -142,6 +142,19 @@ fn nobody_waits_for_a_letter() {
 }
 
 #[test]
+fn a_letter_is_read_on_after_a_panic() {
+    let place = Place::default();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _held = place.letter.lock().unwrap();
+        panic!("with the letter in hand");
+    }));
+    assert!(result.is_err() && place.letter.is_poisoned());
+    place.put(verdict(State::Done, 8)).unwrap();
+    assert_eq!(place.open().verdict.as_ref().unwrap().packets, 8);
+    assert_eq!(place.take_verdict().unwrap().packets, 8);
+}
+
+#[test]
 fn a_letter_of_the_flow_before_is_gone() {
     let table = Table::new(1, 1);
     let number = begun(&table);

@@ -185,9 +185,12 @@ trafficllm::Status Detector::Submit(const trafficllm::Flow& flow, uint64_t id) {
     try {
         return current->session->submit_last(flow, id);
     } catch ( const trafficllm::Error& e ) {
-        // After a defect whatever the call used stays in use for ever.
-        if ( e.status() == trafficllm::Status::error_panic || e.status() == trafficllm::Status::error_busy )
+        // It may be the flow's defect, an earlier one: the session itself says whether it is of use.
+        try {
+            static_cast<void>(current->session->in_flight());
+        } catch ( const trafficllm::Error& ) {
             Break(*current, e.what());
+        }
 
         throw;
     }
@@ -207,7 +210,14 @@ bool Detector::Receive(Generation& generation, std::optional<std::chrono::micros
         return false;
 
     try {
-        return timeout ? generation.session->wait(answers, *timeout) : generation.session->poll(answers);
+        bool has_come = timeout ? generation.session->wait(answers, *timeout) : generation.session->poll(answers);
+
+        if ( has_come )
+            for ( [[maybe_unused]] auto answer : answers )
+                if ( generation.losses > 0 && ++generation.answers_since >= answers_healed )
+                    generation.losses = generation.answers_since = 0;
+
+        return has_come;
     } catch ( const trafficllm::Error& e ) {
         // Whatever it is, the next call would find the same.
         Break(generation, e.what());
@@ -239,6 +249,7 @@ void Detector::Renew(Generation& generation) {
     if ( &generation == current.get() && generation.losses < losses_max )
         try {
             ++generation.losses;
+            generation.answers_since = 0;
             generation.session.emplace(generation.engine);
             generation.descriptor = generation.session->descriptor();
             generation.number = ++sessions;

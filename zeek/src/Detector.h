@@ -55,6 +55,9 @@ public:
     /** Sessions that one engine may lose. With the next one it is given up: there is none until other settings are asked for. */
     static constexpr size_t losses_max = 8;
 
+    /** Answers of an engine without a loss between them, after which those before count no more. */
+    static constexpr size_t answers_healed = 1000;
+
     /** @throws std::system_error if the system gives no descriptor. */
     Detector();
     Detector(const Detector&) = delete;
@@ -90,7 +93,7 @@ public:
      * Submits a flow, which may be of an earlier engine; its answer comes also when the flow is gone. Never waits.
      *
      * @return Status::ok, need_more or queue_full; pending if there is no engine.
-     * @throws trafficllm::Error if the engine does not take it.
+     * @throws trafficllm::Error if the engine does not take it. After a defect (Status::error_panic) the flow is of no more use.
      */
     trafficllm::Status Submit(const trafficllm::Flow& flow, uint64_t id);
 
@@ -200,6 +203,8 @@ private:
         // The host's thread only:
         uint64_t number = 0;
         size_t losses = 0;
+        /** Answers since the last loss. */
+        size_t answers_since = 0;
         /** Its session is lost, and not replaced yet. */
         bool is_broken = false;
         std::string problem;

@@ -137,7 +137,7 @@ void Judge::Refuse(const trafficllm::Error& error) {
 
 bool Judge::MayWait() const { return zeek::run_state::reading_traces && zeek::run_state::pseudo_realtime == 0.0; }
 
-uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion) {
+uint64_t Judge::Submit(trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion) {
     if ( ! detector )
         return 0;
 
@@ -151,6 +151,7 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     auto status = trafficllm::Status::pending;
     std::string problem = "there is no engine";
     auto* counter = &counters.abandoned;
+    bool is_flow_lost = false;
 
     try {
         // Its answer is wanted also when the connection ends before it: a script may wait for it.
@@ -160,6 +161,12 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
 
         if ( e.status() != trafficllm::Status::error_stopped )
             counter = &counters.failed;
+
+        // What a defect was met with can only be freed.
+        if ( e.status() == trafficllm::Status::error_panic ) {
+            is_flow_lost = true;
+            feed.Discard();
+        }
     }
 
     if ( status == trafficllm::Status::ok ) {
@@ -172,7 +179,7 @@ uint64_t Judge::Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn
     auto refused = ledger.Take(number);
     Mend();
 
-    if ( occasion != Occasion::End )
+    if ( occasion != Occasion::End && ! is_flow_lost )
         return 0;
 
     if ( status == trafficllm::Status::need_more )
@@ -336,9 +343,13 @@ void Judge::Settle(Pending& pending) {
 }
 
 void Judge::Fail(Pending& pending, uint64_t& counter, const std::string& reason) {
-    if ( pending.is_question )
+    if ( pending.is_question ) {
         // The connection itself will be judged.
         ++counters.questions_unanswered;
+
+        if ( ::TrafficLLM::settled )
+            zeek::event_mgr.Enqueue(::TrafficLLM::settled, pending.conn);
+    }
     else {
         ++counter;
         Tell(pending, reason);

@@ -97,9 +97,10 @@ public:
     /**
      * Submits the flow of a connection. Reading a capture file it waits for the verdict, and gives it to the scripts.
      *
-     * @return Its number; 0 if it was not taken.
+     * @return Its number; 0 if it was not taken. Where a defect of the library was the reason, the flow is lost: it is counted and told of,
+     *         whatever the occasion, and the feed is discarded.
      */
-    uint64_t Submit(const trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion);
+    uint64_t Submit(trafficllm_feed::Feed& feed, zeek::Connection* conn, Occasion occasion);
 
     /** Does what the function trafficllm_classify() of the scripts promises. */
     zeek::ValPtr Classify(zeek::Connection* conn, zeek::detail::Frame* frame);

@@ -25,7 +25,7 @@ public:
     void Done() override;
 
     /** The flow as far as it has come. */
-    const trafficllm_feed::Feed& Feed() const { return feed; }
+    trafficllm_feed::Feed& Feed() { return feed; }
 
     /** The number of the verdict that will be the connection's, once it is under way; 0 before. */
     uint64_t Submitted() const { return submitted; }

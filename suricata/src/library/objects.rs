@@ -342,7 +342,7 @@ impl Session {
         }
     }
 
-    /// Whether the library does not know it any more.
+    /// Whether it can only be freed: the library does not know it any more, or a defect has ended it.
     #[must_use]
     pub fn is_gone(&mut self) -> bool {
         let mut count = 0;
@@ -351,7 +351,7 @@ impl Session {
         let poll = self.library.functions.session_poll;
         // SAFETY: a handle that the library looks up; with room for nothing it takes nothing.
         let status = unsafe { poll(self.handle, answers, entry_bytes, 0, &raw mut count) };
-        status == status::ERR_HANDLE
+        matches!(status, status::ERR_HANDLE | status::ERR_PANIC)
     }
 }
 

@@ -467,6 +467,31 @@ fn a_session_that_ends_is_replaced() {
 }
 
 #[test]
+fn a_flow_that_ends_costs_no_session() {
+    for host in hosts() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("many.pcap");
+        let (packets, flows) = traffic::multiplied(&["http.pcap", "ssh.pcap"], 300, 1_000);
+        traffic::write(&path, &packets);
+        // All of it is under way at once: a session that ended would cost many of them.
+        let setup = Setup::new()
+            .key("library", host.shim(folder.path()).display())
+            .key("queue-flows", 16_384)
+            .environment("TLLM_SHIM", "end-flow");
+        let ran = host::read(&host, &setup, &path).with_plugin();
+        let records = ran.records("flow");
+        assert_eq!(records.len(), flows);
+        let is_done = |record: &&serde_json::Value| record["trafficllm"]["state"] == "done";
+        // The one flow's submissions failed; it may have had a verdict before.
+        let done = records.iter().filter(is_done).count();
+        let errors = ran.metric("errors_total");
+        assert!((flows - 1..=flows).contains(&done), "{done} of {flows}");
+        assert!((1..=3).contains(&errors), "{errors} errors");
+        Schema::read().hold(&ran.eve());
+    }
+}
+
+#[test]
 fn a_thread_that_hangs_at_the_end_is_left() {
     for host in hosts() {
         let folder = tempfile::TempDir::new().unwrap();

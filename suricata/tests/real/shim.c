@@ -6,9 +6,11 @@
  *   poison       every hundredth flow, from the second on, makes its worker panic
  *   end-submit   the fiftieth submission is a defect that ends its session
  *   end-poll     the first look for answers after fifty submissions is one
+ *   end-flow     the fiftieth submission is one that ends its flow, and not its session
  *   hang         the metrics are never made once the engine was stopped
  *
- * A session that has ended is used no more, only freed: a program that does ends at once.
+ * A session that has ended is used no more, only freed: a program that does ends at once. It may only be asked whether it has, by a look
+ * for answers with room for none.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +37,7 @@ static int32_t (*real_engine_stop)(void *, uint64_t);
 static int32_t (*real_submit)(void *, const void *, uint64_t);
 static int32_t (*real_submit_last)(void *, const void *, uint64_t);
 static int32_t (*real_poll)(void *, void *, size_t, size_t, size_t *);
-static int is_abi, is_hold, is_poison, is_end_submit, is_end_poll, is_hang;
+static int is_abi, is_hold, is_poison, is_end_submit, is_end_poll, is_end_flow, is_hang;
 static const char *release;
 
 static void *engine;
@@ -43,6 +45,8 @@ static atomic_uint submissions;
 static atomic_int is_stopped;
 /* The session that has ended. */
 static void *_Atomic ended;
+/* The flow that has. */
+static const void *_Atomic ended_flow;
 
 static void *next(const char *name)
 {
@@ -63,6 +67,7 @@ __attribute__((constructor)) static void prepare(void)
     is_poison = !strcmp(mode, "poison");
     is_end_submit = !strcmp(mode, "end-submit");
     is_end_poll = !strcmp(mode, "end-poll");
+    is_end_flow = !strcmp(mode, "end-flow");
     is_hang = !strcmp(mode, "hang");
     release = getenv("TLLM_SHIM_RELEASE");
     real_abi_version = (uint32_t (*)(void))next("tllm_abi_version");
@@ -126,7 +131,7 @@ static int ends(void *session)
 }
 
 /* Whether this submission is a defect. */
-static int before_submission(void *session, uint64_t id)
+static int before_submission(void *session, const void *flow, uint64_t id)
 {
     unsigned number = atomic_fetch_add(&submissions, 1);
     hold_to_its_end(session);
@@ -134,21 +139,28 @@ static int before_submission(void *session, uint64_t id)
         tllm_fault_hold(engine, id);
     else if (is_poison && number % 100 == 1)
         tllm_fault_poison(engine, id);
+    if (is_end_flow && number >= DEFECT_AFTER) {
+        const void *none = NULL;
+        atomic_compare_exchange_strong(&ended_flow, &none, flow);
+        return flow == atomic_load(&ended_flow);
+    }
     return is_end_submit && number >= DEFECT_AFTER && ends(session);
 }
 
 int32_t tllm_session_submit(void *session, const void *flow, uint64_t id)
 {
-    return before_submission(session, id) ? ERR_PANIC : real_submit(session, flow, id);
+    return before_submission(session, flow, id) ? ERR_PANIC : real_submit(session, flow, id);
 }
 
 int32_t tllm_session_submit_last(void *session, const void *flow, uint64_t id)
 {
-    return before_submission(session, id) ? ERR_PANIC : real_submit_last(session, flow, id);
+    return before_submission(session, flow, id) ? ERR_PANIC : real_submit_last(session, flow, id);
 }
 
 int32_t tllm_session_poll(void *session, void *verdicts, size_t size, size_t capacity, size_t *count)
 {
+    if (capacity == 0 && session == atomic_load(&ended))
+        return ERR_PANIC;
     hold_to_its_end(session);
     if (is_end_poll && atomic_load(&submissions) >= DEFECT_AFTER && ends(session))
         return ERR_PANIC;

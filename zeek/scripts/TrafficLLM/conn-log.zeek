@@ -159,6 +159,11 @@ event trafficllm_unjudged(c: connection, reason: string)
 	release(c);
 	}
 
+event TrafficLLM::settled(c: connection)
+	{
+	release(c);
+	}
+
 function set_conn_wait(name: string, value: interval): interval
 	{
 	if ( value > longest_wait )

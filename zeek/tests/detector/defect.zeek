@@ -3,6 +3,8 @@
 # @TEST-EXEC: FAULTY_SESSION=20 faulty_zeek.sh -C -r in.pcap %INPUT >output 2>messages
 # @TEST-EXEC: grep -c "a defect in the library cost the verdicts of 1 connections" messages >>output
 # @TEST-EXEC: grep -c "there are no verdicts any more" messages >>output
+# @TEST-EXEC: echo "in a submission: it costs one connection, and one session" >>output
+# @TEST-EXEC: FAULTY_SUBMIT=20 faulty_zeek.sh -C -r in.pcap %INPUT >>output 2>messages
 # @TEST-EXEC: echo "nobody waits" >>output
 # @TEST-EXEC: FAULTY_SESSION=1 faulty_zeek.sh -C -r in.pcap %INPUT nobody-waits.zeek >>output 2>messages
 # @TEST-EXEC: btest-diff output

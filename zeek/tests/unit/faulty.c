@@ -4,6 +4,9 @@
  *
  *   FAULTY_LIBRARY=PATH     the real one
  *   FAULTY_SESSION=N        a session breaks when answers are taken from it for the N-th time, and stays broken
+ *   FAULTY_SUBMIT=N         the N-th submission breaks its session and its flow, and both stay broken
+ *   FAULTY_EMPTY=1          a session breaks when answers are looked for and none are there
+ *   FAULTY_SHED=1           the same, once a submission has found the queue full
  *   FAULTY_SILENT=MS        for so long, from the first wait for an answer on, there are none
  *   FAULTY_STOP=1           engines do not end while there is time
  *
@@ -62,6 +65,7 @@ static long setting(const char *name) {
 enum { sessions_max = 64 };
 static intptr_t sessions[sessions_max];
 static long taken[sessions_max];
+static int has_shed;
 
 static long *takes(intptr_t session) {
     for ( int i = 0; i < sessions_max; i++ )
@@ -82,6 +86,11 @@ static int is_broken(intptr_t session) { return *takes(session) < 0; }
 
 static intptr_t take(intptr_t session, intptr_t status) {
     long *count = takes(session);
+
+    if ( (int32_t)status == TLLM_PENDING && (setting("FAULTY_EMPTY") || (has_shed && setting("FAULTY_SHED"))) ) {
+        *count = -1;
+        return TLLM_ERR_PANIC;
+    }
 
     if ( (int32_t)status != TLLM_OK || ++*count != setting("FAULTY_SESSION") )
         return status;
@@ -106,7 +115,7 @@ static long silence_us(int begins) {
 
 intptr_t tllm_session_poll(intptr_t session, intptr_t b, intptr_t c, intptr_t d, intptr_t count) {
     if ( is_broken(session) )
-        return TLLM_ERR_BUSY;
+        return TLLM_ERR_PANIC;
 
     if ( silence_us(0) > 0 ) {
         *(size_t *)count = 0;
@@ -118,7 +127,7 @@ intptr_t tllm_session_poll(intptr_t session, intptr_t b, intptr_t c, intptr_t d,
 
 intptr_t tllm_session_wait(intptr_t session, intptr_t timeout_us, intptr_t c, intptr_t d, intptr_t e, intptr_t count) {
     if ( is_broken(session) )
-        return TLLM_ERR_BUSY;
+        return TLLM_ERR_PANIC;
 
     long left_us = silence_us(1);
 
@@ -132,11 +141,25 @@ intptr_t tllm_session_wait(intptr_t session, intptr_t timeout_us, intptr_t c, in
 }
 
 intptr_t tllm_session_in_flight(intptr_t session, intptr_t flows) {
-    return is_broken(session) ? TLLM_ERR_BUSY : find("tllm_session_in_flight")(session, flows, 0, 0, 0, 0);
+    return is_broken(session) ? TLLM_ERR_PANIC : find("tllm_session_in_flight")(session, flows, 0, 0, 0, 0);
 }
 
 intptr_t tllm_session_submit_last(intptr_t session, intptr_t flow, intptr_t id) {
-    return is_broken(session) ? TLLM_ERR_BUSY : find("tllm_session_submit_last")(session, flow, id, 0, 0, 0);
+    static long submissions;
+    static intptr_t broken_flow;
+
+    if ( is_broken(session) || flow == broken_flow )
+        return TLLM_ERR_PANIC;
+
+    if ( setting("FAULTY_SUBMIT") && ++submissions == setting("FAULTY_SUBMIT") ) {
+        *takes(session) = -1;
+        broken_flow = flow;
+        return TLLM_ERR_PANIC;
+    }
+
+    intptr_t status = find("tllm_session_submit_last")(session, flow, id, 0, 0, 0);
+    has_shed |= (int32_t)status == TLLM_QUEUE_FULL;
+    return status;
 }
 
 intptr_t tllm_session_free(intptr_t session) {

@@ -392,12 +392,87 @@ void defects() {
     detector.Stop(1ms);
 }
 
+/** With the same library: the second submission is a defect that ends its session and its flow. */
+void defect_in_submission() {
+    CHECK(setenv("FAULTY_SESSION", "0", 1) == 0 && setenv("FAULTY_SUBMIT", "2", 1) == 0);
+    Detector detector;
+    detector.Configure({"", {{"engine.workers", "1"}}});
+    CHECK(settle(detector).problem.empty());
+
+    size_t answered = 0;
+    std::vector<uint64_t> lost;
+    auto take = [&](const trafficllm::Answer&) { ++answered; };
+    auto mend = [&] { detector.Mend([](int) {}, [&](uint64_t session, const std::string&) { lost.push_back(session); }); };
+    auto submit = [&](const Feed& feed) {
+        try {
+            return detector.Submit(*feed.Flow(), 1);
+        } catch ( const trafficllm::Error& e ) {
+            return e.status();
+        }
+    };
+    auto broken = full_feed(detector);
+    auto feed = full_feed(detector);
+    CHECK(submit(feed) == trafficllm::Status::ok && detector.Wait(60s, take) && answered == 1);
+    CHECK(submit(broken) == trafficllm::Status::error_panic);
+    CHECK(submit(feed) == trafficllm::Status::pending);
+    mend();
+    CHECK(lost == std::vector<uint64_t>{1} && detector.SessionNumber() == 2);
+
+    // The flow costs no other session.
+    CHECK(submit(feed) == trafficllm::Status::ok);
+    CHECK(submit(broken) == trafficllm::Status::error_panic);
+    mend();
+    CHECK(lost.size() == 1 && detector.SessionNumber() == 2 && detector.Wait(60s, take) && answered == 2);
+    detector.Stop(60s);
+}
+
+/** With the same library: losses are counted until there were answers enough without one. */
+void healing() {
+    Detector detector;
+    detector.Configure({"", {{"engine.workers", "1"}, {"engine.tasks", "botnet_detection"}}});
+    CHECK(settle(detector).problem.empty());
+
+    auto feed = full_feed(detector);
+    size_t answered = 0;
+    auto answer = [&](size_t count) {
+        for ( size_t submitted = answered = 0; answered < count; ) {
+            while ( submitted < count && submitted - answered < 64 && detector.Submit(*feed.Flow(), 1) == trafficllm::Status::ok )
+                ++submitted;
+
+            CHECK(detector.Wait(60s, [&](const trafficllm::Answer&) { ++answered; }));
+        }
+    };
+    auto lose = [&] {
+        CHECK(setenv("FAULTY_EMPTY", "1", 1) == 0 && detector.Poll(SIZE_MAX, [](const trafficllm::Answer&) {}) == 0);
+        CHECK(unsetenv("FAULTY_EMPTY") == 0);
+        detector.Mend([](int) {}, [](uint64_t, const std::string&) {});
+    };
+
+    for ( bool is_healed : {true, false} ) {
+        for ( size_t i = 0; i < Detector::losses_max; i++ )
+            lose();
+
+        CHECK(detector.IsReady());
+        answer(is_healed ? Detector::answers_healed : Detector::answers_healed - 1);
+        lose();
+        CHECK(detector.IsReady() == is_healed);
+
+        if ( is_healed )
+            // That one does not count for what comes.
+            answer(Detector::answers_healed);
+    }
+
+    detector.Stop(60s);
+}
+
 } // namespace
 
 int main(int count, char** arguments) {
     if ( count > 1 && std::string(arguments[1]) == "defects" ) {
         load_library();
         defects();
+        defect_in_submission();
+        healing();
         std::printf("feed with defects: passed\n");
         return 0;
     }
