@@ -522,17 +522,25 @@ fn data_statement(
     })
 }
 
-/// The sources per task, where the data folder has a `MANIFEST.csv` (task,split,label,file,source,...).
+/// The sources per task, where the data folder has a `MANIFEST.csv` (task,split,label,file,source,...). A row that cannot be read is told and
+/// left out: the figures do not depend on it.
 fn sources(folder: &Path) -> BTreeMap<String, BTreeSet<String>> {
     let mut sources: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let manifest = std::fs::read_to_string(folder.join("MANIFEST.csv")).unwrap_or_default();
-    for line in manifest.lines().skip(1) {
-        let fields: Vec<&str> = line.split(',').collect();
-        if let [task, _, _, _, source, ..] = fields[..] {
-            sources
-                .entry(task.to_owned())
-                .or_default()
-                .insert(source.to_owned());
+    let path = folder.join("MANIFEST.csv");
+    if !path.is_file() {
+        return sources;
+    }
+    let rows = csv::ReaderBuilder::new().flexible(true).from_path(&path);
+    let rows = rows.map(csv::Reader::into_records).into_iter().flatten();
+    for row in rows {
+        match row {
+            Ok(row) => {
+                if let (Some(task), Some(source)) = (row.get(0), row.get(4)) {
+                    let of_task = sources.entry(task.to_owned()).or_default();
+                    of_task.insert(source.to_owned());
+                }
+            }
+            Err(error) => tracing::warn!("{}: {error}", path.display()),
         }
     }
     sources
@@ -554,4 +562,22 @@ pub fn check_tasks(data: &Path, tasks: &[String]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_read_with_their_commas() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert!(sources(folder.path()).is_empty(), "there is no manifest");
+        let text = "task,split,label,file,source,flows\n\
+                    a,train,x,x.pcap,\"one, and two\",3\na,val,x,y.pcap,three,1\nb,train,y,z.pcap\n";
+        std::fs::write(folder.path().join("MANIFEST.csv"), text).expect("written");
+        let found = sources(folder.path());
+        let of_a: Vec<&String> = found["a"].iter().collect();
+        assert_eq!(of_a, ["one, and two", "three"]);
+        assert!(!found.contains_key("b"), "its row ends before the source");
+    }
 }
