@@ -19,8 +19,7 @@ use crate::error::Result;
 use crate::metrics::Scores;
 use crate::network::Network;
 
-/// What an adapter may lose of the macro-F1 on the held items of one folder, if it gains on all together: less than what one item of a
-/// rare label moves it by.
+/// What an adapter may lose by default: less than what one item of a rare label moves the macro-F1 by.
 pub const LOSS_MAX: f64 = 0.02;
 
 /// What is asked for.
@@ -42,6 +41,9 @@ pub struct AdaptOptions {
     pub seed: u64,
     /// Threads for scoring.
     pub threads: usize,
+    /// What the adapter may lose of the macro-F1 on the held items of one folder, if it gains on all together: [`LOSS_MAX`], or more
+    /// where newer traffic counts for more.
+    pub loss_max: f64,
     /// How the adapter is tuned.
     pub recipe: AdapterRecipe,
     /// Where checkpoints go.
@@ -129,7 +131,7 @@ pub fn register(options: &AdaptOptions) -> Result<Adapted> {
 /// # Errors
 /// As [`register`]; labels of the task without training items: without them it would forget them; a group that is trained on in one folder
 /// and held in the other; [`AdapterRefused`](crate::error::TrainError::AdapterRefused) for an adapter that is no better than the active one, or worse by more than
-/// [`LOSS_MAX`] on the held items of one folder.
+/// [`AdaptOptions::loss_max`] on the held items of one folder.
 pub fn update(options: &AdaptOptions) -> Result<Adapted> {
     options.recipe.check()?;
     let opened = Opened::new(&options.bundle, &options.out)?;

@@ -8,7 +8,7 @@ use trafficllm_model::{Bundle, Level, Manifest, Model, TaskKind, TaskManifest, l
 use trafficllm_traffic::token::Encoder;
 
 use super::material::{ADAPTERS, Answer, Material};
-use super::{AdaptOptions, Adapted, Before, FolderScores, LOSS_MAX};
+use super::{AdaptOptions, Adapted, Before, FolderScores};
 use crate::adapters::{self, TaskItems, Tuning};
 use crate::bundle::{CHECKPOINT_STEPS, placeholder_of};
 use crate::calibrate::calibrate;
@@ -380,9 +380,10 @@ impl Opened {
             .collect();
         for folder in &by_folder {
             let (active, candidate) = (folder.active.macro_f1, folder.candidate.macro_f1);
-            if candidate < active - LOSS_MAX {
-                let of = format!("{} in {} less {LOSS_MAX}", before.name, folder.folder);
-                return Err(refused(of, active - LOSS_MAX, candidate));
+            let loss_max = options.loss_max;
+            if candidate < active - loss_max {
+                let of = format!("{} in {} less {loss_max}", before.name, folder.folder);
+                return Err(refused(of, active - loss_max, candidate));
             }
         }
         let adapted = Adapted {

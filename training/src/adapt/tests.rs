@@ -80,6 +80,7 @@ impl Field {
             note: Some("made up".into()),
             seed: 3,
             threads: 2,
+            loss_max: LOSS_MAX,
             recipe: recipe(),
             work: None,
         }
@@ -402,10 +403,19 @@ fn an_adapter_that_is_no_better_than_the_one_before_is_refused_at_the_end() {
             .is_err()
     );
     assert!(!options.out.exists());
+    // On one folder it has to gain more than it can, on all it has not.
+    let strict = AdaptOptions {
+        loss_max: -1.0,
+        ..options.clone()
+    };
     let trivial = Before {
         macro_f1_min: 0.0,
         ..chance
     };
+    let lost = opened.settle(same(), &strict, &material, 1, &trivial);
+    let lost = lost.expect_err("not so much better").to_string();
+    assert!(lost.contains("data less -1"), "{lost}");
+    assert!(!options.out.exists());
     opened
         .settle(same(), &options, &material, 1, &trivial)
         .expect("better than the most frequent label");

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use trafficllm_train::adapt::{self, AdaptOptions, Adapted, ListedVersion};
+use trafficllm_train::adapt::{self, AdaptOptions, Adapted, LOSS_MAX, ListedVersion};
 use trafficllm_train::adapters::AdapterRecipe;
 use trafficllm_train::data::build::{self, BuildOptions, GroupUnit};
 use trafficllm_train::data::split::Shares;
@@ -69,6 +69,9 @@ pub(crate) struct UpdateArguments {
     /// Data folder of before, replayed so that what the task knew is not lost
     #[arg(long, value_name = "FOLDER")]
     replay: Option<PathBuf>,
+    /// What the adapter may lose of the macro-F1 on the held items of one folder, if it gains on all together
+    #[arg(long, value_name = "SHARE", default_value_t = LOSS_MAX)]
+    loss_max: f64,
 }
 
 #[derive(Debug, Args)]
@@ -104,8 +107,13 @@ pub(crate) fn run(command: AdaptCommand) -> Result<()> {
             let asked = Asked::new(tuned, None)?;
             asked.report(adapt::register(&asked.options)?)
         }
-        AdaptCommand::Update(UpdateArguments { tuned, replay }) => {
-            let asked = Asked::new(tuned, replay)?;
+        AdaptCommand::Update(UpdateArguments {
+            tuned,
+            replay,
+            loss_max,
+        }) => {
+            let mut asked = Asked::new(tuned, replay)?;
+            asked.options.loss_max = loss_max;
             asked.report(adapt::update(&asked.options)?)
         }
         AdaptCommand::Rollback(arguments) => {
@@ -173,6 +181,7 @@ impl Asked {
             note,
             seed,
             threads: threads_or_all(threads),
+            loss_max: LOSS_MAX,
             recipe,
             work,
         };
