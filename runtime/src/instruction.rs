@@ -28,12 +28,6 @@ impl Intention {
 }
 
 impl Model {
-    /// Whether the bundle can tell what a text asks for.
-    #[must_use]
-    pub fn has_instruction(&self) -> bool {
-        self.core().instruction().is_some()
-    }
-
     /// What can be asked for, in the bundle's order; empty where it cannot tell.
     pub fn intentions(&self) -> impl Iterator<Item = &str> {
         let labels = self

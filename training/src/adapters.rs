@@ -42,14 +42,7 @@ impl Default for AdapterRecipe {
                 // Nothing of the base moves, so there is nothing that reading could teach.
                 next_token_weight: 0.0,
                 label_smoothing: 0.1,
-                augment: AugmentRecipe {
-                    token_dropout: 0.25,
-                    request_dropout: 0.05,
-                    size_jitter: 0.1,
-                    gap_drop: 0.15,
-                    payload_drop: 0.05,
-                    crop: 0.1,
-                },
+                augment: AugmentRecipe::TUNING,
                 optimiser: AdamWConfig {
                     beta1: 0.9,
                     beta2: 0.98,

@@ -73,6 +73,18 @@ pub struct AugmentRecipe {
     pub crop: f64,
 }
 
+impl AugmentRecipe {
+    /// As for tuning on labels, jointly or one adapter alone.
+    pub const TUNING: Self = Self {
+        token_dropout: 0.25,
+        request_dropout: 0.05,
+        size_jitter: 0.1,
+        gap_drop: 0.15,
+        payload_drop: 0.05,
+        crop: 0.1,
+    };
+}
+
 /// Where the kinds of tokens stand in the vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRanges {

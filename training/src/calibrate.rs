@@ -3,7 +3,7 @@
 use trafficllm_model::Model;
 use trafficllm_model::calibration::{choose_threshold, fit_temperature, softmax};
 
-use crate::engine;
+use crate::engine::{self, highest};
 use crate::error::Result;
 use crate::recipe::CalibrationRecipe;
 
@@ -42,10 +42,7 @@ fn fit(
     let mut correct = Vec::with_capacity(labels.len());
     for (row, &label) in logits.iter_mut().zip(labels) {
         softmax(row, temperature);
-        let best = row.iter().enumerate().fold(
-            0,
-            |best, (index, score)| if *score > row[best] { index } else { best },
-        );
+        let best = highest(row);
         scores.push(row[best].clamp(0.0, 1.0));
         correct.push(best as u32 == label);
     }

@@ -1,10 +1,12 @@
 //! The score by which checkpoints are chosen: mean macro-F1 over the tasks, on the data for choosing.
 
 use crate::batches::{Draw, Sequence};
+use crate::engine::highest;
 use crate::error::Result;
 use crate::metrics::Confusion;
 use crate::network::{Network, NetworkError};
 use crate::phase::pack;
+use crate::threads::in_runs;
 
 /// Tokens that a thread takes at once.
 const BATCH_TOKENS: usize = 4096;
@@ -40,27 +42,7 @@ fn answers(
     sequences: &[Sequence],
     threads: usize,
 ) -> Result<Vec<(usize, usize)>> {
-    let run_items = sequences.len().div_ceil(threads.max(1)).max(1);
-    let runs: Vec<std::result::Result<Vec<(usize, usize)>, NetworkError>> =
-        std::thread::scope(|scope| {
-            let handles: Vec<_> = sequences
-                .chunks(run_items)
-                .map(|chunk| scope.spawn(move || answer_run(network, chunk)))
-                .collect();
-            handles
-                .into_iter()
-                .map(|handle| {
-                    handle
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
-                .collect()
-        });
-    let mut all = Vec::with_capacity(sequences.len());
-    for run in runs {
-        all.extend(run?);
-    }
-    Ok(all)
+    Ok(in_runs(sequences, threads, |run| answer_run(network, run))?)
 }
 
 fn answer_run(
@@ -87,11 +69,7 @@ fn answer_run(
             .collect();
         let logits = network.label_logits(&pack(&draws, false))?;
         for (sequence, row) in batch.iter().zip(logits) {
-            let best =
-                row.iter().enumerate().fold(
-                    0,
-                    |best, (index, logit)| if *logit > row[best] { index } else { best },
-                );
+            let best = highest(&row);
             answers.push((sequence.target.map_or(0, |target| target.label), best));
         }
     }

@@ -4,6 +4,7 @@ use trafficllm_model::calibration::softmax;
 use trafficllm_model::{Item, Model, ModelError, Scratch, Task, TaskLogits, TaskVerdict};
 
 use crate::error::{Result, TrainError};
+use crate::threads::in_runs;
 
 /// Items that the engine takes as one batch.
 const BATCH_ITEMS: usize = 32;
@@ -119,34 +120,12 @@ fn over_batches<T: Send>(
     threads: usize,
     answer: impl Fn(&[Vec<u32>], &mut Scratch) -> std::result::Result<Vec<T>, ModelError> + Sync,
 ) -> Result<Vec<T>> {
-    let run_items = items.len().div_ceil(threads.max(1)).max(1);
-    let answer = &answer;
-    let run = move |items: &[Vec<u32>]| {
+    in_runs(items, threads, |run| {
         let mut scratch = Scratch::default();
-        let mut answers = Vec::with_capacity(items.len());
-        for batch in items.chunks(BATCH_ITEMS) {
+        let mut answers = Vec::with_capacity(run.len());
+        for batch in run.chunks(BATCH_ITEMS) {
             answers.extend(answer(batch, &mut scratch)?);
         }
         Ok(answers)
-    };
-    let runs: Vec<std::result::Result<Vec<T>, ModelError>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = items
-            .chunks(run_items)
-            .map(|chunk| scope.spawn(move || run(chunk)))
-            .collect();
-        // A thread that panicked has nothing to give: its panic goes on here.
-        handles
-            .into_iter()
-            .map(|handle| {
-                handle
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    });
-    let mut all = Vec::with_capacity(items.len());
-    for run in runs {
-        all.extend(run?);
-    }
-    Ok(all)
+    })
 }

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use trafficllm_model::{Bundle, Model, TaskVerdict};
 use trafficllm_traffic::token::{EncodeScratch, Encoder, Profile, Tokenizer};
 
 use crate::baselines::Floors;
-use crate::data::{self, Split, TaskData};
+use crate::data::{Split, TaskData};
 use crate::engine;
 use crate::error::{Result, TrainError};
 use crate::metrics::{Confusion, MIN_SUPPORT, Scores};
@@ -114,44 +113,6 @@ fn truths(labels: &[String], scored: &TaskData, split: Split) -> Result<Vec<usiz
         .iter()
         .map(|item| places[item.label].ok_or_else(|| unknown(item.label)))
         .collect()
-}
-
-/// Opens a bundle, runs its self-tests and scores every task that the data folder holds.
-///
-/// # Errors
-/// Where the bundle is not sound, no task of it is in the data, or the data cannot be read.
-pub fn evaluate(
-    path: &Path,
-    data: &Path,
-    split: Split,
-    threads: usize,
-) -> Result<Vec<TaskEvaluation>> {
-    let bundle = Bundle::open(path)?;
-    let model = Model::load(&bundle, trafficllm_model::Level::detect())?;
-    model.self_test()?;
-    let encoder = encoder_of(&bundle)?;
-    let present = data::tasks_of(data)?;
-    let mut evaluations = Vec::new();
-    for (index, task) in model
-        .tasks()
-        .iter()
-        .enumerate()
-        .filter(|(_, task)| present.iter().any(|name| name == task.name()))
-    {
-        tracing::info!("scoring {} on {}", task.name(), split.name());
-        let seen = fingerprints(&data::load(data, task.name(), Split::Train)?);
-        let scored = data::load(data, task.name(), split)?;
-        evaluations.push(score(
-            &model, index, &encoder, &scored, split, &seen, threads,
-        )?);
-    }
-    if evaluations.is_empty() {
-        return Err(TrainError::DataEmpty {
-            path: data.into(),
-            expected: "at least one task of the bundle",
-        });
-    }
-    Ok(evaluations)
 }
 
 /// The table that is printed: one line per task, percentages.

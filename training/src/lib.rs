@@ -36,4 +36,5 @@ pub mod self_test;
 mod synthetic;
 #[cfg(test)]
 mod tests;
+mod threads;
 pub mod tokenizer;

@@ -116,14 +116,7 @@ impl Default for Recipe {
             final_share: 0.02,
             next_token_weight: 0.3,
             label_smoothing: 0.1,
-            augment: AugmentRecipe {
-                token_dropout: 0.25,
-                request_dropout: 0.05,
-                size_jitter: 0.1,
-                gap_drop: 0.15,
-                payload_drop: 0.05,
-                crop: 0.1,
-            },
+            augment: AugmentRecipe::TUNING,
             optimiser: AdamWConfig {
                 average_decay: Some(0.99),
                 ..optimiser

@@ -8,7 +8,7 @@ use crate::adapters::AdapterRecipe;
 use crate::bundle::{BundleOptions, make};
 use crate::data::Split;
 use crate::error::TrainError;
-use crate::evaluate::evaluate;
+use crate::evaluation::{self, EvaluationOptions};
 use crate::instructions::InstructionRecipe;
 use crate::phase::PhaseRecipe;
 use crate::recipe::{Recipe, ShapeRecipe};
@@ -99,7 +99,13 @@ fn a_bundle_opens_tests_itself_and_beats_chance() {
         );
         assert!(score.all.items > 0 && score.repeated + score.unseen.items == score.all.items);
     }
-    let again = evaluate(&options.out, &options.data, Split::Val, 1).expect("scores");
+    let asked = EvaluationOptions::new(options.out.clone(), options.data.clone(), Split::Val);
+    let report = evaluation::run(&asked).expect("scores");
+    let again: Vec<_> = report
+        .tasks
+        .into_iter()
+        .map(|task| task.evaluation)
+        .collect();
     assert_eq!(
         again, scores,
         "what is in the manifest is what the bundle scores, on any number of threads"

@@ -49,6 +49,12 @@ fn bundle() -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../runtime/bundle/default.tllm")).unwrap()
 }
 
+/// How many flow records are in a state.
+fn in_state(records: &[serde_json::Value], name: &str) -> usize {
+    let is_so = |record: &&serde_json::Value| record["trafficllm"]["state"] == name;
+    records.iter().filter(is_so).count()
+}
+
 #[test]
 fn without_its_library_it_is_disabled() {
     for host in hosts() {
@@ -308,12 +314,7 @@ fn a_worker_that_panics_costs_its_batch() {
         );
         let records = ran.records("flow");
         assert_eq!(records.len(), flows);
-        let state = |name: &str| {
-            records
-                .iter()
-                .filter(|record| record["trafficllm"]["state"] == name)
-                .count()
-        };
+        let state = |name: &str| in_state(&records, name);
         assert!(state("done") * 10 > flows * 9, "{} done", state("done"));
         assert_eq!(state("done") + state("failed"), flows, "{records:?}");
         Schema::read().hold(&ran.eve());
@@ -345,12 +346,7 @@ fn more_flows_than_there_is_room_for_are_counted() {
             assert!(!ran.log.contains("disabled"), "{key} {value}: {}", ran.log);
             let records = ran.records("flow");
             assert_eq!(records.len(), flows);
-            let state = |name: &str| {
-                records
-                    .iter()
-                    .filter(|record| record["trafficllm"]["state"] == name)
-                    .count()
-            };
+            let state = |name: &str| in_state(&records, name);
             assert!(state("untracked") > 0, "{key} {value}: {}", state("done"));
             assert!(state("done") > 0, "{key} {value}");
             assert_eq!(
@@ -447,10 +443,7 @@ fn a_session_that_ends_is_replaced() {
             );
             let records = ran.records("flow");
             assert_eq!(records.len(), flows);
-            let state = |name: &str| {
-                let is_so = |record: &&serde_json::Value| record["trafficllm"]["state"] == name;
-                records.iter().filter(is_so).count()
-            };
+            let state = |name: &str| in_state(&records, name);
             // A flow whose submission was the defect can be judged no more; what was under way has failed.
             let (done, lost) = (state("done"), state("failed") + state("unjudged"));
             assert_eq!(done + lost, flows, "{mode}: {records:?}");

@@ -119,14 +119,7 @@ impl Opened {
             task.set_aside
                 .retain(|aside| files.contains_key(&aside.adapter.file));
         }
-        if tried.self_test.is_empty() {
-            return Ok(());
-        }
-        let task = tried.tasks[index].name.clone();
-        tried.self_test.retain(|test| test.task != task);
-        if tried.self_test.is_empty() {
-            tried.self_test = vec![placeholder_of(&task, &tried.tasks[index].labels[0])];
-        }
+        let tried = without_self_tests(tried, index);
         tried.to_bytes()?;
         Ok(())
     }
@@ -301,8 +294,7 @@ impl Opened {
             ])
             .collect();
         files.retain(|name, _| !name.starts_with(ADAPTERS) || used.contains(&name.as_str()));
-        let uncalibrated = self.with_self_tests(manifest.clone(), files.clone(), index)?;
-        let model = Model::load(&uncalibrated, Level::detect())?;
+        let model = untested(manifest.clone(), files.clone(), index)?;
         let items: Vec<Vec<u32>> = material
             .val
             .iter()
@@ -313,8 +305,7 @@ impl Opened {
         let fitted = calibrate(&model, index, &items, &labels, recipe, options.threads)?;
         let task = &mut manifest.tasks[index];
         (task.temperature, task.threshold) = (fitted.temperature, fitted.threshold);
-        let calibrated = self.with_self_tests(manifest.clone(), files.clone(), index)?;
-        let model = Model::load(&calibrated, Level::detect())?;
+        let model = untested(manifest.clone(), files.clone(), index)?;
         let scores = material.scores(&material.answers(&model, index, options.threads)?, None);
         manifest.tasks[index].metrics = json!(scores);
         self.with_self_tests(manifest, files, index)
@@ -328,12 +319,8 @@ impl Opened {
         index: usize,
     ) -> Result<Bundle> {
         let task = manifest.tasks[index].clone();
+        let model = untested(manifest.clone(), files.clone(), index)?;
         manifest.self_test.retain(|test| test.task != task.name);
-        let mut placeholder = manifest.clone();
-        if placeholder.self_test.is_empty() {
-            placeholder.self_test = vec![placeholder_of(&task.name, &task.labels[0])];
-        }
-        let model = Model::load(&Bundle::build(placeholder, files.clone())?, Level::detect())?;
         let kind = match task.kind {
             TaskKind::Flow => data::TaskKind::Flow,
             TaskKind::Request => data::TaskKind::Request,
@@ -399,4 +386,20 @@ impl Opened {
         Model::load(&Bundle::open(&self.out)?, Level::detect())?.self_test()?;
         Ok(adapted)
     }
+}
+
+/// A manifest without the self-tests of one task, whose answers are others now; with a placeholder where there would be none.
+fn without_self_tests(mut manifest: Manifest, index: usize) -> Manifest {
+    let task = &manifest.tasks[index];
+    manifest.self_test.retain(|test| test.task != task.name);
+    if manifest.self_test.is_empty() {
+        manifest.self_test = vec![placeholder_of(&task.name, &task.labels[0])];
+    }
+    manifest
+}
+
+/// The model of a bundle that has no self-tests of one task yet.
+fn untested(manifest: Manifest, files: BTreeMap<String, Vec<u8>>, index: usize) -> Result<Model> {
+    let bundle = Bundle::build(without_self_tests(manifest, index), files)?;
+    Ok(Model::load(&bundle, Level::detect())?)
 }

@@ -21,6 +21,7 @@ use crate::data::{self, Content, Item, Split, TaskData, TaskKind};
 use crate::error::{Result, TrainError};
 use crate::evaluate;
 use crate::metrics::{Confusion, Scores};
+use crate::threads::in_runs;
 
 /// Byte pairs: the features of the payload model.
 const PAIR_FEATURES: usize = 1 << 16;
@@ -238,28 +239,7 @@ fn in_threads<P: Sync, T: Send>(
     threads: usize,
     work: impl Fn(&P) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let work = &work;
-    let run = parts.len().div_ceil(threads.max(1)).max(1);
-    let runs: Vec<Result<Vec<T>>> = std::thread::scope(|scope| {
-        let handles: Vec<_> = parts
-            .chunks(run)
-            .map(|chunk| scope.spawn(move || chunk.iter().map(work).collect()))
-            .collect();
-        // A thread that panicked has nothing to give: its panic goes on here.
-        handles
-            .into_iter()
-            .map(|handle| {
-                handle
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
-    });
-    let mut all = Vec::with_capacity(parts.len());
-    for run in runs {
-        all.extend(run?);
-    }
-    Ok(all)
+    in_runs(parts, threads, |run| run.iter().map(&work).collect())
 }
 
 fn payload_answers(train: &View<'_>, scored: &View<'_>, seed: u64) -> Vec<usize> {

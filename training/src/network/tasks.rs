@@ -47,29 +47,6 @@ impl Network {
         self.rebuilt(config, seed)
     }
 
-    /// This network with a task's adapter as it would start, and of so many labels.
-    ///
-    /// # Errors
-    /// If there is no such task, or it cannot have so many labels.
-    pub fn with_task_renewed(&self, task: usize, labels: usize, seed: u64) -> Result<Self> {
-        self.check_task(task)?;
-        let mut config = self.config.clone();
-        config.task_labels[task] = labels;
-        let fresh = single(&config, labels)?;
-        let mut network = Self::build(config.clone(), |form| {
-            let own = self.parameters.iter().find(|own| own.name == form.name);
-            let Some(own) = own.filter(|_| form.part == Part::Adapters) else {
-                return own.map_or_else(|| Ok(form.initial(seed)), super::Parameter::values);
-            };
-            let mut values = own.values()?;
-            let initial = initial(&fresh, form, seed);
-            values.splice(self.task_values(own, task), initial);
-            Ok(values)
-        })?;
-        network.precision = self.precision;
-        Ok(network)
-    }
-
     /// A network of other sizes: the base as it is, and of each task that this one has what it has.
     fn rebuilt(&self, config: NetworkConfig, seed: u64) -> Result<Self> {
         config.check()?;

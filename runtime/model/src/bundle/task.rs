@@ -352,9 +352,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn adapters_are_put_to_work_and_set_aside_whole() {
-        let mut task = InstructionManifest {
+    /// A task with its first adapter.
+    fn first() -> TaskManifest {
+        InstructionManifest {
             labels: vec!["first".to_owned()],
             label_words: vec![vec![0]],
             answered_by: BTreeMap::new(),
@@ -363,7 +363,12 @@ mod tests {
             threshold: 0.25,
             metrics: Value::Null,
         }
-        .as_task();
+        .as_task()
+    }
+
+    #[test]
+    fn adapters_are_put_to_work_and_set_aside_whole() {
+        let mut task = first();
         let first = task.active();
         assert!(!task.roll_back(None), "there is none to go back to");
         task.activate(version(2, "second"));
@@ -381,16 +386,7 @@ mod tests {
 
     #[test]
     fn a_first_version_is_written_as_before_there_were_any() {
-        let task = InstructionManifest {
-            labels: vec!["first".to_owned()],
-            label_words: vec![vec![0]],
-            answered_by: BTreeMap::new(),
-            adapter: FileReference::new("adapters/a.safetensors"),
-            temperature: 2.0,
-            threshold: 0.25,
-            metrics: Value::Null,
-        }
-        .as_task();
+        let task = first();
         let json = serde_json::to_value(&task).expect("JSON");
         for absent in ["version", "data_statement", "set_aside"] {
             assert!(json.get(absent).is_none(), "{absent}");

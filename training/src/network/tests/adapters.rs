@@ -226,20 +226,35 @@ fn a_task_is_added_without_touching_the_others() {
         alone.adapter_tensors(0).unwrap()
     );
 
-    let renewed = new.with_task_renewed(1, 6, 7).unwrap();
-    assert_eq!(renewed.config().task_labels, [3, 6, 4]);
+    let wider = new.with_labels(1, 6, 7).unwrap();
+    assert_eq!(wider.config().task_labels, [3, 6, 4]);
     for task in [0, 2] {
         assert_eq!(
-            renewed.adapter_file(task).unwrap(),
+            wider.adapter_file(task).unwrap(),
             new.adapter_file(task).unwrap()
         );
     }
-    assert_eq!(renewed.base_tensors().unwrap(), new.base_tensors().unwrap());
-    assert_ne!(
-        renewed.adapter_file(1).unwrap(),
-        new.adapter_file(1).unwrap()
-    );
-    assert!(new.with_task_renewed(3, 2, 7).is_err());
+    assert_eq!(wider.base_tensors().unwrap(), new.base_tensors().unwrap());
+    assert_ne!(wider.adapter_file(1).unwrap(), new.adapter_file(1).unwrap());
+    // Of the task's own values the labels alone are more.
+    for (more, had) in wider
+        .adapter_tensors(1)
+        .unwrap()
+        .iter()
+        .zip(new.adapter_tensors(1).unwrap())
+    {
+        assert_eq!(more.name, had.name);
+        assert_eq!(more.values[..had.values.len()], had.values, "{}", had.name);
+        let is_labels = had.name == "label.weight";
+        assert_eq!(
+            more.values.len() > had.values.len(),
+            is_labels,
+            "{}",
+            had.name
+        );
+    }
+    assert!(new.with_labels(3, 2, 7).is_err());
+    assert!(new.with_labels(1, 4, 7).is_err(), "no label is taken away");
 }
 
 #[test]
