@@ -65,7 +65,7 @@ const EXCLUSIVE: u64 = 0xffff_ffff;
 const VACANT: u64 = 0xffff_fffe;
 /// A call panicked while it had it alone.
 const POISONED: u64 = 0xffff_fffd;
-/// One call has it alone, and its handle has ended meanwhile: that call takes it out.
+/// One call has it alone, and its handle has ended: that call takes it out.
 const ENDED: u64 = 0xffff_fffc;
 /// Added to the number of calls that clone it: its handle has ended, and the last of them takes it out.
 const RETIRED: u64 = 0x4000_0000;
@@ -213,12 +213,7 @@ impl<T: Send, const CHUNKS: usize> Table<T, CHUNKS> {
         let removed = place
             .state
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |state| {
-                let to = match (state >> 32 == generation, state & LOW) {
-                    (true, 0 | POISONED) => EXCLUSIVE,
-                    (true, EXCLUSIVE) => ENDED,
-                    _ => return None,
-                };
-                Some(generation << 32 | to)
+                ended(state, generation)
             });
         match removed {
             Ok(before) if before & LOW == EXCLUSIVE => Ok(None),
@@ -296,8 +291,8 @@ impl<T: Send, const CHUNKS: usize> Table<T, CHUNKS> {
 
     /// Empties a place that this call has alone, and makes it free for another thing.
     fn vacate(&self, index: u32, generation: u64, place: &Place<T>) -> Option<T> {
-        // SAFETY: the caller has brought the state from idle to EXCLUSIVE, or was the last call out of a retired place; so no
-        // other thread reaches the value.
+        // SAFETY: the caller has brought the state from idle to EXCLUSIVE or ENDED, or was the last call out of a retired place; so
+        // no other thread reaches the value.
         let value = unsafe { (*place.value.get()).take() };
         let next = (generation + 1) & GENERATION_MASK;
         place.state.store(next << 32 | VACANT, Ordering::Release);
@@ -437,6 +432,15 @@ fn claim<T>(place: &Place<T>, generation: u64) -> Result<(), HandleError> {
             (true, POISONED) => HandleError::Poisoned,
             (true, _) => HandleError::Busy,
         })
+}
+
+/// The state of a place of this generation after its handle was freed; `None` where it has ended before.
+///
+/// Never EXCLUSIVE, not even where nobody has the thing: who frees it at the same time would take this call for one that uses it,
+/// and both would be told that they have freed it.
+fn ended(state: u64, generation: u64) -> Option<u64> {
+    let is_live = matches!(state & LOW, 0 | POISONED | EXCLUSIVE);
+    (state >> 32 == generation && is_live).then_some(generation << 32 | ENDED)
 }
 
 /// A head of the free list that follows `head`.
@@ -664,6 +668,18 @@ mod tests {
             let _empty = table.remove(cell.load(Ordering::SeqCst));
         }
         assert_eq!((table.live(), alive.load(Ordering::SeqCst)), (0, 0));
+    }
+
+    #[test]
+    fn a_thing_that_is_being_freed_is_not_freed_again() {
+        // Between the two steps of freeing a thing, which another thread's call may fall into.
+        for before in [0, POISONED, EXCLUSIVE] {
+            let freed = ended(7 << 32 | before, 7).unwrap();
+            assert_eq!(ended(freed, 7), None);
+        }
+        for other in [6 << 32, 8 << 32, 7 << 32 | VACANT] {
+            assert_eq!(ended(other, 7), None);
+        }
     }
 
     #[test]
