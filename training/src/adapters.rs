@@ -2,6 +2,7 @@
 //! that the task appends. Everything else of the network stays as it is, bit for bit.
 
 use serde::{Deserialize, Serialize};
+use trafficllm_traffic::token::vocabulary::GAP_BUCKETS;
 
 use crate::batches::{AugmentRecipe, Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::checkpoint::CheckpointStore;
@@ -152,7 +153,12 @@ impl AdapterRecipe {
         ] {
             check(field, share(value), "0 to 1", &value)?;
         }
-        Ok(())
+        check(
+            "gap_jitter",
+            augment.gap_jitter <= GAP_BUCKETS,
+            "at most as many as there are buckets for gaps",
+            &augment.gap_jitter,
+        )
     }
 }
 

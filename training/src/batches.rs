@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use trafficllm_traffic::token::vocabulary::{self, FlowKind};
 use trafficllm_traffic::{Direction, TcpFlags};
 
+use crate::network::Scale;
 use crate::random::Random;
 
 /// The answer that a labelled sequence is trained towards.
@@ -65,6 +66,8 @@ pub struct AugmentRecipe {
     pub request_dropout: f64,
     /// Share of the size tokens that move to a neighbouring bucket.
     pub size_jitter: f64,
+    /// Each gap token moves by up to so many buckets, evenly distributed.
+    pub gap_jitter: u32,
     /// Share of the flows that lose all gap tokens.
     pub gap_drop: f64,
     /// Share of the flows that lose all payload tokens.
@@ -76,12 +79,13 @@ pub struct AugmentRecipe {
 impl AugmentRecipe {
     /// As for tuning on labels, jointly or one adapter alone.
     pub const TUNING: Self = Self {
-        token_dropout: 0.25,
+        token_dropout: 0.12,
         request_dropout: 0.05,
         size_jitter: 0.1,
-        gap_drop: 0.15,
-        payload_drop: 0.05,
-        crop: 0.1,
+        gap_jitter: 2,
+        gap_drop: 0.03,
+        payload_drop: 0.2,
+        crop: 0.05,
     };
 }
 
@@ -122,6 +126,16 @@ impl TokenRanges {
             mask: vocabulary::MASK,
             dropped: vocabulary::PAD,
         }
+    }
+
+    /// The tokens that stand for numbers in order: a gap is near another within a doubling, as a size is within a few steps.
+    #[must_use]
+    pub fn scales(&self) -> Vec<Scale> {
+        let scale = |tokens: &Range<u32>, reach| Scale {
+            tokens: tokens.start as usize..tokens.end as usize,
+            reach,
+        };
+        vec![scale(&self.gaps, 8), scale(&self.sizes, 4)]
     }
 }
 
@@ -283,6 +297,21 @@ impl<'a> Sampler<'a> {
                 }
             }
         }
+        // No further than from one end of the scale to the other.
+        let reach = self
+            .augment
+            .gap_jitter
+            .min(ranges.gaps.end - ranges.gaps.start);
+        if reach > 0 {
+            for token in tokens
+                .iter_mut()
+                .filter(|token| ranges.gaps.contains(token))
+            {
+                let up = random.below(2 * reach as usize + 1) as u32;
+                let moved = (*token + up).saturating_sub(reach);
+                *token = moved.clamp(ranges.gaps.start, ranges.gaps.end - 1);
+            }
+        }
         if random.chance(self.augment.crop) {
             let starts: Vec<usize> = (0..tokens.len())
                 .filter(|&at| ranges.packets.contains(&tokens[at]))
@@ -404,6 +433,7 @@ mod tests {
         token_dropout: 0.0,
         request_dropout: 0.0,
         size_jitter: 0.0,
+        gap_jitter: 0,
         gap_drop: 0.0,
         payload_drop: 0.0,
         crop: 0.0,
@@ -511,6 +541,7 @@ mod tests {
             token_dropout: 0.0,
             request_dropout: 0.0,
             size_jitter: 1.0,
+            gap_jitter: 3,
             gap_drop: 1.0,
             payload_drop: 1.0,
             crop: 0.0,
@@ -553,6 +584,39 @@ mod tests {
     }
 
     #[test]
+    fn gaps_move_as_far_as_said_and_stay_gaps() {
+        let gap_of_each = |gap_jitter: u32| {
+            let all = sequences();
+            let augment = AugmentRecipe {
+                gap_jitter,
+                ..PLAIN
+            };
+            let sampler = Sampler::labelled(&all, &[EVEN; 2], augment, RANGES, 1);
+            let draws = sampler.batch(0, 0, 4000, 0);
+            let gaps = draws.iter().flat_map(|draw| &draw.inputs).copied();
+            let gaps: Vec<u32> = gaps.filter(|token| RANGES.gaps.contains(token)).collect();
+            let originals = all.iter().flat_map(|sequence| &sequence.tokens);
+            let before = originals
+                .copied()
+                .filter(|token| RANGES.gaps.contains(token));
+            (gaps, before.collect::<Vec<u32>>())
+        };
+        let (unmoved, before) = gap_of_each(0);
+        let (lowest, highest) = (before.iter().min(), before.iter().max());
+        assert_eq!(
+            (unmoved.iter().min(), unmoved.iter().max()),
+            (lowest, highest)
+        );
+        let (moved, _) = gap_of_each(2);
+        let ends = (*lowest.expect("gaps") - 2, *highest.expect("gaps") + 2);
+        assert_eq!(moved.iter().min(), Some(&ends.0.max(RANGES.gaps.start)));
+        assert_eq!(moved.iter().max(), Some(&ends.1.min(RANGES.gaps.end - 1)));
+        let (anywhere, _) = gap_of_each(u32::MAX);
+        assert_eq!(anywhere.iter().min(), Some(&RANGES.gaps.start));
+        assert_eq!(anywhere.iter().max(), Some(&(RANGES.gaps.end - 1)));
+    }
+
+    #[test]
     fn requests_keep_their_tokens_and_dropout_spares_the_first() {
         let all = vec![Sequence {
             tokens: vec![2, 50, 60, 70],
@@ -565,6 +629,7 @@ mod tests {
             token_dropout: 1.0,
             request_dropout: 0.5,
             size_jitter: 1.0,
+            gap_jitter: 3,
             gap_drop: 1.0,
             payload_drop: 1.0,
             crop: 1.0,

@@ -94,9 +94,9 @@ fn prepare(options: &BundleOptions) -> Result<Prepared> {
         vals.push(data::load(&options.data, task, Split::Val)?);
     }
     let others = read_others(options, &vals)?;
-    if recipe.instructions.is_some() {
+    if let Some(recipe) = &recipe.instructions {
         // Last: the engine counts the tasks of flows and requests from 0.
-        train.push(instructions::load(Split::Train)?);
+        train.push(instructions::load_train(recipe, options.seed)?);
         vals.push(instructions::load(Split::Val)?);
     }
     tracing::info!("learning byte-pair merges");
@@ -329,6 +329,7 @@ fn network_config(
         query_tokens: shape.query_tokens,
         lora_rank: shape.lora_rank,
         task_labels,
+        scales: TokenRanges::of_vocabulary().scales(),
         norm_epsilon: 1e-5,
         rotary_base: 10_000.0,
     }

@@ -215,7 +215,7 @@ pub enum TrainError {
         found: String,
     },
     /// A line of the instructions is not what it should be.
-    #[error("{path}, line {line}: {reason}; expected an object with wording, language and text", path = path.display())]
+    #[error("{path}, line {line}: {reason}; expected an object with the language, the text and (but for a pattern) the wording", path = path.display())]
     InstructionLine {
         /// The file.
         path: PathBuf,

@@ -11,6 +11,7 @@ mod forward;
 mod layout;
 mod plan;
 mod reference;
+mod scales;
 mod step;
 mod tasks;
 #[cfg(test)]
@@ -24,7 +25,7 @@ use candle_core::{Device, Tensor, Var};
 
 use crate::ops::{Precision, Rotary};
 
-use layout::{Form, Order, forms};
+use layout::{Form, Order, TOKEN_TABLE, forms};
 pub(crate) use layout::{Part, TaskRows};
 
 pub use checkpoint::Checkpoint;
@@ -34,6 +35,7 @@ pub use config::{
     StepReport, Trainable, TrainedAdapters,
 };
 pub use forward::LossScales;
+pub use scales::Scale;
 
 /// Longest sequence, query rows included.
 pub const POSITIONS_MAX: usize = 2048;
@@ -136,7 +138,16 @@ impl Network {
     /// # Errors
     /// If the sizes do not fit each other.
     pub fn new(config: NetworkConfig, seed: u64) -> Result<Self> {
-        Self::build(config, |form| Ok(form.initial(seed)))
+        let scales = config.scales.clone();
+        Self::build(config, |form| {
+            let mut values = form.initial(seed);
+            if form.name == TOKEN_TABLE {
+                for scale in &scales {
+                    scale.smooth(&mut values, form.shape[1]);
+                }
+            }
+            Ok(values)
+        })
     }
 
     fn build(

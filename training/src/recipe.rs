@@ -93,6 +93,7 @@ const NO_CHANGE: AugmentRecipe = AugmentRecipe {
     token_dropout: 0.0,
     request_dropout: 0.0,
     size_jitter: 0.0,
+    gap_jitter: 0,
     gap_drop: 0.0,
     payload_drop: 0.0,
     crop: 0.0,
@@ -109,7 +110,7 @@ impl Default for Recipe {
             average_decay: None,
         };
         let tune = PhaseRecipe {
-            tokens: 12_000_000,
+            tokens: 48_000_000,
             batch_tokens: 4096,
             learning_rate: 2e-3,
             warmup_share: 0.03,
@@ -167,6 +168,8 @@ impl Default for Recipe {
                 variants: 16,
                 typing_errors: 1.0,
                 word_dropout: 0.1,
+                lines_of_pattern: 8,
+                task_exponent: 0.35,
             }),
             shards: 2,
             scorings: 4,
@@ -187,7 +190,13 @@ impl Recipe {
                 group_exponent: self.requests.group_exponent,
                 ..self.sampling
             },
-            TaskKind::Flow | TaskKind::Instruction => self.sampling,
+            TaskKind::Instruction => SamplingRecipe {
+                task_exponent: self
+                    .instructions
+                    .map_or(self.sampling.task_exponent, |recipe| recipe.task_exponent),
+                ..self.sampling
+            },
+            TaskKind::Flow => self.sampling,
         }
     }
 

@@ -24,7 +24,7 @@ pub(crate) fn tiny_recipe() -> Recipe {
         ..phase
     };
     Recipe {
-        vocabulary: 512,
+        vocabulary: 680,
         shape: ShapeRecipe {
             hidden: 64,
             layers: 2,
@@ -162,6 +162,7 @@ fn a_bundle_with_instructions_and_adapters_of_their_own_is_whole() {
     options.recipe.tune.tokens = 12 * 512;
     options.recipe.instructions = default.instructions.map(|recipe| InstructionRecipe {
         variants: 1,
+        lines_of_pattern: 1,
         ..recipe
     });
     options.recipe.adapters = Some(AdapterRecipe {

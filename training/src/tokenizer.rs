@@ -292,8 +292,8 @@ mod tests {
         let colours = load(folder.path(), "colours", Split::Train).expect("colours");
         let requests = load(folder.path(), "requests", Split::Train).expect("requests");
         let tokenizer =
-            learn(&recipe.profile, 512, [&colours, &requests].into_iter()).expect("tokenizer");
-        assert!(tokenizer.vocabulary_size() <= 512 && !tokenizer.merges().is_empty());
+            learn(&recipe.profile, 680, [&colours, &requests].into_iter()).expect("tokenizer");
+        assert!(tokenizer.vocabulary_size() <= 680 && !tokenizer.merges().is_empty());
         let encoder = Encoder::new(tokenizer, recipe.profile.clone()).expect("encoder");
         let flows = encode_split(&encoder, &colours, Some(0)).expect("flows");
         assert_eq!(flows.len(), colours.items.len());

@@ -155,6 +155,8 @@ impl Contents {
             prefix_tokens,
             query_tokens,
             lora_rank: rank,
+            // The base of a bundle is made; only adapters are trained on it.
+            scales: Vec::new(),
             task_labels: tasks.iter().map(|task| task.labels.len()).collect(),
             norm_epsilon: rms_epsilon,
             rotary_base: rope_base,

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use trafficllm_model::limits::LORA_RANK_MAX;
 
-use super::{NetworkError, POSITIONS_MAX};
+use super::{NetworkError, POSITIONS_MAX, Scale};
 
 /// What low-rank products are multiplied with while they are trained; written into the second factor on export. A power of two, so
 /// that writing and reading back changes no bit. The same for every rank: with Adam the rank then hardly moves the best learning rate.
@@ -37,6 +37,9 @@ pub struct NetworkConfig {
     pub lora_rank: usize,
     /// Number of labels of each task; empty for a base without tasks.
     pub task_labels: Vec<usize>,
+    /// Tokens that stand for numbers in order; they matter in training only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scales: Vec<Scale>,
     /// Added to the mean square in RMS norms.
     pub norm_epsilon: f32,
     /// Base of the rotary frequencies.
@@ -91,6 +94,17 @@ impl NetworkConfig {
             if !(1..=SIZE_MAX).contains(&size) {
                 return Err(NetworkError::size(name, format!("1 to {SIZE_MAX}"), size));
             }
+        }
+        if let Some(scale) = self
+            .scales
+            .iter()
+            .find(|scale| scale.tokens.is_empty() || scale.tokens.end > self.vocabulary)
+        {
+            return Err(NetworkError::size(
+                "tokens of a scale",
+                format!("some below {}", self.vocabulary),
+                format!("{:?}", scale.tokens),
+            ));
         }
         if !self.hidden.is_multiple_of(self.heads) || !self.head_width().is_multiple_of(2) {
             return Err(NetworkError::size(

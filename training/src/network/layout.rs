@@ -52,6 +52,9 @@ pub(super) struct Order {
     pub(super) has_prefix: bool,
 }
 
+/// The name of the parameter at [`Order::TOKENS`].
+pub(super) const TOKEN_TABLE: &str = "token_embd.weight";
+
 /// Parameters of a layer, in their order.
 pub(super) const PER_LAYER: usize = 6;
 
@@ -124,7 +127,7 @@ pub(super) fn forms(config: &NetworkConfig) -> Vec<Form> {
     // Every layer adds two branches to the residual stream; this keeps its variance.
     let damping = (2.0 * config.layers as f64).sqrt();
     let mut forms = vec![base(
-        "token_embd.weight".into(),
+        TOKEN_TABLE.into(),
         vec![config.vocabulary, hidden],
         false,
         Start::Normal(0.02),

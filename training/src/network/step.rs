@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use trafficllm_kernels::training::Cpu;
 
 use super::{
-    LossScales, Network, NetworkError, Objective, Result, ShardBatch, Statistics, StepReport,
+    LossScales, Network, NetworkError, Objective, Order, Result, ShardBatch, Statistics, StepReport,
 };
 use crate::ops;
 use crate::optimiser::AdamW;
@@ -40,7 +40,12 @@ impl Network {
             statistics.add(&result.statistics);
         }
         let trained = self.all_trained();
-        let gradients = self.sum_gradients(&results, &trained)?;
+        let mut gradients = self.sum_gradients(&results, &trained)?;
+        if !trained[Order::TOKENS].is_empty() {
+            for scale in &self.config.scales {
+                scale.spread(&mut gradients[Order::TOKENS], self.config.hidden);
+            }
+        }
         let gradient_norm = gradients
             .iter()
             .map(|values| Cpu::detect().sum_of_squares(values))

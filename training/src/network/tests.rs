@@ -19,6 +19,7 @@ fn config() -> NetworkConfig {
         prefix_tokens: 3,
         query_tokens: 2,
         lora_rank: 0,
+        scales: vec![],
         task_labels: vec![3, 5],
         norm_epsilon: 1e-5,
         rotary_base: 10000.0,

@@ -15,8 +15,9 @@ const CUT_NAME_BYTES: usize = 4;
 /// Where the BOOTP magic cookie stands (RFC 2131 3) and what it is.
 const DHCP_COOKIE_START: usize = 236;
 const DHCP_COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
-/// From the transaction id to the end of the hardware address (RFC 2131 2).
-const DHCP_HIDDEN: (usize, usize) = (4, 44);
+/// From the transaction id to the cookie (RFC 2131 2): addresses, and the names of a server and a boot file. Those are empty nearly always,
+/// and 192 shown zeros would leave no room for the options, which tell more than anything else what a device is.
+const DHCP_HIDDEN: (usize, usize) = (4, DHCP_COOKIE_START);
 /// Options that carry addresses, hardware addresses or host names (RFC 2132, RFC 3046, RFC 4702).
 const DHCP_HIDDEN_OPTIONS: [u8; 16] = [1, 3, 4, 5, 6, 12, 15, 28, 42, 44, 50, 54, 61, 81, 82, 119];
 

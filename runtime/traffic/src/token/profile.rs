@@ -6,6 +6,9 @@ use super::error::TokenError;
 use super::limits;
 use super::mask::{Piece, Ranges, pieces};
 
+/// The version of token layout and masks that this program knows: a model reads what it was trained on and nothing else.
+pub(super) const SCHEMA: u32 = 2;
+
 /// The input profile: recorded in the bundle, so that a model is always fed as it was trained.
 ///
 /// Profile `clean` shows direction, TCP flags, payload sizes, gaps and payload bytes. It hides addresses, MACs, absolute times,
@@ -16,7 +19,7 @@ use super::mask::{Piece, Ranges, pieces};
 pub struct Profile {
     /// Always `clean`.
     pub name: String,
-    /// Version of the token layout; always 1.
+    /// Version of the token layout and of what masks hide; always 2.
     pub schema: u32,
     /// Packets of a flow that are looked at.
     pub max_packets: u32,
@@ -45,7 +48,7 @@ impl Default for Profile {
     fn default() -> Self {
         Self {
             name: "clean".to_owned(),
-            schema: 1,
+            schema: SCHEMA,
             max_packets: 20,
             payload_packets: 4,
             payload_bytes_per_packet: 64,
@@ -74,8 +77,8 @@ impl Profile {
         )?;
         check(
             "schema",
-            self.schema == 1,
-            || "1".to_owned(),
+            self.schema == SCHEMA,
+            || SCHEMA.to_string(),
             || self.schema.to_string(),
         )?;
         // The flow token, two port tokens and a packet with size and gap must find room.
@@ -300,7 +303,7 @@ mod tests {
             );
         }
         assert_eq!(refused(|p| p.name = "compat".to_owned()), "name");
-        assert_eq!(refused(|p| p.schema = 2), "schema");
+        assert_eq!(refused(|p| p.schema = 1), "schema");
     }
 
     #[test]

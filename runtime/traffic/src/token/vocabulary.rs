@@ -29,28 +29,14 @@ pub const FIRST_MERGE: u32 = FIRST_BYTE + 256;
 
 /// Number of size buckets.
 pub const SIZE_BUCKETS: u32 = 31 + 24 + 24 + 32 + 6;
-/// Number of gap buckets.
-pub const GAP_BUCKETS: u32 = 16;
-
-/// Lowest gap of each bucket in microseconds.
-const GAP_BOUNDS_US: [u64; GAP_BUCKETS as usize] = [
-    1_000,
-    2_000,
-    5_000,
-    10_000,
-    20_000,
-    50_000,
-    100_000,
-    200_000,
-    500_000,
-    1_000_000,
-    2_000_000,
-    5_000_000,
-    10_000_000,
-    30_000_000,
-    60_000_000,
-    300_000_000,
-];
+/// Number of gap buckets: eight for each doubling, from 64 us to 268 s.
+pub const GAP_BUCKETS: u32 = (GAP_OCTAVES << GAP_STEP_BITS) + 1;
+/// Doublings from the shortest gap with a token to the longest that is told from longer ones.
+const GAP_OCTAVES: u32 = 22;
+/// Steps of a doubling, as a power of two.
+const GAP_STEP_BITS: u32 = 3;
+/// Shorter gaps have no token: a power of two.
+const GAP_MIN_US: u64 = 64;
 
 /// The protocols that a flow token tells apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -171,7 +157,7 @@ pub fn size_token(payload_bytes: u32) -> Option<u32> {
     size_bucket(payload_bytes).map(|bucket| FIRST_SIZE + bucket)
 }
 
-/// The gap token of a packet that came `gap_us` after the one before; none below 1 ms.
+/// The gap token of a packet that came `gap_us` after the one before; none below 64 us.
 #[must_use]
 pub fn gap_token(gap_us: u64) -> Option<u32> {
     gap_bucket(gap_us).map(|bucket| FIRST_GAP + bucket)
@@ -210,22 +196,31 @@ fn step_range(start: u32, step: u32, number: u32) -> (u32, u32) {
     (low, low + step - 1)
 }
 
-/// The gap bucket of a time in microseconds; none below 1 ms.
+/// The gap bucket of a time in microseconds; none below 64 us.
 #[must_use]
 pub fn gap_bucket(gap_us: u64) -> Option<u32> {
-    let below = GAP_BOUNDS_US.partition_point(|bound| *bound <= gap_us);
-    (below as u32).checked_sub(1)
+    let octave = (gap_us / GAP_MIN_US).checked_ilog2()?;
+    if octave >= GAP_OCTAVES {
+        return Some(GAP_BUCKETS - 1);
+    }
+    // The gap as a floating-point number would hold it: its exponent, and the bits below the highest.
+    let steps = gap_us >> (octave + GAP_MIN_US.ilog2() - GAP_STEP_BITS);
+    Some((octave << GAP_STEP_BITS) + steps as u32 - (1 << GAP_STEP_BITS))
 }
 
 /// Smallest and largest gap of a bucket in microseconds; the last bucket is open to `u64::MAX`. Numbers past the last bucket
 /// mean the last.
 #[must_use]
 pub fn gap_range_us(bucket: u32) -> (u64, u64) {
-    let number = bucket.min(GAP_BUCKETS - 1) as usize;
-    let high = GAP_BOUNDS_US
-        .get(number + 1)
-        .map_or(u64::MAX, |next| next - 1);
-    (GAP_BOUNDS_US[number], high)
+    let start = |bucket: u32| {
+        let (octave, step) = (bucket >> GAP_STEP_BITS, bucket & ((1 << GAP_STEP_BITS) - 1));
+        u64::from((1 << GAP_STEP_BITS) + step) << (octave + GAP_MIN_US.ilog2() - GAP_STEP_BITS)
+    };
+    if bucket < GAP_BUCKETS - 1 {
+        (start(bucket), start(bucket + 1) - 1)
+    } else {
+        (start(GAP_BUCKETS - 1), u64::MAX)
+    }
 }
 
 /// The name of a special or typed token as it stands in `tokenizer.json`; none for bytes and merges.
@@ -246,10 +241,7 @@ pub fn typed_name(id: u32) -> Option<String> {
             (low, u32::MAX) => format!("<size:{low}+>"),
             (low, high) => format!("<size:{low}-{high}>"),
         },
-        Token::Gap(bucket) => match gap_range_us(bucket).0 {
-            low if low < 1_000_000 => format!("<gap:{}ms>", low / 1_000),
-            low => format!("<gap:{}s>", low / 1_000_000),
-        },
+        Token::Gap(bucket) => format!("<gap:{}us>", gap_range_us(bucket).0),
         Token::Symbol(_) => return None,
     })
 }
@@ -311,7 +303,7 @@ mod tests {
     #[test]
     fn gap_buckets_start_at_their_bounds() {
         assert_eq!(gap_bucket(0), None);
-        assert_eq!(gap_bucket(999), None);
+        assert_eq!(gap_bucket(63), None);
         assert_eq!(gap_bucket(u64::MAX), Some(GAP_BUCKETS - 1));
         for bucket in 0..GAP_BUCKETS {
             let (low, high) = gap_range_us(bucket);
@@ -328,8 +320,8 @@ mod tests {
         assert_eq!(typed_name(FIRST_BYTE), None);
         assert!(names.contains("<tcp:responder:SYN+ACK>") && names.contains("<size:32-35>"));
         assert!(
-            names.contains("<gap:500ms>")
-                && names.contains("<gap:300s>")
+            names.contains("<gap:72us>")
+                && names.contains("<gap:1024us>")
                 && names.contains("<size:49152+>")
         );
     }

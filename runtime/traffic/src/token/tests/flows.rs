@@ -150,7 +150,7 @@ fn a_flow_is_laid_out_as_declared() {
         "<flow:tcp>",
         "<tcp:initiator:SYN>",
         "<tcp:responder:SYN+ACK>",
-        "<gap:2ms>",
+        "<gap:2304us>",
         "<tcp:initiator:ACK+PSH>",
         "<size:2>",
         "z",

@@ -19,7 +19,7 @@ fn tokenizer() -> Tokenizer {
         b"POST /login user=admin&password=secret",
         &[0; 40],
     ];
-    Tokenizer::from_merges(train_merges(texts.map(|text| (text, 2)), 600).unwrap()).unwrap()
+    Tokenizer::from_merges(train_merges(texts.map(|text| (text, 2)), 768).unwrap()).unwrap()
 }
 
 fn encoder(change: impl Fn(&mut Profile)) -> Encoder {

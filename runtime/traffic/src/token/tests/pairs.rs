@@ -75,7 +75,7 @@ proptest! {
         corpus in prop::collection::vec(prop::collection::vec(b'a'..=b'd', 0..60), 1..10),
         texts in prop::collection::vec(prop::collection::vec(b'a'..=b'e', 0..200), 1..8),
     ) {
-        let merges = train_merges(corpus.iter().map(|segment| (segment.as_slice(), 2)), 560).unwrap();
+        let merges = train_merges(corpus.iter().map(|segment| (segment.as_slice(), 2)), 720).unwrap();
         let tokenizer = Tokenizer::from_merges(merges.clone()).unwrap();
         for text in texts.iter().chain(&corpus) {
             let ids = encoded(&tokenizer, text);
