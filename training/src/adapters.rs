@@ -42,6 +42,7 @@ impl Default for AdapterRecipe {
                 final_share: 0.02,
                 // Nothing of the base moves, so there is nothing that reading could teach.
                 next_token_weight: 0.0,
+                next_token_share: 0.0,
                 label_smoothing: 0.1,
                 augment: AugmentRecipe::TUNING,
                 optimiser: AdamWConfig {

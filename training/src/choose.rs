@@ -67,7 +67,7 @@ fn answer_run(
                 target: sequence.target,
             })
             .collect();
-        let logits = network.label_logits(&pack(&draws, false))?;
+        let logits = network.label_logits(&pack(&draws, 0.0, 0))?;
         for (sequence, row) in batch.iter().zip(logits) {
             let best = highest(&row);
             answers.push((sequence.target.map_or(0, |target| target.label), best));

@@ -28,6 +28,8 @@ pub struct PhaseRecipe {
     pub final_share: f64,
     /// Weight of the next-token loss beside the label loss.
     pub next_token_weight: f32,
+    /// Share of the items whose next tokens are in that loss; with a large vocabulary it is most of a step's time.
+    pub next_token_share: f64,
     /// Share of a label's target that is spread over all labels of the task.
     pub label_smoothing: f32,
     /// How items are changed.
@@ -169,10 +171,14 @@ impl Phase<'_> {
             .iter()
             .map(|draw| draw.inputs.len() + query_tokens)
             .sum();
-        let next_token = recipe.next_token_weight > 0.0;
+        let share = if recipe.next_token_weight > 0.0 {
+            recipe.next_token_share
+        } else {
+            0.0
+        };
         let batch: Vec<ShardBatch> = shards(draws, self.shards)
             .iter()
-            .map(|shard| pack(shard, next_token))
+            .map(|shard| pack(shard, share, step))
             .collect();
         let objective = Objective {
             lm_weight: recipe.next_token_weight,
@@ -274,20 +280,25 @@ fn read_notes(notes: &BTreeMap<String, String>) -> Option<State> {
     })
 }
 
-/// Packs drawn items one after the other.
+/// Packs drawn items one after the other. So large a share of them, evenly spread and another one at each step, have next-token targets.
 #[must_use]
-pub fn pack(draws: &[Draw], next_token: bool) -> ShardBatch {
+pub fn pack(draws: &[Draw], next_token_share: f64, step: u64) -> ShardBatch {
     let mut shard = ShardBatch::default();
-    for draw in draws {
+    let before = |number: u64| (number as f64 * next_token_share).floor();
+    for (number, draw) in (step..).zip(draws) {
         shard.tokens.extend(&draw.inputs);
-        if next_token {
+        if next_token_share > 0.0 {
+            let has_targets = before(number) < before(number + 1);
             shard
                 .targets
                 .extend(draw.originals.iter().skip(1).chain([&0]));
-            shard.target_weights.extend(
-                (1..=draw.inputs.len())
-                    .map(|next| if next < draw.inputs.len() { 1.0 } else { 0.0 }),
-            );
+            shard.target_weights.extend((1..=draw.inputs.len()).map(|next| {
+                if has_targets && next < draw.inputs.len() {
+                    1.0
+                } else {
+                    0.0
+                }
+            }));
         }
         shard.sequences.push(Sequence {
             flow_rows: draw.inputs.len(),
@@ -338,7 +349,7 @@ mod tests {
                 target: None,
             },
         ];
-        let shard = pack(&draws, true);
+        let shard = pack(&draws, 1.0, 5);
         assert_eq!(shard.tokens, [3, 0, 5, 7]);
         assert_eq!(shard.targets, [4, 5, 0, 0]);
         assert_eq!(shard.target_weights, [1.0, 1.0, 0.0, 0.0]);
@@ -360,6 +371,26 @@ mod tests {
                 weight: 0.0
             }
         );
-        assert!(pack(&draws, false).targets.is_empty());
+        assert!(pack(&draws, 0.0, 5).targets.is_empty());
+    }
+
+    #[test]
+    fn the_said_share_of_the_items_has_targets_and_each_in_its_turn() {
+        let draw = Draw {
+            inputs: vec![3, 4],
+            originals: vec![3, 4],
+            target: None,
+        };
+        let draws = vec![draw; 8];
+        let mut times = [0; 8];
+        for step in 0..4 {
+            let weights = pack(&draws, 0.25, step).target_weights;
+            assert_eq!(weights.iter().sum::<f32>(), 2.0, "step {step}");
+            for (times, of_draw) in times.iter_mut().zip(weights.chunks_exact(2)) {
+                *times += usize::from(of_draw[0] == 1.0);
+                assert_eq!(of_draw[1], 0.0, "the last token has no next one");
+            }
+        }
+        assert_eq!(times, [1; 8]);
     }
 }

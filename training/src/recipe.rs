@@ -116,6 +116,7 @@ impl Default for Recipe {
             warmup_share: 0.03,
             final_share: 0.02,
             next_token_weight: 0.3,
+            next_token_share: 0.25,
             label_smoothing: 0.1,
             augment: AugmentRecipe::TUNING,
             optimiser: AdamWConfig {
@@ -140,6 +141,7 @@ impl Default for Recipe {
             pretrain: PhaseRecipe {
                 tokens: 2_000_000,
                 next_token_weight: 1.0,
+                next_token_share: 1.0,
                 augment: AugmentRecipe {
                     token_dropout: 0.05,
                     request_dropout: 0.05,
