@@ -127,7 +127,7 @@ impl Default for Recipe {
         };
         Self {
             profile: Profile::default(),
-            vocabulary: 2048,
+            vocabulary: 8192,
             shape: ShapeRecipe {
                 hidden: 192,
                 layers: 4,
@@ -168,8 +168,8 @@ impl Default for Recipe {
             },
             instructions: Some(InstructionRecipe {
                 variants: 16,
-                typing_errors: 1.0,
-                word_dropout: 0.1,
+                typing_errors: 0.25,
+                word_dropout: 0.03,
                 lines_of_pattern: 8,
                 task_exponent: 0.35,
             }),
