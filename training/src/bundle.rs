@@ -10,6 +10,7 @@ use trafficllm_traffic::token::{Encoder, Tokenizer};
 use crate::adapters::{self, TaskItems, Tuning};
 use crate::batches::{Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::calibrate::calibrate;
+use crate::card;
 use crate::checkpoint::{CheckpointStore, RunIdentity};
 use crate::choose;
 use crate::data::{self, Split, TaskData, TaskKind};
@@ -17,7 +18,7 @@ use crate::error::{Result, TrainError};
 use crate::evaluate::{self, TaskEvaluation};
 use crate::instructions;
 use crate::network::{Network, NetworkConfig, Trainable};
-use crate::pack::{self, PackedTask, Statement};
+use crate::pack::{self, PackedTask};
 use crate::phase::{Phase, PhaseRecipe};
 use crate::recipe::Recipe;
 use crate::self_test::self_tests;
@@ -47,6 +48,8 @@ pub struct BundleOptions {
     pub threads: usize,
     /// The publisher's name of the model.
     pub id: String,
+    /// What people should know of the model, under names that are the publisher's own: [`crate::card::read`].
+    pub remarks: BTreeMap<String, String>,
     /// Steps between two checkpoints.
     pub checkpoint_steps: u64,
     /// Ends the run before this step of the tuning, as if the process had been ended there: for tests of resuming.
@@ -109,7 +112,7 @@ fn prepare(options: &BundleOptions) -> Result<Prepared> {
     let mut labelled = Vec::new();
     let mut unlabelled = Vec::new();
     let mut tasks = Vec::new();
-    let data_statement = data_statement(&options.data, &train, &vals, &others);
+    let data_statement = card::data_statement(&options.data, &train, &vals, &others);
     for (index, (data, val)) in train.iter().zip(vals).enumerate() {
         unlabelled.extend(tokenizer::encode_split(&encoder, data, None)?);
         labelled.extend(tokenizer::encode_train(
@@ -343,7 +346,12 @@ fn finish(
 ) -> Result<Vec<TaskEvaluation>> {
     tracing::info!("quantising and calibrating");
     let mut tasks: Vec<PackedTask> = prepared.tasks.iter().map(uncalibrated).collect();
-    let statement = statement(options, prepared, network);
+    let statement = card::statement(
+        options,
+        &prepared.identity.data,
+        prepared.data_statement.clone(),
+        network.config(),
+    );
     let files = pack::files(
         network,
         prepared.encoder.tokenizer(),
@@ -431,122 +439,6 @@ pub(crate) fn placeholder_of(task: &str, label: &str) -> SelfTest {
     }
 }
 
-fn statement(options: &BundleOptions, prepared: &Prepared, network: &Network) -> Statement {
-    let config = network.config();
-    let per_layer =
-        config.hidden * (2 * config.hidden + 2 * config.kv_width() + 3 * config.feed_forward);
-    let card = BTreeMap::from([
-        ("recipe".to_owned(), json!(options.recipe)),
-        ("seed".to_owned(), json!(options.seed)),
-        ("data_sha256".to_owned(), json!(prepared.identity.data)),
-        (
-            "trainer".to_owned(),
-            json!(format!("trafficllm-train {}", env!("CARGO_PKG_VERSION"))),
-        ),
-        (
-            "parameters_in_layers".to_owned(),
-            json!(per_layer * config.layers),
-        ),
-        (
-            "parameters_in_embeddings".to_owned(),
-            json!(config.vocabulary * config.hidden),
-        ),
-        (
-            "intended_use".to_owned(),
-            json!(
-                "triage of network flows by an analyst; labels are those of the data sets named in the data statement"
-            ),
-        ),
-        (
-            "limits".to_owned(),
-            json!(
-                "trained on subsets of public research captures: other networks look different, and scores will be lower there"
-            ),
-        ),
-    ]);
-    let metrics_protocol = json!({
-        "split": "val, divided from train by leakage group; also used to choose the checkpoint and to calibrate, so it flatters a little",
-        "macro_f1": "mean over the labels with at least one item in the split; abstained answers count with their best label",
-        "macro_f1_supported": "the same over the labels with at least 20 items",
-        "unseen": "without the items whose payload also stands in train",
-        "hidden_from_the_model": "addresses, MACs, absolute times, IP id, TTL, checksums, sequence numbers",
-        "ports_visible": options.recipe.profile.ports,
-        "engine": "the quantised engine of this bundle",
-        "seeds": "one (this model); see the project's results table for others",
-    });
-    Statement {
-        id: options.id.clone(),
-        name: "Flow and request classifier".to_owned(),
-        card,
-        metrics_protocol,
-        data_statement: prepared.data_statement.clone(),
-        licence: "MIT OR Apache-2.0".to_owned(),
-    }
-}
-
-fn data_statement(
-    folder: &Path,
-    train: &[TaskData],
-    vals: &[TaskData],
-    others: &[TaskData],
-) -> Value {
-    let sources = sources(folder);
-    let of = |task: &str| sources.get(task).cloned().unwrap_or_default();
-    let tuned: BTreeMap<&str, Value> = train
-        .iter()
-        .zip(vals)
-        .map(|(train, val)| {
-            let statement = json!({
-                "labels": train.labels.len(),
-                "train_items": train.items.len(),
-                "train_groups": train.groups.len(),
-                "val_items": val.items.len(),
-                "val_groups": val.groups.len(),
-                "sources": of(&train.task),
-            });
-            (train.task.as_str(), statement)
-        })
-        .collect();
-    let read: BTreeMap<&str, Value> = others
-        .iter()
-        .map(|data| {
-            (
-                data.task.as_str(),
-                json!({"items": data.items.len(), "sources": of(&data.task)}),
-            )
-        })
-        .collect();
-    json!({
-        "tasks": tuned,
-        "pretraining_only": read,
-        "note": "subsets and substitutes of public research data; no item of it is part of this bundle, self-tests are made up",
-    })
-}
-
-/// The sources per task, where the data folder has a `MANIFEST.csv` (task,split,label,file,source,...). A row that cannot be read is told and
-/// left out: the figures do not depend on it.
-fn sources(folder: &Path) -> BTreeMap<String, BTreeSet<String>> {
-    let mut sources: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let path = folder.join("MANIFEST.csv");
-    if !path.is_file() {
-        return sources;
-    }
-    let rows = csv::ReaderBuilder::new().flexible(true).from_path(&path);
-    let rows = rows.map(csv::Reader::into_records).into_iter().flatten();
-    for row in rows {
-        match row {
-            Ok(row) => {
-                if let (Some(task), Some(source)) = (row.get(0), row.get(4)) {
-                    let of_task = sources.entry(task.to_owned()).or_default();
-                    of_task.insert(source.to_owned());
-                }
-            }
-            Err(error) => tracing::warn!("{}: {error}", path.display()),
-        }
-    }
-    sources
-}
-
 /// Refuses tasks that come twice or are none of the data's.
 ///
 /// # Errors
@@ -563,22 +455,4 @@ pub fn check_tasks(data: &Path, tasks: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sources_are_read_with_their_commas() {
-        let folder = tempfile::tempdir().expect("a folder");
-        assert!(sources(folder.path()).is_empty(), "there is no manifest");
-        let text = "task,split,label,file,source,flows\n\
-                    a,train,x,x.pcap,\"one, and two\",3\na,val,x,y.pcap,three,1\nb,train,y,z.pcap\n";
-        std::fs::write(folder.path().join("MANIFEST.csv"), text).expect("written");
-        let found = sources(folder.path());
-        let of_a: Vec<&String> = found["a"].iter().collect();
-        assert_eq!(of_a, ["one, and two", "three"]);
-        assert!(!found.contains_key("b"), "its row ends before the source");
-    }
 }

@@ -214,6 +214,14 @@ pub enum TrainError {
         /// The number.
         found: String,
     },
+    /// A publisher's remarks have an entry that is not theirs to write.
+    #[error("{path}: {name}: expected a name of the publisher's own, found an entry that the command writes itself", path = path.display())]
+    CardEntry {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        name: &'static str,
+    },
     /// A line of the instructions is not what it should be.
     #[error("{path}, line {line}: {reason}; expected an object with the language, the text and (but for a pattern) the wording", path = path.display())]
     InstructionLine {

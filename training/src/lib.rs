@@ -12,6 +12,7 @@ pub mod batches;
 pub mod bundle;
 pub mod calibrate;
 pub mod captures;
+pub mod card;
 pub mod checkpoint;
 pub mod choose;
 pub mod data;

@@ -7,6 +7,7 @@ mod commands {
     pub(crate) mod probe;
 }
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use commands::evaluate::EvaluateArguments;
 use tracing_subscriber::EnvFilter;
 use trafficllm_train::baselines;
 use trafficllm_train::bundle::{self, BundleOptions, CHECKPOINT_STEPS};
+use trafficllm_train::card;
 use trafficllm_train::data::{self, Split};
 use trafficllm_train::error::{Result, TrainError};
 use trafficllm_train::evaluate::{self, TaskEvaluation};
@@ -70,6 +72,9 @@ struct BundleArguments {
     /// Recipe file (JSON) in place of the default recipe
     #[arg(long)]
     recipe: Option<PathBuf>,
+    /// What people should know of the model, for its card: a JSON file with an object of texts
+    #[arg(long, value_name = "FILE")]
+    card: Option<PathBuf>,
     /// Name of the model in its manifest
     #[arg(long, default_value = "default-1")]
     id: String,
@@ -141,6 +146,7 @@ fn make_bundle(arguments: BundleArguments) -> Result<()> {
         seed,
         tasks,
         recipe,
+        card,
         id,
         threads,
         json,
@@ -148,6 +154,7 @@ fn make_bundle(arguments: BundleArguments) -> Result<()> {
     let tasks = tasks_or_default(tasks);
     bundle::check_tasks(&data, &tasks)?;
     let recipe = read_recipe(recipe)?;
+    let remarks = card.map_or_else(|| Ok(BTreeMap::new()), |path| card::read(&path))?;
     let options = BundleOptions {
         data,
         out,
@@ -157,6 +164,7 @@ fn make_bundle(arguments: BundleArguments) -> Result<()> {
         recipe,
         threads: threads_or_all(threads),
         id,
+        remarks,
         checkpoint_steps: CHECKPOINT_STEPS,
         halt_before_step: None,
     };

@@ -1,5 +1,6 @@
 //! Whole runs on a small made-up data set.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use trafficllm_model::{Bundle, Level, Model};
@@ -58,6 +59,7 @@ fn options(folder: &Path, out: &str, work: Option<&str>) -> BundleOptions {
         recipe: tiny_recipe(),
         threads: 2,
         id: "test-1".into(),
+        remarks: BTreeMap::new(),
         checkpoint_steps: 8,
         halt_before_step: None,
     }

@@ -60,6 +60,7 @@ impl Field {
             recipe: tiny_recipe(),
             threads: 2,
             id: "test-1".into(),
+            remarks: BTreeMap::new(),
             checkpoint_steps: 1_000,
             halt_before_step: None,
         })
@@ -272,6 +273,15 @@ fn wrong_tasks_and_versions_are_named() {
         .map_err(said)
         .expect_err("no such data");
     assert!(missing.contains("task shapes: not in"), "{missing}");
+    for (loss_max, found) in [(f64::NAN, "NaN"), (-0.1, "-0.1"), (1.1, "1.1")] {
+        let share = AdaptOptions {
+            loss_max,
+            ..of("requests")
+        };
+        let refused = update(&share).map_err(said).expect_err("no share");
+        let expected = format!("loss_max: expected a share from 0 to 1, found {found}");
+        assert!(refused.contains(&expected), "{refused}");
+    }
     let (bundle, out) = (field.path("requests.tllm"), field.path("out.tllm"));
     let back = |version| roll_back(&bundle, &out, "requests", version).map_err(said);
     let none = back(None).expect_err("nothing is set aside");

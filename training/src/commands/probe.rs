@@ -1,5 +1,6 @@
 //! `trafficllm-train probe`: what reading traffic without labels is worth by itself.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -65,6 +66,7 @@ pub(crate) fn run(arguments: ProbeArguments) -> Result<()> {
             recipe,
             threads: threads_or_all(arguments.threads),
             id: "probe".to_owned(),
+            remarks: BTreeMap::new(),
             checkpoint_steps: CHECKPOINT_STEPS,
             halt_before_step: None,
         })?;
