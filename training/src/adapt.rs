@@ -42,7 +42,7 @@ pub struct AdaptOptions {
     /// Threads for scoring.
     pub threads: usize,
     /// What the adapter may lose of the macro-F1 on the held items of one folder, if it gains on all together: [`LOSS_MAX`], or more
-    /// where newer traffic counts for more.
+    /// where newer traffic counts for more; 0 to 1.
     pub loss_max: f64,
     /// How the adapter is tuned.
     pub recipe: AdapterRecipe,

@@ -2,16 +2,16 @@
 //! that the task appends. Everything else of the network stays as it is, bit for bit.
 
 use serde::{Deserialize, Serialize};
-use trafficllm_traffic::token::vocabulary::GAP_BUCKETS;
 
 use crate::batches::{AugmentRecipe, Sampler, SamplingRecipe, Sequence, TokenRanges};
 use crate::checkpoint::CheckpointStore;
 use crate::choose::{self, ChoosingSet};
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::network::{Network, Trainable};
 use crate::ops::Precision;
 use crate::optimiser::AdamWConfig;
 use crate::phase::{Phase, PhaseRecipe};
+use crate::recipe::in_range;
 
 /// Keeps the random numbers of adapters apart from those of the phases of a bundle; tasks count on from here.
 const STREAM: u64 = 0x100;
@@ -61,104 +61,34 @@ impl Default for AdapterRecipe {
     }
 }
 
-/// Most tokens of a tuning: a few days on two cores.
-pub const TOKENS_MAX: u64 = 10_000_000_000;
-/// Most tokens of a step, and most scorings.
-pub const BATCH_TOKENS_MAX: usize = 1 << 20;
+/// Most scorings of a tuning.
+pub const SCORINGS_MAX: u64 = 1_000;
 
 impl AdapterRecipe {
     /// Holds every number to its range.
     ///
     /// # Errors
-    /// [`TrainError::RecipeField`] for the first outside.
+    /// [`crate::error::TrainError::RecipeField`] for the first outside.
     pub fn check(&self) -> Result<()> {
-        let phase = &self.phase;
-        let check = |field, is_fine: bool, expected, found: &dyn std::fmt::Display| {
-            if is_fine {
-                return Ok(());
-            }
-            Err(TrainError::RecipeField {
-                field,
-                expected,
-                found: found.to_string(),
-            })
-        };
-        let share = |value: f64| (0.0..=1.0).contains(&value);
-        let rank_max = trafficllm_model::limits::LORA_RANK_MAX;
-        check(
+        in_range(
             "lora_rank",
-            self.lora_rank <= rank_max,
+            self.lora_rank <= trafficllm_model::limits::LORA_RANK_MAX,
             "0 to 64",
             &self.lora_rank,
         )?;
-        check(
-            "tokens",
-            (1..=TOKENS_MAX).contains(&phase.tokens),
-            "1 to 10000000000",
-            &phase.tokens,
-        )?;
-        let batch = phase.batch_tokens;
-        check(
-            "batch_tokens",
-            (1..=BATCH_TOKENS_MAX).contains(&batch),
-            "1 to 1048576",
-            &batch,
-        )?;
-        let rate = phase.learning_rate;
-        check(
-            "learning_rate",
-            (0.0..=1.0).contains(&rate),
-            "0 to 1",
-            &rate,
-        )?;
-        check(
-            "warmup_share",
-            share(phase.warmup_share),
-            "0 to 1",
-            &phase.warmup_share,
-        )?;
-        check(
-            "final_share",
-            share(phase.final_share),
-            "0 to 1",
-            &phase.final_share,
-        )?;
-        let smoothing = phase.label_smoothing;
-        check(
-            "label_smoothing",
-            (0.0..1.0).contains(&smoothing),
-            "0 to below 1",
-            &smoothing,
-        )?;
-        let weight = phase.next_token_weight;
-        check(
+        self.phase.check(1)?;
+        let weight = self.phase.next_token_weight;
+        in_range(
             "next_token_weight",
             weight == 0.0,
             "0: the base is frozen",
             &weight,
         )?;
-        check(
+        in_range(
             "scorings",
-            (1..=1_000).contains(&self.scorings),
+            (1..=SCORINGS_MAX).contains(&self.scorings),
             "1 to 1000",
             &self.scorings,
-        )?;
-        let augment = phase.augment;
-        for (field, value) in [
-            ("token_dropout", augment.token_dropout),
-            ("request_dropout", augment.request_dropout),
-            ("size_jitter", augment.size_jitter),
-            ("gap_drop", augment.gap_drop),
-            ("payload_drop", augment.payload_drop),
-            ("crop", augment.crop),
-        ] {
-            check(field, share(value), "0 to 1", &value)?;
-        }
-        check(
-            "gap_jitter",
-            augment.gap_jitter <= GAP_BUCKETS,
-            "at most as many as there are buckets for gaps",
-            &augment.gap_jitter,
         )
     }
 }

@@ -81,6 +81,7 @@ struct PreparedTask {
 /// # Errors
 /// Where the data is not as it should be, training fails, or a file cannot be written.
 pub fn make(options: &BundleOptions) -> Result<Vec<TaskEvaluation>> {
+    options.recipe.check()?;
     let prepared = prepare(options)?;
     let checkpoints = CheckpointStore::new(options.work.as_deref(), prepared.identity.clone())?;
     let network = train(options, &prepared, &checkpoints)?;

@@ -26,9 +26,9 @@ const RESERVED: [&str; 6] = [
 /// those that every bundle gets.
 ///
 /// # Errors
-/// As [`files::read_recipe`]; [`TrainError::CardEntry`] for an entry that the command writes itself.
+/// As [`files::read_json`]; [`TrainError::CardEntry`] for an entry that the command writes itself.
 pub fn read(path: &Path) -> Result<BTreeMap<String, String>> {
-    let remarks: BTreeMap<String, String> = files::read_recipe(path)?;
+    let remarks: BTreeMap<String, String> = files::read_json(path)?;
     match RESERVED.iter().find(|name| remarks.contains_key(**name)) {
         Some(name) => Err(TrainError::CardEntry {
             path: path.into(),
@@ -48,21 +48,6 @@ pub(crate) fn statement(
     let per_layer =
         config.hidden * (2 * config.hidden + 2 * config.kv_width() + 3 * config.feed_forward);
     let mut card = BTreeMap::from([
-        ("recipe".to_owned(), json!(options.recipe)),
-        ("seed".to_owned(), json!(options.seed)),
-        ("data_sha256".to_owned(), json!(data_sha256)),
-        (
-            "trainer".to_owned(),
-            json!(format!("trafficllm-train {}", env!("CARGO_PKG_VERSION"))),
-        ),
-        (
-            "parameters_in_layers".to_owned(),
-            json!(per_layer * config.layers),
-        ),
-        (
-            "parameters_in_embeddings".to_owned(),
-            json!(config.vocabulary * config.hidden),
-        ),
         (
             "intended_use".to_owned(),
             json!(
@@ -78,6 +63,24 @@ pub(crate) fn statement(
     ]);
     let remarks = options.remarks.iter();
     card.extend(remarks.map(|(name, text)| (name.clone(), json!(text))));
+    // Last, so that no remark stands in their place.
+    card.extend([
+        ("recipe".to_owned(), json!(options.recipe)),
+        ("seed".to_owned(), json!(options.seed)),
+        ("data_sha256".to_owned(), json!(data_sha256)),
+        (
+            "trainer".to_owned(),
+            json!(format!("trafficllm-train {}", env!("CARGO_PKG_VERSION"))),
+        ),
+        (
+            "parameters_in_layers".to_owned(),
+            json!(per_layer * config.layers),
+        ),
+        (
+            "parameters_in_embeddings".to_owned(),
+            json!(config.vocabulary * config.hidden),
+        ),
+    ]);
     let metrics_protocol = json!({
         "split": "val, divided from train by leakage group; also used to choose the checkpoint and to calibrate, so it flatters a little",
         "macro_f1": "mean over the labels with at least one item in the split; abstained answers count with their best label",

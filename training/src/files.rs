@@ -8,15 +8,15 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Result, TrainError};
 
-/// Bytes of a recipe file, 1 MiB: the longest takes some kilobytes.
-pub const RECIPE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a recipe, or of any other small file of JSON, 1 MiB: the longest takes some kilobytes.
+pub const JSON_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads a recipe, or anything else that is a small file of JSON.
+/// Reads a small file of JSON: a recipe, remarks for a card.
 ///
 /// # Errors
-/// [`TrainError::Io`], [`TrainError::FileTooLarge`] past [`RECIPE_BYTES_MAX`], [`TrainError::Json`] where it is not what it should be.
-pub fn read_recipe<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = read(path, RECIPE_BYTES_MAX)?;
+/// [`TrainError::Io`], [`TrainError::FileTooLarge`] past [`JSON_BYTES_MAX`], [`TrainError::Json`] where it is not what it should be.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = read(path, JSON_BYTES_MAX)?;
     serde_json::from_slice(&text).map_err(|source| TrainError::Json {
         path: path.into(),
         source,
@@ -54,15 +54,15 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("recipe.json");
         let mut text = serde_json::to_vec(&Recipe::default()).expect("JSON");
-        text.resize(RECIPE_BYTES_MAX as usize, b' ');
+        text.resize(JSON_BYTES_MAX as usize, b' ');
         std::fs::write(&path, &text).expect("written");
-        let recipe: Recipe = read_recipe(&path).expect("at the limit");
+        let recipe: Recipe = read_json(&path).expect("at the limit");
         assert_eq!(recipe, Recipe::default());
         text.push(b' ');
         std::fs::write(&path, &text).expect("written");
-        let error = read_recipe::<Recipe>(&path).expect_err("past the limit");
+        let error = read_json::<Recipe>(&path).expect_err("past the limit");
         assert!(
-            matches!(&error, TrainError::FileTooLarge { limit_bytes, .. } if *limit_bytes == RECIPE_BYTES_MAX),
+            matches!(&error, TrainError::FileTooLarge { limit_bytes, .. } if *limit_bytes == JSON_BYTES_MAX),
             "{error}"
         );
     }

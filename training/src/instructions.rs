@@ -1,7 +1,7 @@
 //! Stage 1: what analysts ask, and which task they mean. The lines are part of this program (`training/instructions`, one file per task).
 //!
 //! Lines with the same wording, told apart only by what was filled in or mistyped, share a number and stand in one split: what is scored is
-//! whether wordings are understood that were never trained on. Training has patterns beside the lines ([`patterns`]).
+//! whether wordings are understood that no line for training has. Training has patterns beside the lines ([`patterns`]).
 
 mod patterns;
 

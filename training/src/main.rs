@@ -210,7 +210,7 @@ fn report(evaluations: &[TaskEvaluation], json: Option<PathBuf>) -> Result<()> {
 }
 
 fn read_recipe(path: Option<PathBuf>) -> Result<Recipe> {
-    path.map_or_else(|| Ok(Recipe::default()), |path| files::read_recipe(&path))
+    path.map_or_else(|| Ok(Recipe::default()), |path| files::read_json(&path))
 }
 
 fn tasks_or_default(tasks: Vec<String>) -> Vec<String> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use trafficllm_traffic::token::vocabulary::GAP_BUCKETS;
 
 use crate::batches::{AugmentRecipe, Draw, Sampler, shards};
 use crate::checkpoint::CheckpointStore;
@@ -11,6 +12,7 @@ use crate::network::{Network, Objective, Sequence, ShardBatch, Trainable};
 use crate::ops::Precision;
 use crate::optimiser::{AdamW, AdamWConfig};
 use crate::progress::Progress;
+use crate::recipe::in_range;
 
 /// How one phase trains.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +30,7 @@ pub struct PhaseRecipe {
     pub final_share: f64,
     /// Weight of the next-token loss beside the label loss.
     pub next_token_weight: f32,
-    /// Share of the items whose next tokens are in that loss; with a large vocabulary it is most of a step's time.
+    /// Share of the items whose next tokens are in that loss, which with a large vocabulary takes most of a step's time.
     pub next_token_share: f64,
     /// Share of a label's target that is spread over all labels of the task.
     pub label_smoothing: f32,
@@ -40,7 +42,67 @@ pub struct PhaseRecipe {
     pub precision: Precision,
 }
 
+/// Most tokens of a phase: a few days on two cores.
+pub const TOKENS_MAX: u64 = 10_000_000_000;
+/// Most tokens of a step.
+pub const BATCH_TOKENS_MAX: usize = 1 << 20;
+const WEIGHT_MAX: f32 = 1_000.0;
+
 impl PhaseRecipe {
+    /// Holds every number to its range. A phase has at least `tokens_min` tokens.
+    ///
+    /// # Errors
+    /// [`TrainError::RecipeField`] for the first outside.
+    pub fn check(&self, tokens_min: u64) -> Result<()> {
+        let tokens = self.tokens;
+        let expected = if tokens_min == 0 {
+            "0 to 10000000000"
+        } else {
+            "1 to 10000000000"
+        };
+        let is_fine = (tokens_min..=TOKENS_MAX).contains(&tokens);
+        in_range("tokens", is_fine, expected, &tokens)?;
+        let batch = self.batch_tokens;
+        let is_fine = (1..=BATCH_TOKENS_MAX).contains(&batch);
+        in_range("batch_tokens", is_fine, "1 to 1048576", &batch)?;
+        let smoothing = self.label_smoothing;
+        let is_fine = (0.0..1.0).contains(&smoothing);
+        in_range("label_smoothing", is_fine, "0 to below 1", &smoothing)?;
+        let weight = self.next_token_weight;
+        let is_fine = (0.0..=WEIGHT_MAX).contains(&weight);
+        in_range("next_token_weight", is_fine, "0 to 1000", &weight)?;
+        let share = self.next_token_share;
+        // A weight of nothing would switch the loss off without a word.
+        let is_fine = weight == 0.0 || share > 0.0;
+        in_range(
+            "next_token_share",
+            is_fine,
+            "more than 0, as its loss has a weight",
+            &share,
+        )?;
+        let augment = &self.augment;
+        for (field, value) in [
+            ("learning_rate", self.learning_rate),
+            ("warmup_share", self.warmup_share),
+            ("final_share", self.final_share),
+            ("next_token_share", share),
+            ("token_dropout", augment.token_dropout),
+            ("request_dropout", augment.request_dropout),
+            ("size_jitter", augment.size_jitter),
+            ("gap_drop", augment.gap_drop),
+            ("payload_drop", augment.payload_drop),
+            ("crop", augment.crop),
+        ] {
+            in_range(field, (0.0..=1.0).contains(&value), "0 to 1", &value)?;
+        }
+        in_range(
+            "gap_jitter",
+            augment.gap_jitter <= GAP_BUCKETS,
+            "at most as many as there are buckets for gaps",
+            &augment.gap_jitter,
+        )
+    }
+
     /// Steps of the phase.
     #[must_use]
     pub fn steps(&self) -> u64 {

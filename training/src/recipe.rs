@@ -1,5 +1,7 @@
 //! Everything that decides what a bundle becomes, besides the data and the seed. The recipe is written into the bundle.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trafficllm_traffic::token::Profile;
@@ -7,6 +9,7 @@ use trafficllm_traffic::token::Profile;
 use crate::adapters::AdapterRecipe;
 use crate::batches::{AugmentRecipe, SamplingRecipe};
 use crate::data::TaskKind;
+use crate::error::{Result, TrainError};
 use crate::instructions::InstructionRecipe;
 use crate::network::is_zero;
 use crate::ops::Precision;
@@ -23,6 +26,11 @@ pub const DEFAULT_TASKS: [&str; 6] = [
     "iot_device_classification",
     "web_attack_http",
 ];
+
+/// Most copies of an item, and most lines of a pattern.
+pub const COPIES_MAX: usize = 1_000;
+/// Most shards of a batch.
+pub const SHARDS_MAX: usize = 1_024;
 
 /// Sizes of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -202,11 +210,79 @@ impl Recipe {
         }
     }
 
+    /// Holds the numbers that say how often and how much to their ranges; what does not fit together is refused where it is used.
+    ///
+    /// # Errors
+    /// [`TrainError::RecipeField`] for the first outside.
+    pub fn check(&self) -> Result<()> {
+        self.pretrain.check(0)?;
+        self.tune.check(0)?;
+        if let Some(adapters) = &self.adapters {
+            adapters.check()?;
+        }
+        for (field, count) in [
+            ("requests.variants", Some(self.requests.variants)),
+            (
+                "instructions.variants",
+                self.instructions.map(|recipe| recipe.variants),
+            ),
+            (
+                "instructions.lines_of_pattern",
+                self.instructions.map(|recipe| recipe.lines_of_pattern),
+            ),
+        ] {
+            let count = count.unwrap_or(0);
+            in_range(field, count <= COPIES_MAX, "0 to 1000", &count)?;
+        }
+        if let Some(recipe) = &self.instructions {
+            let share = |value: f64| (0.0..=1.0).contains(&value);
+            let (typing, dropout) = (recipe.typing_errors, recipe.word_dropout);
+            let is_fine = (0.0..=100.0).contains(&typing);
+            in_range("instructions.typing_errors", is_fine, "0 to 100", &typing)?;
+            in_range(
+                "instructions.word_dropout",
+                share(dropout),
+                "0 to 1",
+                &dropout,
+            )?;
+            let exponent = recipe.task_exponent;
+            in_range(
+                "instructions.task_exponent",
+                share(exponent),
+                "0 to 1",
+                &exponent,
+            )?;
+        }
+        in_range(
+            "shards",
+            (1..=SHARDS_MAX).contains(&self.shards),
+            "1 to 1024",
+            &self.shards,
+        )
+    }
+
     /// A hash of the whole recipe: two runs with the same one do the same.
     #[must_use]
     pub fn hash(&self) -> String {
         hash_of_json(self)
     }
+}
+
+/// Refuses a number of a recipe that is not in its range.
+pub(crate) fn in_range(
+    field: &'static str,
+    is_fine: bool,
+    expected: &'static str,
+    found: &dyn Display,
+) -> Result<()> {
+    if is_fine {
+        return Ok(());
+    }
+    Err(TrainError::RecipeField {
+        field,
+        expected,
+        found: found.to_string(),
+    })
 }
 
 /// A hash of plain numbers, texts and lists: serialising them cannot fail.
@@ -243,6 +319,55 @@ mod tests {
         let mut json = serde_json::to_value(Recipe::default()).expect("json");
         json["tuen"] = 1.into();
         assert!(serde_json::from_value::<Recipe>(json).is_err());
+    }
+
+    #[test]
+    fn numbers_are_held_to_their_ranges() {
+        type Change<'a> = &'a dyn Fn(&mut Recipe);
+        let default = Recipe::default();
+        default.check().expect("sound");
+        let with = |change: Change<'_>| {
+            let mut recipe = default.clone();
+            change(&mut recipe);
+            recipe.check().map_err(|error| error.to_string())
+        };
+        let lines = |recipe: &mut Recipe, lines| {
+            if let Some(instructions) = &mut recipe.instructions {
+                instructions.lines_of_pattern = lines;
+            }
+        };
+        with(&|recipe| lines(recipe, COPIES_MAX)).expect("at the limit");
+        with(&|recipe| recipe.pretrain.tokens = 0).expect("left out");
+        let refused: [(Change<'_>, &str); 6] = [
+            (
+                &|recipe| lines(recipe, COPIES_MAX + 1),
+                "lines_of_pattern: expected 0 to 1000",
+            ),
+            (
+                &|recipe| recipe.tune.next_token_share = 0.0,
+                "next_token_share: expected more than 0",
+            ),
+            (
+                &|recipe| recipe.tune.next_token_share = 1.5,
+                "next_token_share: expected 0 to 1",
+            ),
+            (
+                &|recipe| recipe.tune.learning_rate = f64::NAN,
+                "learning_rate: expected 0 to 1",
+            ),
+            (
+                &|recipe| recipe.tune.augment.gap_jitter = 10_000,
+                "gap_jitter",
+            ),
+            (
+                &|recipe| recipe.shards = 0,
+                "shards: expected 1 to 1024, found 0",
+            ),
+        ];
+        for (change, expected) in refused {
+            let error = with(change).expect_err(expected);
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -252,7 +252,7 @@ fn flows(capture: &[u8]) -> Vec<Flow> {
 fn encoder() -> Encoder {
     let merges = train_merges(
         [(&b"\x00\x00\x00\x00\x13\x01\x13\x02\x16\x03\x01"[..], 2)],
-        500,
+        720,
     )
     .unwrap();
     let profile = Profile {

@@ -91,7 +91,7 @@ fn flow_of(packets: &[Sent], protocol: u8, config: FlowConfig) -> Flow {
 
 fn encoder(tls_random: bool) -> Encoder {
     let texts: [&[u8]; 2] = [b"GET / HTTP/1.1\r\nHost: a", &[0; 40]];
-    let merges = train_merges(texts.map(|text| (text, 2)), 500).unwrap();
+    let merges = train_merges(texts.map(|text| (text, 2)), 720).unwrap();
     let profile = Profile {
         tls_random,
         // Payload to its end, instead of up to where the budget ends.

@@ -69,7 +69,7 @@ pub(crate) struct UpdateArguments {
     /// Data folder of before, replayed so that what the task knew is not lost
     #[arg(long, value_name = "FOLDER")]
     replay: Option<PathBuf>,
-    /// What the adapter may lose of the macro-F1 on the held items of one folder, if it gains on all together
+    /// What the adapter may lose of the macro-F1 on the held items of one folder, 0 to 1, if it gains on all together
     #[arg(long, value_name = "SHARE", default_value_t = LOSS_MAX)]
     loss_max: f64,
 }
@@ -163,7 +163,7 @@ impl Asked {
         } = arguments;
         let recipe = match recipe {
             None => AdapterRecipe::default(),
-            Some(path) => files::read_recipe(&path)?,
+            Some(path) => files::read_json(&path)?,
         };
         let made = match from {
             Some(from) => Some((from.clone(), build_data(from, &task, seed)?)),

@@ -57,7 +57,12 @@ impl<'a> Pattern<'a> {
 fn plain<'a>(text: &'a str, names: &'a Names) -> Result<Vec<Piece<'a>>, String> {
     let mut pieces = Vec::new();
     let mut rest = text;
+    let without_strays = |text: &str| match text.find([']', '}', '|']) {
+        Some(stray) => Err(format!("a bracket or bar of nothing: {:?}", &text[stray..])),
+        None => Ok(()),
+    };
     while let Some((before, after)) = rest.split_once('{') {
+        without_strays(before)?;
         let (list, behind) = after
             .split_once('}')
             .ok_or_else(|| format!("a brace is not closed: {after:?}"))?;
@@ -66,9 +71,7 @@ fn plain<'a>(text: &'a str, names: &'a Names) -> Result<Vec<Piece<'a>>, String> 
         pieces.extend([Piece::Text(before), Piece::Name(found)]);
         rest = behind;
     }
-    if let Some(stray) = rest.find([']', '}', '|']) {
-        return Err(format!("a bracket or bar of nothing: {:?}", &rest[stray..]));
-    }
+    without_strays(rest)?;
     pieces.push(Piece::Text(rest));
     Ok(pieces)
 }
@@ -130,6 +133,9 @@ mod tests {
             ("[a [b]]", "inside another"),
             ("a]", "of nothing"),
             ("a | b", "of nothing"),
+            ("a | b {app}", "of nothing"),
+            ("a] {app}", "of nothing"),
+            ("a} {app}", "of nothing"),
             ("{app", "not closed"),
             ("{App}", "\"App\""),
             ("{none}", "\"none\""),

@@ -95,15 +95,17 @@ impl NetworkConfig {
                 return Err(NetworkError::size(name, format!("1 to {SIZE_MAX}"), size));
             }
         }
-        if let Some(scale) = self
-            .scales
-            .iter()
-            .find(|scale| scale.tokens.is_empty() || scale.tokens.end > self.vocabulary)
-        {
+        if let Some(scale) = self.scales.iter().find(|scale| {
+            let tokens = &scale.tokens;
+            tokens.is_empty() || tokens.end > self.vocabulary || scale.reach > tokens.len()
+        }) {
             return Err(NetworkError::size(
                 "tokens of a scale",
-                format!("some below {}", self.vocabulary),
-                format!("{:?}", scale.tokens),
+                format!(
+                    "some below {}, and no further a reach than they are many",
+                    self.vocabulary
+                ),
+                format!("{:?} and {}", scale.tokens, scale.reach),
             ));
         }
         if !self.hidden.is_multiple_of(self.heads) || !self.head_width().is_multiple_of(2) {

@@ -1,8 +1,9 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 mod adapters;
 
-use super::layout::normal;
+use super::layout::{TOKEN_TABLE, normal};
 use super::*;
 use crate::ops;
 use crate::optimiser::{AdamW, AdamWConfig};
@@ -548,4 +549,84 @@ fn mixed_precision_stays_near_full_precision() {
         full_loss.to_bits(),
         "the precision does not linger"
     );
+}
+
+/// Tokens 10 to 29 in order, of which three on each side are near.
+fn config_with_scale() -> NetworkConfig {
+    NetworkConfig {
+        scales: vec![Scale {
+            tokens: 10..30,
+            reach: 3,
+        }],
+        ..config()
+    }
+}
+
+fn rows(network: &Network) -> Vec<Vec<f32>> {
+    let mut parameters = network.parameters.iter();
+    let table = parameters.find(|parameter| parameter.name == TOKEN_TABLE);
+    let values = table.unwrap().values().unwrap();
+    let width = network.config().hidden;
+    values.chunks_exact(width).map(<[f32]>::to_vec).collect()
+}
+
+#[test]
+fn rows_of_a_scale_start_near_their_neighbours() {
+    let network = Network::new(config_with_scale(), 5).unwrap();
+    let rows = rows(&network);
+    let distance = |a: usize, b: usize| -> f32 {
+        let pairs = rows[a].iter().zip(&rows[b]);
+        pairs.map(|(a, b)| (a - b).powi(2)).sum::<f32>()
+    };
+    let of = |range: Range<usize>, step: usize| -> f32 {
+        let count = range.len() as f32;
+        range.map(|row| distance(row, row + step)).sum::<f32>() / count
+    };
+    let (near, far, others) = (of(10..29, 1), of(10..22, 8), of(0..9, 1));
+    assert!(near < 0.5 * far, "{near} beside {far}");
+    assert!(near < 0.5 * others, "{near} beside {others}");
+}
+
+#[test]
+fn a_row_of_a_scale_learns_with_its_neighbours_and_no_other_does() {
+    let mut network = Network::new(config_with_scale(), 5).unwrap();
+    let before = rows(&network);
+    let mut optimiser = AdamW::new(AdamWConfig {
+        weight_decay: 0.0,
+        ..AdamWConfig::default()
+    });
+    let objective = Objective {
+        lm_weight: 0.0,
+        label_smoothing: 0.0,
+    };
+    let sequence = Sequence {
+        flow_rows: 1,
+        task: Some(0),
+        label: 1,
+        weight: 1.0,
+    };
+    let batch = ShardBatch {
+        tokens: vec![20],
+        targets: vec![0],
+        target_weights: vec![0.0],
+        sequences: vec![sequence],
+    };
+    network
+        .train_step(&[batch], &objective, &mut optimiser, 1e-2)
+        .unwrap();
+    let after = rows(&network);
+    let moved: Vec<usize> = (0..37).filter(|&row| after[row] != before[row]).collect();
+    assert_eq!(moved, [17, 18, 19, 20, 21, 22, 23]);
+}
+
+#[test]
+fn a_scale_outside_of_the_vocabulary_or_of_itself_is_refused() {
+    for (tokens, reach) in [(10..10, 0), (30..38, 2), (10..30, 21)] {
+        let scaled = NetworkConfig {
+            scales: vec![Scale { tokens, reach }],
+            ..config()
+        };
+        let error = Network::new(scaled, 5).err().unwrap().to_string();
+        assert!(error.contains("tokens of a scale"), "{error}");
+    }
 }

@@ -16,10 +16,12 @@ const CUT_NAME_BYTES: usize = 4;
 const DHCP_COOKIE_START: usize = 236;
 const DHCP_COOKIE: [u8; 4] = [0x63, 0x82, 0x53, 0x63];
 /// From the transaction id to the cookie (RFC 2131 2): addresses, and the names of a server and a boot file. Those are empty nearly always,
-/// and 192 shown zeros would leave no room for the options, which tell more than anything else what a device is.
+/// and 192 shown zeros would leave no room for the options that say what a device is.
 const DHCP_HIDDEN: (usize, usize) = (4, DHCP_COOKIE_START);
-/// Options that carry addresses, hardware addresses or host names (RFC 2132, RFC 3046, RFC 4702).
-const DHCP_HIDDEN_OPTIONS: [u8; 16] = [1, 3, 4, 5, 6, 12, 15, 28, 42, 44, 50, 54, 61, 81, 82, 119];
+/// Options that are shown: lease, overload, message type, wanted parameters, message size, renewal and rebinding times, vendor class (RFC 2132). All
+/// others may carry addresses, names or numbers of one device, those that nobody has thought of yet among them: of these the code alone
+/// is shown, not even their length, which may be that of a host's name.
+const DHCP_SHOWN_OPTIONS: [u8; 8] = [51, 52, 53, 55, 57, 58, 59, 60];
 
 /// The hidden ranges of one payload: sorted, apart from each other, a fixed number at most.
 #[derive(Clone, Debug)]
@@ -328,8 +330,8 @@ fn dhcp(payload: &[u8], payload_bytes: u64, ranges: &mut Ranges) {
             (255, _) | (_, None) => break,
             (_, Some(length)) => {
                 let end = at + 2 + usize::from(*length);
-                if DHCP_HIDDEN_OPTIONS.contains(&option) {
-                    ranges.push(at + 2, end.min(payload.len()));
+                if !DHCP_SHOWN_OPTIONS.contains(&option) {
+                    ranges.push(at + 1, end.min(payload.len()));
                 }
                 at = end;
             }

@@ -1,7 +1,7 @@
 //! Flows and requests as tokens of one vocabulary, and back.
 //!
 //! A flow is `<flow:...>`, then per packet a token for direction and TCP flags, a size token where it carries payload, a gap
-//! token where it came 1 ms or more after the packet before, and byte-pair tokens of its payload. A request is
+//! token where it came 64 us or more after the packet before, and byte-pair tokens of its payload. A request is
 //! `<request>` and the byte-pair tokens of its canonical text. What the [`Profile`] hides never reaches a token.
 
 mod bpe;

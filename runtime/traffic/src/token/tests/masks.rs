@@ -176,8 +176,17 @@ fn dhcp_shows_no_addresses() {
     ));
     assert!(contains(
         &found,
-        b"\x35\x01\x03\x32\x04#\x00\x0c\x03#\x3d\x07#\x37\x02\x01\x03\xff"
+        b"\x35\x01\x03\x32#\x00\x0c#\x3d#\x37\x02\x01\x03\xff"
     ));
+
+    for option in 1..255 {
+        message.truncate(240);
+        message.extend([option, 3]);
+        message.extend(b"AAA\xff");
+        let found = shown(|_| {}, &flow(17, &[packet(FromInitiator, &message)]));
+        let is_shown = matches!(option, 51..=53 | 55 | 57..=60);
+        assert_eq!(contains(&found, b"AAA"), is_shown, "option {option}");
+    }
 
     let mut cut = flow(17, &[packet(FromInitiator, &message[..100])]);
     cut.records[0].payload_bytes = message.len() as u32;
