@@ -8,6 +8,7 @@ mod flows;
 mod model;
 mod verdicts;
 
+pub(crate) use about::version_error;
 pub use about::{About, Needs};
 pub use flows::{
     DecodedFlow, DecodedTask, FlowInput, PacketInput, TaskInput, decode_flows, encode_flows,

@@ -32,6 +32,11 @@ pub trait HeadInstance: Send {
     fn flows_max(&self) -> usize {
         limits::FLOWS_MAX
     }
+
+    /// Fuel that the last call took; `None` where that is not measured.
+    fn fuel_used(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What a host promises the heads that it starts.
