@@ -178,8 +178,8 @@ static int32_t HEAD_BEGIN(const uint8_t *block, uint32_t bytes HEAD_STATE_PARAME
 #endif
 
 struct head {
-    uint8_t input[HEAD_INPUT_BYTES];
-    uint8_t output[HEAD_OUTPUT_BYTES];
+    _Alignas(8) uint8_t input[HEAD_INPUT_BYTES];
+    _Alignas(8) uint8_t output[HEAD_OUTPUT_BYTES];
     uint32_t input_bytes_max, output_bytes_max;
 #ifdef HEAD_STATE
     HEAD_STATE state;
@@ -187,7 +187,7 @@ struct head {
     int32_t is_taken;
 };
 
-static _Alignas(8) struct head head_heads[HEAD_HEADS_MAX];
+static struct head head_heads[HEAD_HEADS_MAX];
 static _Alignas(8) uint8_t head_about_block[1024];
 
 HEAD_EXPORT(tllm_head_abi) uint32_t tllm_head_abi(void);

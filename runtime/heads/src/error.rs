@@ -64,7 +64,9 @@ pub enum HeadError {
         reason: String,
     },
     /// A precompiled module whose hash nobody vouches for.
-    #[error("{head}: precompiled, and its SHA-256 {sha256} is not among the {trusted} trusted ones")]
+    #[error(
+        "{head}: precompiled, and its SHA-256 {sha256} is not among the {trusted} trusted ones"
+    )]
     NotTrusted {
         /// The head's file.
         head: String,

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use crate::abi::{About, AbiError, Answer, Answers, FlowInput};
+use crate::abi::{AbiError, About, Answer, Answers, FlowInput};
 use crate::error::Fault;
 use crate::head::{Conditions, Head, HeadInstance};
 use crate::limits;

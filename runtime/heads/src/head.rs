@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use crate::abi::{
-    self, About, Answers, FlowInput, ModelContext, Needs, PacketInput, TaskInput, flow_bytes,
-};
+use crate::abi::{self, About, Answers, FlowInput, ModelContext, Needs, flow_bytes};
 use crate::error::Fault;
 use crate::limits;
 
@@ -69,7 +67,11 @@ impl Conditions {
     #[must_use]
     pub fn input_bytes_max(&self, needs: Needs) -> usize {
         let count = |needed, count: usize, most: usize| {
-            if needs.has(needed) { count.min(most) } else { 0 }
+            if needs.has(needed) {
+                count.min(most)
+            } else {
+                0
+            }
         };
         let packets = count(Needs::PACKETS, self.packets_max, limits::PACKETS_MAX);
         let hidden = count(
@@ -107,4 +109,3 @@ impl Conditions {
         })
     }
 }
-

@@ -63,7 +63,7 @@ mod pair;
 mod wasm;
 
 pub use abi::{
-    About, AbiError, Answer, Answers, FlowInput, ModelContext, Needs, PacketInput, TaskContext,
+    AbiError, About, Answer, Answers, FlowInput, ModelContext, Needs, PacketInput, TaskContext,
     TaskInput, Verdict,
 };
 pub use error::{Fault, HeadError};

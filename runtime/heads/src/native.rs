@@ -17,7 +17,7 @@ use std::sync::Arc;
 use libloading::Library;
 
 use crate::abi::{
-    About, AbiError, Answers, FlowInput, decode_verdicts, encode_flows, is_compatible,
+    AbiError, About, Answers, FlowInput, decode_verdicts, encode_flows, is_compatible,
     verdicts_bytes_max, version_error,
 };
 use crate::error::{Fault, HeadError};
@@ -218,7 +218,12 @@ fn functions(path: &Path, library: &Library) -> Result<Functions, HeadError> {
 
 fn read_about(about: *const c_void) -> Result<About, AbiError> {
     if about.is_null() {
-        return Err(AbiError::broken("about", "tllm_head_about", "a block", "NULL"));
+        return Err(AbiError::broken(
+            "about",
+            "tllm_head_about",
+            "a block",
+            "NULL",
+        ));
     }
     let about = about.cast::<u8>();
     // SAFETY: a block has its magic and its bytes at least; the head is trusted to give one.
@@ -256,17 +261,18 @@ impl Head for NativeHead {
             loaded: Arc::clone(&self.loaded),
             head,
         };
-        let place = |export: &'static str, function: unsafe extern "C" fn(*mut c_void) -> *mut c_void| {
-            // SAFETY: as above; `head` came from `new` and is not freed.
-            let found = unsafe { function(head.as_ptr()) };
-            match NonNull::new(found.cast::<u8>()) {
-                Some(place) if place.addr().get().is_multiple_of(8) => Ok(place),
-                _ => {
-                    let found = format!("{found:p}");
-                    Err(AbiError::broken("memory", export, "a multiple of 8", found))
+        let place =
+            |export: &'static str, function: unsafe extern "C" fn(*mut c_void) -> *mut c_void| {
+                // SAFETY: as above; `head` came from `new` and is not freed.
+                let found = unsafe { function(head.as_ptr()) };
+                match NonNull::new(found.cast::<u8>()) {
+                    Some(place) if place.addr().get().is_multiple_of(8) => Ok(place),
+                    _ => {
+                        let found = format!("{found:p}");
+                        Err(AbiError::broken("memory", export, "a multiple of 8", found))
+                    }
                 }
-            }
-        };
+            };
         let input = place("tllm_head_input", functions.input)?;
         let output = place("tllm_head_output", functions.output)?;
         let mut instance = NativeInstance {

@@ -24,7 +24,8 @@ mod tests {
 
     #[test]
     fn a_pair_has_one_number_in_both_directions_and_another_with_another_secret() {
-        let hosts: [IpAddr; 3] = ["10.0.0.1", "10.0.0.2", "2001:db8::1"].map(|text| text.parse().unwrap());
+        let hosts: [IpAddr; 3] =
+            ["10.0.0.1", "10.0.0.2", "2001:db8::1"].map(|text| text.parse().unwrap());
         let number = |secret, one, other| pair_number([secret, 7], hosts[one], hosts[other]);
         assert_eq!(number(1, 0, 1), number(1, 1, 0));
         assert_ne!(number(1, 0, 1), number(2, 0, 1));

@@ -104,12 +104,7 @@ impl About {
         for _ in 0..count {
             let (label, end) = block.text("label", at, 1..=limits::LABEL_BYTES_MAX)?;
             if labels.iter().any(|other| other == label) {
-                return Err(AbiError::broken(
-                    BLOCK,
-                    "label",
-                    "different labels",
-                    label,
-                ));
+                return Err(AbiError::broken(BLOCK, "label", "different labels", label));
             }
             labels.push(label.to_owned());
             at = end;

@@ -196,9 +196,7 @@ impl<'a> Iterator for AnswersIter<'a> {
 /// The most bytes that the verdicts on so many flows take, of a head with so many labels.
 #[must_use]
 pub fn verdicts_bytes_max(flows: usize, labels: usize) -> usize {
-    HEAD_SIZE
-        + flows
-            * (VERDICT_SIZE + labels * 4 + limits::EVIDENCE_BYTES_MAX.next_multiple_of(4))
+    HEAD_SIZE + flows * (VERDICT_SIZE + labels * 4 + limits::EVIDENCE_BYTES_MAX.next_multiple_of(4))
 }
 
 /// Reads a verdicts block on so many flows, of a head with so many labels, and adds them; adds none if one is wrong.

@@ -64,10 +64,7 @@ impl<'a> Check<'a> {
                         return Err(HeadError::Import {
                             head: self.name.to_owned(),
                             import: shown(&format!("{}.{}", import.module, import.name)),
-                            reason: format!(
-                                "only {}.{} can be imported",
-                                IMPORT.0, IMPORT.1
-                            ),
+                            reason: format!("only {}.{} can be imported", IMPORT.0, IMPORT.1),
                         });
                     }
                 }

@@ -7,7 +7,7 @@ use wasmtime::{ExternType, FuncType, InstancePre, Module, ValType};
 
 use super::instance::{Host, Running, WasmInstance};
 use super::{Sandbox, SandboxOptions};
-use crate::abi::{About, AbiError, is_compatible, version_error};
+use crate::abi::{AbiError, About, is_compatible, version_error};
 use crate::error::{Fault, HeadError};
 use crate::head::{Conditions, Head, HeadInstance};
 use crate::limits;

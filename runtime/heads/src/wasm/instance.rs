@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use wasmtime::{
-    Caller, Extern, Global, Instance, Linker, Memory, Mutability, Store,
-    StoreLimits, StoreLimitsBuilder, Trap, TypedFunc, Val, WasmParams,
+    Caller, Extern, Global, Instance, Linker, Memory, Mutability, Store, StoreLimits,
+    StoreLimitsBuilder, Trap, TypedFunc, Val, WasmParams,
 };
 
 use super::Isolation;
@@ -81,16 +81,17 @@ impl Running {
         let fuel = options.fuel_to_start;
         let trapped = |error: wasmtime::Error| fault(&error, fuel);
         store.set_fuel(fuel).map_err(trapped)?;
-        let instance = loaded
-            .pre
-            .instantiate(&mut store)
-            .map_err(|error| match fault(&error, fuel) {
-                // Not what the module did, but that the pool is empty.
-                Fault::Trap(text) if error.downcast_ref::<Trap>().is_none() => {
-                    Fault::Unavailable(text)
-                }
-                other => other,
-            })?;
+        let instance =
+            loaded
+                .pre
+                .instantiate(&mut store)
+                .map_err(|error| match fault(&error, fuel) {
+                    // Not what the module did, but that the pool is empty.
+                    Fault::Trap(text) if error.downcast_ref::<Trap>().is_none() => {
+                        Fault::Unavailable(text)
+                    }
+                    other => other,
+                })?;
         let memory = instance.get_memory(&mut store, "memory");
         let memory = memory.ok_or_else(|| Fault::Unavailable("no memory".to_owned()))?;
         Ok(Self {
