@@ -22,7 +22,7 @@
  *
  * Can be defined as well: HEAD_HIDDEN (values of the hidden vector; 0: any), HEAD_INPUT_BYTES and HEAD_OUTPUT_BYTES (room for what goes in
  * and out; a host that promises larger flows does not use the head), HEAD_STATE (a struct whose one object `head_state` is there for the head;
- * zeros at first), HEAD_BEGIN (a function that is given the model block). A library made with this holds HEAD_HEADS_MAX heads at a time.
+ * zeros at first), HEAD_BEGIN (a function that is given the model block), HEAD_ABOUT_BYTES (room for name, version and labels). A library made with this holds HEAD_HEADS_MAX heads at a time.
  */
 
 #ifndef TRAFFICLLM_HEAD_SDK_H
@@ -48,6 +48,9 @@
 #endif
 #ifndef HEAD_OUTPUT_BYTES
 #define HEAD_OUTPUT_BYTES 4096
+#endif
+#ifndef HEAD_ABOUT_BYTES
+#define HEAD_ABOUT_BYTES 2048
 #endif
 #ifndef HEAD_HEADS_MAX
 #define HEAD_HEADS_MAX 64
@@ -188,7 +191,7 @@ struct head {
 };
 
 static struct head head_heads[HEAD_HEADS_MAX];
-static _Alignas(8) uint8_t head_about_block[1024];
+static _Alignas(8) uint8_t head_about_block[HEAD_ABOUT_BYTES];
 
 HEAD_EXPORT(tllm_head_abi) uint32_t tllm_head_abi(void);
 HEAD_EXPORT(tllm_head_about) const void *tllm_head_about(void);
@@ -201,14 +204,17 @@ HEAD_EXPORT(tllm_head_free) void tllm_head_free(void *head);
 
 uint32_t tllm_head_abi(void) { return TLLM_HEAD_ABI; }
 
+/* Where the text ends; what does not fit makes the block longer than its place, which the host refuses. */
 static uint32_t head_put_text(uint8_t *block, uint32_t at, const char *text)
 {
     uint32_t length = 0;
-    while (text[length] && at + 2 + length < sizeof head_about_block) {
-        block[at + 2 + length] = (uint8_t)text[length];
+    while (text[length])
         length++;
-    }
+    if (at > HEAD_ABOUT_BYTES || length + 2 > HEAD_ABOUT_BYTES - at)
+        return TLLM_HEAD_ABOUT_BYTES_MAX + 1;
     head_put_u16(block + at, length);
+    for (uint32_t byte = 0; byte < length; byte++)
+        block[at + 2 + byte] = (uint8_t)text[byte];
     return at + 2 + length;
 }
 

@@ -54,6 +54,7 @@ mod error;
 mod guard;
 mod head;
 pub mod limits;
+mod linear;
 #[cfg(any(feature = "native", feature = "wasm"))]
 mod log;
 #[cfg(feature = "native")]
@@ -68,6 +69,7 @@ pub use abi::{
 };
 pub use error::{Fault, HeadError};
 pub use guard::{Guard, GuardCounters, GuardOptions, Reason, Station};
+pub use linear::{LINEAR_LABELS_MAX, Linear};
 pub use head::{Conditions, Head, HeadInstance};
 #[cfg(feature = "native")]
 pub use native::NativeHead;
