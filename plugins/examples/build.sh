@@ -11,7 +11,7 @@ for head in beaconing fusion; do
 done
 if [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-unknown-unknown" ]; then
     cd "$here/linear"
-    RUSTFLAGS="-C link-arg=-zstack-size=16384 -C target-feature=+simd128 -C strip=symbols --remap-path-prefix=$here=." \
+    RUSTFLAGS="-C link-arg=-zstack-size=8192 -C target-feature=+simd128 -C strip=symbols --remap-path-prefix=$here=." \
         cargo build --quiet --release --target wasm32-unknown-unknown --target-dir "$out/target"
     cp "$out/target/wasm32-unknown-unknown/release/trafficllm_head_linear.wasm" "$out/linear.wasm"
     rm -r "$out/target"

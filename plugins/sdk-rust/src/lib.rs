@@ -25,7 +25,7 @@
 //! ```
 //!
 //! `crate-type = ["cdylib"]`, and for a module `cargo build --release --target wasm32-unknown-unknown` with
-//! `RUSTFLAGS="-C link-arg=-zstack-size=16384"`. No allocator is needed, and none is here. What fields and bits mean is said in
+//! `RUSTFLAGS="-C link-arg=-zstack-size=8192"`. No allocator is needed, and none is here. What fields and bits mean is said in
 //! `include/trafficllm_head.h`. A block that the host wrote is trusted to be as it says; reading beyond it gives zeros, never a panic.
 
 #![no_std]
@@ -105,12 +105,21 @@ pub fn judge_all<H: Head>(head: &mut H, input: &[u8], output: &mut [u8]) -> i32 
 macro_rules! export_head {
     ($head:ty, input_bytes: $input:expr, output_bytes: $output:expr, heads: $heads:expr) => {
         #[doc(hidden)]
-        #[allow(missing_docs, unsafe_code, unreachable_pub, reason = "the border that the ABI lays down")]
+        #[allow(
+            missing_docs,
+            unsafe_code,
+            unreachable_pub,
+            reason = "the border that the ABI lays down"
+        )]
         mod exported_head {
             use super::*;
             use $crate::{AboutWriter, Head, Model, Pool, Slot};
 
-            const HEADS: usize = if cfg!(target_family = "wasm") { 1 } else { $heads };
+            const HEADS: usize = if cfg!(target_family = "wasm") {
+                1
+            } else {
+                $heads
+            };
             type Place = Slot<$head, { $input }, { $output }>;
             static POOL: Pool<$head, { $input }, { $output }, HEADS> = Pool::new();
             static ABOUT: $crate::About = $crate::About::new();
@@ -126,7 +135,10 @@ macro_rules! export_head {
             }
 
             #[unsafe(no_mangle)]
-            pub extern "C" fn tllm_head_new(input_bytes_max: u32, output_bytes_max: u32) -> *const Place {
+            pub extern "C" fn tllm_head_new(
+                input_bytes_max: u32,
+                output_bytes_max: u32,
+            ) -> *const Place {
                 POOL.take(input_bytes_max, output_bytes_max)
             }
 

@@ -84,7 +84,10 @@ impl<H: Head, const INPUT: usize, const OUTPUT: usize> Slot<H, INPUT, OUTPUT> {
 
     /// # Safety
     /// The slot was taken, and nobody else uses it.
-    #[expect(clippy::mut_from_ref, reason = "the host is in one function of a head at a time")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the host is in one function of a head at a time"
+    )]
     unsafe fn head(&self) -> &mut H {
         // SAFETY: a head is there from when the slot is taken.
         unsafe { (*self.head.get()).assume_init_mut() }

@@ -56,7 +56,10 @@ impl<'a> Model<'a> {
         let text = |at: usize| {
             let length = usize::from(u16_at(block, at));
             let bytes = block.get(at + 2..at + 2 + length).unwrap_or_default();
-            (core::str::from_utf8(bytes).unwrap_or_default(), at + 2 + length)
+            (
+                core::str::from_utf8(bytes).unwrap_or_default(),
+                at + 2 + length,
+            )
         };
         for task in 0..self.tasks() {
             let labels = usize::from(u16_at(self.block, at + 4));
@@ -201,8 +204,11 @@ impl<'a> Flow<'a> {
 
     fn list(&self, offset: usize, count: usize, size: usize) -> &'a [u8] {
         let at = u32_at(self.block, offset) as usize;
-        let end = count.checked_mul(size).and_then(|bytes| bytes.checked_add(at));
-        end.and_then(|end| self.block.get(at..end)).unwrap_or_default()
+        let end = count
+            .checked_mul(size)
+            .and_then(|bytes| bytes.checked_add(at));
+        end.and_then(|end| self.block.get(at..end))
+            .unwrap_or_default()
     }
 }
 

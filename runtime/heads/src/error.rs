@@ -149,6 +149,14 @@ pub enum Fault {
     /// There is no room for it.
     #[error("cannot be started: {0}")]
     Unavailable(String),
+    /// It has no room for a single flow of the size that was agreed on: `tllm_head_new` gave NULL.
+    #[error("has no room for {input_bytes} bytes of input and {output_bytes} of output")]
+    NoRoom {
+        /// Bytes of the input.
+        input_bytes: usize,
+        /// Bytes of the output.
+        output_bytes: usize,
+    },
     /// The flow has more to say than the room that was agreed on holds. Not the head's doing.
     #[error("the flow does not fit into the {room} bytes of the input")]
     TooLarge {
@@ -170,7 +178,7 @@ impl Fault {
             Self::Abi(AbiError::NotANumber { .. }) => Reason::NotANumber,
             Self::Abi(AbiError::Broken { .. }) => Reason::Rubbish,
             Self::Model { .. } => Reason::Model,
-            Self::Unavailable(_) => Reason::Unavailable,
+            Self::Unavailable(_) | Self::NoRoom { .. } => Reason::Unavailable,
             Self::TooLarge { .. } => Reason::TooLarge,
         }
     }

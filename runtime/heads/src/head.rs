@@ -109,3 +109,23 @@ impl Conditions {
         })
     }
 }
+
+/// Starts a head with room for so many flows, or for half as many, and so on: a head has the room that its author gave it.
+#[cfg(any(feature = "native", feature = "wasm"))]
+pub(crate) fn start_with_room<T>(
+    conditions: &Conditions,
+    flows: usize,
+    start: impl Fn(Conditions) -> Result<T, Fault>,
+) -> Result<T, Fault> {
+    let mut flows = flows.clamp(1, limits::FLOWS_MAX);
+    loop {
+        let conditions = Conditions {
+            flows_max: flows,
+            ..conditions.clone()
+        };
+        match start(conditions) {
+            Err(Fault::NoRoom { .. }) if flows > 1 => flows /= 2,
+            result => return result,
+        }
+    }
+}

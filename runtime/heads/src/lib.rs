@@ -69,8 +69,8 @@ pub use abi::{
 };
 pub use error::{Fault, HeadError};
 pub use guard::{Guard, GuardCounters, GuardOptions, Reason, Station};
-pub use linear::{LINEAR_LABELS_MAX, Linear};
 pub use head::{Conditions, Head, HeadInstance};
+pub use linear::{LINEAR_LABELS_MAX, Linear};
 #[cfg(feature = "native")]
 pub use native::NativeHead;
 pub use pair::pair_number;

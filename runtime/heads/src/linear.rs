@@ -49,9 +49,12 @@ impl Linear {
             && (1..=HIDDEN_MAX).contains(&hidden)
             && about.labels.len() <= LINEAR_LABELS_MAX
             && name.len() <= NAME_BYTES_MAX
-            && about.labels.iter().all(|label| label.len() <= LABEL_BYTES_MAX);
-        let mut numbers = weights.iter().chain(&bias).chain([&threshold]);
-        if !fits || !numbers.all(|number| number.is_finite()) {
+            && about
+                .labels
+                .iter()
+                .all(|label| label.len() <= LABEL_BYTES_MAX);
+        let is_finite = |numbers: &[f32]| numbers.iter().all(|number| number.is_finite());
+        if !fits || !is_finite(&weights) || !is_finite(&bias) || !threshold.is_finite() {
             return None;
         }
         // What a decoder refuses no host takes.
@@ -73,7 +76,8 @@ impl Linear {
             .enumerate()
             .filter(|(_, bytes)| bytes == MARK);
         // Where the mark is for comparing, nothing follows it that looks like a template.
-        let number = |at: usize| Some(u32::from_le_bytes(*module.get(at..)?.first_chunk()?) as usize);
+        let number =
+            |at: usize| Some(u32::from_le_bytes(*module.get(at..)?.first_chunk()?) as usize);
         let at = found.find_map(|(at, _)| {
             let (room, used) = (number(at + 24)?, number(at + 28)?);
             let end = at.checked_add(TEMPLATE_HEAD_BYTES)?.checked_add(room)?;

@@ -21,7 +21,7 @@ use crate::abi::{
     verdicts_bytes_max, version_error,
 };
 use crate::error::{Fault, HeadError};
-use crate::head::{Conditions, Head, HeadInstance};
+use crate::head::{Conditions, Head, HeadInstance, start_with_room};
 use crate::limits;
 use crate::log::LogGate;
 
@@ -243,7 +243,16 @@ impl Head for NativeHead {
 
     fn start(&self, conditions: &Conditions) -> Result<Box<dyn HeadInstance>, Fault> {
         conditions.check(&self.about)?;
-        let flows = conditions.flows_max.clamp(1, limits::FLOWS_MAX);
+        let instance = start_with_room(conditions, conditions.flows_max, |conditions| {
+            self.begin(&conditions)
+        });
+        Ok(Box::new(instance?))
+    }
+}
+
+impl NativeHead {
+    fn begin(&self, conditions: &Conditions) -> Result<NativeInstance, Fault> {
+        let flows = conditions.flows_max;
         let input_bytes = conditions.input_bytes_max(self.about.needs);
         let output_bytes = verdicts_bytes_max(flows, self.about.labels.len());
         let functions = &self.loaded.functions;
@@ -252,10 +261,9 @@ impl Head for NativeHead {
         let head = self
             .loaded
             .within(|_| unsafe { new(input_bytes as u32, output_bytes as u32) });
-        let head = NonNull::new(head).ok_or_else(|| {
-            Fault::Unavailable(format!(
-                "no room for {input_bytes} bytes of input and {output_bytes} of output"
-            ))
+        let head = NonNull::new(head).ok_or(Fault::NoRoom {
+            input_bytes,
+            output_bytes,
         })?;
         let owned = OwnedHead {
             loaded: Arc::clone(&self.loaded),
@@ -297,7 +305,7 @@ impl Head for NativeHead {
                 status,
             });
         }
-        Ok(Box::new(instance))
+        Ok(instance)
     }
 }
 

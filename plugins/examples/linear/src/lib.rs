@@ -7,10 +7,12 @@
 
 use core::hint::black_box;
 
-use trafficllm_head_sdk::{AboutWriter, Flow, Head, Model, NEEDS_HIDDEN, VerdictWriter, export_head};
+use trafficllm_head_sdk::{
+    AboutWriter, Flow, Head, Model, NEEDS_HIDDEN, VerdictWriter, export_head,
+};
 
 /// Bytes of parameters that fit.
-const ROOM: usize = 32_768;
+const ROOM: usize = 24_576;
 const LABELS_MAX: usize = 64;
 /// Sums of a product: as many as wide registers hold.
 const LANES: usize = 8;
@@ -144,14 +146,21 @@ impl Head for Linear {
 }
 
 fn number(bytes: &[u8]) -> f32 {
-    bytes.first_chunk().map_or(0.0, |bytes| f32::from_le_bytes(*bytes))
+    bytes
+        .first_chunk()
+        .map_or(0.0, |bytes| f32::from_le_bytes(*bytes))
 }
 
 fn dot(row: &[u8], vector: &[u8]) -> f32 {
     let mut sums = [0.0_f32; LANES];
     let (rows, vectors) = (row.chunks_exact(4 * LANES), vector.chunks_exact(4 * LANES));
-    let rest = rows.remainder().chunks_exact(4).zip(vectors.remainder().chunks_exact(4));
-    let rest: f32 = rest.map(|(weight, value)| number(weight) * number(value)).sum();
+    let rest = rows
+        .remainder()
+        .chunks_exact(4)
+        .zip(vectors.remainder().chunks_exact(4));
+    let rest: f32 = rest
+        .map(|(weight, value)| number(weight) * number(value))
+        .sum();
     for (weights, values) in rows.zip(vectors) {
         let pairs = weights.chunks_exact(4).zip(values.chunks_exact(4));
         for (sum, (weight, value)) in sums.iter_mut().zip(pairs) {
@@ -163,7 +172,9 @@ fn dot(row: &[u8], vector: &[u8]) -> f32 {
 
 fn softmax(values: &mut [f32]) {
     let most = values.iter().copied().fold(f32::MIN, f32::max);
-    values.iter_mut().for_each(|value| *value = exponential(*value - most));
+    values
+        .iter_mut()
+        .for_each(|value| *value = exponential(*value - most));
     let sum: f32 = values.iter().sum();
     values.iter_mut().for_each(|value| *value /= sum);
 }
@@ -178,8 +189,10 @@ fn exponential(value: f32) -> f32 {
     let rest = (scaled - whole as f32) * core::f32::consts::LN_2;
     // The Taylor series to the seventh power: the rest is at most ln 2 / 2.
     let terms = [5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0];
-    let sum = terms.iter().fold(0.0, |sum, factorial| sum * rest + 1.0 / factorial);
+    let sum = terms
+        .iter()
+        .fold(0.0, |sum, factorial| sum * rest + 1.0 / factorial);
     sum * f32::from_bits(((whole + 127) as u32) << 23)
 }
 
-export_head!(Linear, input_bytes: 36_864, output_bytes: 16_384, heads: 64);
+export_head!(Linear, input_bytes: 16_384, output_bytes: 8_192, heads: 64);

@@ -13,7 +13,7 @@ use crate::abi::{
     AbiError, Answers, FlowInput, IMPORT, Needs, decode_verdicts, encode_flows, verdicts_bytes_max,
 };
 use crate::error::Fault;
-use crate::head::{Conditions, HeadInstance};
+use crate::head::{Conditions, HeadInstance, start_with_room};
 use crate::limits;
 use crate::log::LogGate;
 
@@ -206,22 +206,20 @@ impl WasmInstance {
         } else {
             conditions.flows_max.clamp(1, limits::FLOWS_MAX)
         };
-        let conditions = Conditions {
-            flows_max: flows,
-            ..conditions.clone()
-        };
-        let mut instance = Self {
-            loaded: Arc::clone(loaded),
-            input_bytes: conditions.input_bytes_max(needs),
-            output_bytes: verdicts_bytes_max(flows, labels),
-            conditions,
-            needs,
-            labels,
-            begun: None,
-            fuel_used: 0,
-        };
-        instance.begun = Some(instance.begin()?);
-        Ok(instance)
+        start_with_room(conditions, flows, |conditions| {
+            let mut instance = Self {
+                loaded: Arc::clone(loaded),
+                input_bytes: conditions.input_bytes_max(needs),
+                output_bytes: verdicts_bytes_max(conditions.flows_max, labels),
+                conditions,
+                needs,
+                labels,
+                begun: None,
+                fuel_used: 0,
+            };
+            instance.begun = Some(instance.begin()?);
+            Ok(instance)
+        })
     }
 
     fn begin(&self) -> Result<Begun, Fault> {
@@ -229,10 +227,10 @@ impl WasmInstance {
         let sizes = (self.input_bytes as u32, self.output_bytes as u32);
         let head = running.call("tllm_head_new", sizes)?;
         if head == 0 {
-            return Err(Fault::Unavailable(format!(
-                "no room for {} bytes of input and {} of output",
-                sizes.0, sizes.1
-            )));
+            return Err(Fault::NoRoom {
+                input_bytes: self.input_bytes,
+                output_bytes: self.output_bytes,
+            });
         }
         let input_at = running.place("tllm_head_input", head, self.input_bytes)?;
         let output_at = running.place("tllm_head_output", head, self.output_bytes)?;
