@@ -6,8 +6,9 @@
 //! time divided. `grow` is the price of a head that defeats the putting back by growing its memory: it begins anew each time.
 #![allow(
     clippy::unwrap_used,
+    clippy::print_stdout,
     missing_docs,
-    reason = "a bench that fails may stop"
+    reason = "a bench that fails may stop, and prints its figures"
 )]
 
 use std::hint::black_box;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use criterion::{Criterion, Throughput};
+use trafficllm_benches::{Contender, interleaved_medians};
 use trafficllm_heads::abi::flow_block_bytes;
 use trafficllm_heads::{
     Answers, Conditions, Execution, FlowInput, Guard, GuardOptions, Head, Isolation, Linear,
@@ -25,6 +26,8 @@ use trafficllm_heads::{
 /// With block and flow heads: 1 KB.
 const HIDDEN: usize = 224;
 const BATCH: usize = 8;
+const ROUNDS: usize = 201;
+const CALLS: usize = 50;
 
 fn repository() -> PathBuf {
     let folder = std::env::var_os("TLLM_REPOSITORY").map(PathBuf::from);
@@ -70,20 +73,43 @@ fn sandbox(isolation: Isolation, execution: Execution) -> Sandbox {
     Sandbox::new(options).unwrap()
 }
 
-fn station(head: impl Head + 'static) -> Station {
+fn station(head: Arc<dyn Head>) -> Station {
     let mut conditions = Conditions::default();
     conditions.model.hidden = HIDDEN as u32;
-    let guard = Guard::new(Arc::new(head), GuardOptions::default());
+    let guard = Guard::new(head, GuardOptions::default());
     let mut station = Station::new(Arc::new(guard), Arc::new(conditions));
     station.prepare().unwrap();
     station
 }
 
+/// Rounds of so many calls each, all contenders in turns; tells nanoseconds for each flow.
+fn measure(title: &str, contenders: Vec<(&str, Station, usize)>, flows: &[FlowInput<'_>]) {
+    let counts: Vec<usize> = contenders.iter().map(|(_, _, count)| *count).collect();
+    let mut contenders: Vec<Contender<'_>> = contenders
+        .into_iter()
+        .map(|(name, mut station, count)| {
+            let mut answers = Answers::default();
+            let work = move || {
+                for _ in 0..CALLS {
+                    answers.clear();
+                    station.judge(black_box(&flows[..count]), &mut answers);
+                }
+                assert_eq!(station.guard().counters().faults, 0);
+            };
+            (name, Box::new(work) as Box<dyn FnMut()>)
+        })
+        .collect();
+    println!("{title}");
+    let medians = interleaved_medians(ROUNDS, &mut contenders);
+    for (((name, _), median_s), count) in contenders.iter().zip(medians).zip(counts) {
+        let per_flow_ns = median_s * 1e9 / (CALLS * count) as f64;
+        println!("  {name:<20} {per_flow_ns:>9.0} ns");
+    }
+}
+
 fn main() {
     let module = repository().join("plugins/examples/modules/linear.wasm");
     let module = std::fs::read(module).unwrap();
-    let good = wat::parse_file(repository().join("plugins/examples/good.wat")).unwrap();
-    let grows = wat::parse_file(repository().join("plugins/attacks/leaks_growth.wat")).unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("heads");
     let hidden: Vec<f32> = (0..HIDDEN)
         .map(|value| (value % 17) as f32 / 8.0 - 1.0)
@@ -93,27 +119,31 @@ fn main() {
         packets_total: 12,
         ..FlowInput::default()
     }; BATCH];
-    let mut criterion = Criterion::default().configure_from_args();
     for labels in [2, 16] {
         let linear = linear(labels);
         let filled = linear.fill(&module).unwrap();
         let bytes = flow_block_bytes(&flows[..1], linear.about().needs);
         let wasm = |isolation, execution| {
             let sandbox = sandbox(isolation, execution);
-            station(sandbox.load("linear", &filled, &[]).unwrap())
+            station(Arc::new(sandbox.load("linear", &filled, &[]).unwrap()))
         };
-        let mut group =
-            criterion.benchmark_group(format!("linear, {labels} labels, {bytes} bytes"));
-        let contenders = [
-            ("built in, batch", station(linear.clone()), BATCH),
-            ("native, batch", station(native(&linear, &folder)), BATCH),
+        let native: Arc<dyn Head> = Arc::new(native(&linear, &folder));
+        let built_in: Arc<dyn Head> = Arc::new(linear);
+        let contenders = vec![
+            ("built in, batch", station(Arc::clone(&built_in)), BATCH),
+            ("native, batch", station(Arc::clone(&native)), BATCH),
             (
                 "wasm, batch",
                 wasm(Isolation::Call, Execution::Native),
                 BATCH,
             ),
-            ("built in, one", station(linear.clone()), 1),
-            ("native, one", station(native(&linear, &folder)), 1),
+            (
+                "interpreted, batch",
+                wasm(Isolation::Call, Execution::Interpreted),
+                BATCH,
+            ),
+            ("built in, one", station(built_in), 1),
+            ("native, one", station(native), 1),
             ("wasm, one", wasm(Isolation::Flow, Execution::Native), 1),
             (
                 "interpreted, one",
@@ -121,33 +151,40 @@ fn main() {
                 1,
             ),
         ];
-        for (name, mut station, count) in contenders {
-            group.throughput(Throughput::Elements(count as u64));
-            let mut answers = Answers::default();
-            group.bench_function(name, |bencher| {
-                bencher.iter(|| {
-                    answers.clear();
-                    station.judge(black_box(&flows[..count]), &mut answers);
-                    answers.len()
-                });
-            });
-            assert_eq!(station.guard().counters().faults, 0);
-        }
-        group.finish();
+        let title = format!("linear, {labels} labels, {bytes} bytes, each flow:");
+        measure(&title, contenders, &flows);
     }
-    let mut group = criterion.benchmark_group("a head that does next to nothing");
-    for (name, bytes) in [("one", &good), ("grow", &grows)] {
+    let small = |name: &str, pages: &str| {
+        let text = std::fs::read_to_string(repository().join(name)).unwrap();
+        let text = text.replacen("(memory (export \"memory\") 1)", pages, 1);
         let sandbox = sandbox(Isolation::Flow, Execution::Native);
-        let mut station = station(sandbox.load(name, bytes, &[]).unwrap());
-        let mut answers = Answers::default();
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                answers.clear();
-                station.judge(black_box(&flows[..1]), &mut answers);
-                answers.len()
-            });
-        });
-    }
-    group.finish();
-    criterion.final_summary();
+        let bytes = wat::parse_str(text).unwrap();
+        station(Arc::new(sandbox.load(name, &bytes, &[]).unwrap()))
+    };
+    let good = "plugins/examples/good.wat";
+    let contenders = vec![
+        (
+            "64 KB put back",
+            small(good, "(memory (export \"memory\") 1)"),
+            1,
+        ),
+        (
+            "36 KB put back",
+            small(good, "(memory (export \"memory\") 36864 (pagesize 1))"),
+            1,
+        ),
+        (
+            "grow",
+            small(
+                "plugins/attacks/leaks_growth.wat",
+                "(memory (export \"memory\") 1)",
+            ),
+            1,
+        ),
+    ];
+    measure(
+        "a head that does next to nothing, each flow:",
+        contenders,
+        &flows,
+    );
 }

@@ -5,7 +5,8 @@
 //! a fault of its own; loading it runs its constructors. Nothing here protects against it. What is checked protects against mistakes: the
 //! path is absolute, so that no search path decides; on Unix the file belongs to root or to the user who runs the process, and nobody
 //! else may write to it; the version fits before anything else is called; what the head returns is decoded like that of a module. A library
-//! is never unloaded, since threads and destructors of its own may still run its code.
+//! is never unloaded, since threads and destructors of its own may still run its code. A file that is loaded must not be written over: a new
+//! version gets a file of its own, or is moved over the old one (the system maps what the file holds).
 
 use std::cell::RefCell;
 use std::ffi::{c_char, c_void};
