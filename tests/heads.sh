@@ -8,7 +8,7 @@ trap 'rm -r "$made"' EXIT
 cargo clippy -p trafficllm-heads --all-features --all-targets -- -D warnings
 cargo test -p trafficllm-heads --all-features
 precompile() {
-    cargo run -q -p trafficllm-heads --features cranelift,pulley --example precompile -- "$1" plugins/examples/modules/fusion.wasm "$made/$1"
+    cargo run -q -p trafficllm-heads --features cranelift,pulley --example precompile -- "$1" plugins/examples/modules/beaconing.wasm "$made/$1"
 }
 precompile native
 precompile interpreted

@@ -64,13 +64,15 @@ pub struct Slot<H, const INPUT: usize, const OUTPUT: usize> {
 }
 
 impl<H: Head, const INPUT: usize, const OUTPUT: usize> Slot<H, INPUT, OUTPUT> {
-    const EMPTY: Self = Self {
-        input: Buffer(UnsafeCell::new([0; INPUT])),
-        output: Buffer(UnsafeCell::new([0; OUTPUT])),
-        is_taken: AtomicBool::new(false),
-        output_bytes: UnsafeCell::new(0),
-        head: UnsafeCell::new(MaybeUninit::uninit()),
-    };
+    const fn empty() -> Self {
+        Self {
+            input: Buffer(UnsafeCell::new([0; INPUT])),
+            output: Buffer(UnsafeCell::new([0; OUTPUT])),
+            is_taken: AtomicBool::new(false),
+            output_bytes: UnsafeCell::new(0),
+            head: UnsafeCell::new(MaybeUninit::uninit()),
+        }
+    }
 
     /// Where the host writes.
     pub fn input(&self) -> *const u8 {
@@ -160,7 +162,7 @@ impl<H: Head, const INPUT: usize, const OUTPUT: usize, const HEADS: usize>
     #[expect(clippy::new_without_default, reason = "for a static")]
     pub const fn new() -> Self {
         Self {
-            slots: [const { Slot::EMPTY }; HEADS],
+            slots: [const { Slot::empty() }; HEADS],
         }
     }
 

@@ -71,5 +71,5 @@ impl AbiError {
 /// Whether a head made for `found` runs under this host: the same major version, and no minor version above this one.
 #[must_use]
 pub fn is_compatible(found: u32) -> bool {
-    found >> 16 == ABI >> 16 && found & 0xffff <= ABI & 0xffff
+    found >> 16 == ABI >> 16 && (0..=ABI & 0xffff).contains(&(found & 0xffff))
 }

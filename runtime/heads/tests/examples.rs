@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cranelift", feature = "native"))]
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stderr,
     reason = "a test that fails may stop, and says what it leaves out"
 )]
