@@ -8,6 +8,7 @@ mod flows;
 mod model;
 mod verdicts;
 
+#[cfg(any(feature = "native", feature = "wasm"))]
 pub(crate) use about::version_error;
 pub use about::{About, Needs};
 pub use flows::{

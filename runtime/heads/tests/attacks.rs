@@ -420,3 +420,46 @@ fn a_flow_that_is_too_large_costs_no_other_and_is_no_fault() {
     assert_eq!(labels(&answers), [Ok(1), Err(Reason::TooLarge), Ok(1)]);
     assert_eq!(station.guard().counters().faults, 0);
 }
+
+/// Damaged heads: refused, or answered for within their fuel, and the good one beside them is as it was.
+#[test]
+fn a_damaged_head_is_refused_or_has_an_answer_for_every_flow() {
+    let options = SandboxOptions {
+        fuel_per_flow: 20_000,
+        fuel_to_start: 200_000,
+        allows_state: true,
+        ..SandboxOptions::default()
+    };
+    let sandbox = Sandbox::new(options).unwrap();
+    let mut good = good(&sandbox);
+    let seeds = ["beaconing", "fusion"].map(|name| {
+        std::fs::read(plugins().join(format!("examples/modules/{name}.wasm"))).unwrap()
+    });
+    let mut random = 4_711_u64;
+    let mut next = |most: usize| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) as usize % most
+    };
+    let (mut loaded, mut faults) = (0, 0);
+    for case in 0..400 {
+        let mut module = seeds[case % 2].clone();
+        for _ in 0..=next(3) {
+            let place = next(module.len());
+            module[place] = next(256) as u8;
+        }
+        if let Ok(head) = sandbox.load("damaged", &module, &[]) {
+            loaded += 1;
+            let mut damaged = station(Arc::new(head), 0);
+            assert_eq!(judged(&mut damaged, &PACKETS).len(), 5);
+            let counters = damaged.guard().counters();
+            assert_eq!(counters.flows(), 5, "{counters:?}");
+            faults += usize::from(counters.faults > 0);
+        }
+    }
+    // Not all of the damage is noticed at once, and not all is harmless.
+    assert!((20..380).contains(&loaded), "{loaded}");
+    assert!(faults > 0 && faults < loaded, "{faults} of {loaded}");
+    assert_eq!(judged(&mut good, &PACKETS), GOOD);
+}
