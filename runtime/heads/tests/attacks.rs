@@ -443,9 +443,9 @@ fn a_damaged_head_is_refused_or_has_an_answer_for_every_flow() {
         (random >> 33) as usize % most
     };
     let (mut loaded, mut faults) = (0, 0);
-    for case in 0..400 {
+    for case in 0..600 {
         let mut module = seeds[case % 2].clone();
-        for _ in 0..=next(3) {
+        for _ in 0..=next(2) {
             let place = next(module.len());
             module[place] = next(256) as u8;
         }
@@ -459,7 +459,7 @@ fn a_damaged_head_is_refused_or_has_an_answer_for_every_flow() {
         }
     }
     // Not all of the damage is noticed at once, and not all is harmless.
-    assert!((20..380).contains(&loaded), "{loaded}");
+    assert!((10..500).contains(&loaded), "{loaded}");
     assert!(faults > 0 && faults < loaded, "{faults} of {loaded}");
     assert_eq!(judged(&mut good, &PACKETS), GOOD);
 }
