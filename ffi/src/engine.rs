@@ -598,7 +598,9 @@ pub unsafe extern "C" fn tllm_engine_head_enable(
     guard(|| {
         // SAFETY: the caller's promise.
         let name = unsafe { text(name, "name") }?;
-        engine_of(engine)?.get()?.set_head_enabled(name, enabled != 0)?;
+        engine_of(engine)?
+            .get()?
+            .set_head_enabled(name, enabled != 0)?;
         Ok(TLLM_OK)
     })
 }
