@@ -61,12 +61,12 @@ fn structs() -> Vec<Struct> {
             submitted, done, shed, expired, abandoned, failed, in_flight, waiting, generation, activations, activations_failed,
             batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards, reserved
         }
+        tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
+        tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, reserved }
         tllm_head {
             name, version, source_task, enabled, stateful, labels, reserved0, verdicts, abstained, faults, switched_off,
             without_verdict, reserved
         }
-        tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
-        tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, reserved }
         tllm_flow_info {
             struct_size, protocol, ip_version, initiator_port, responder_port, reserved0, reserved1, initiator, responder, reserved
         }
