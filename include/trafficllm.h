@@ -336,6 +336,16 @@
 #define TLLM_FROM_RESPONDER 1
 
 /**
+ * Room for the reason of a head that has no verdict, with its NUL.
+ */
+#define TLLM_REASON_BYTES 16
+
+/**
+ * Room for the evidence of a head's verdict, with its NUL.
+ */
+#define TLLM_EVIDENCE_BYTES 248
+
+/**
  * Most entries of one answer: no bundle has more tasks. Room for so many is enough for any answer of any model.
  */
 #define TLLM_ANSWER_ENTRIES_MAX 64
@@ -639,6 +649,64 @@ typedef struct tllm_memory {
 } tllm_memory;
 
 /**
+ * A head at work, and what it did since it was loaded. Each number only grows.
+ */
+typedef struct tllm_head {
+    /**
+     * Its name: `task_name` of its verdicts.
+     */
+    char name[TLLM_TASK_BYTES];
+    /**
+     * Its own version.
+     */
+    char version[TLLM_TASK_BYTES];
+    /**
+     * The task whose hidden state it is given; empty where it asks for none.
+     */
+    char source_task[TLLM_TASK_BYTES];
+    /**
+     * 1 if it is asked; 0 if it was switched off.
+     */
+    uint32_t enabled;
+    /**
+     * 1 if it keeps what it knows from flow to flow.
+     */
+    uint32_t stateful;
+    /**
+     * Labels.
+     */
+    uint32_t labels;
+    /**
+     * Zero.
+     */
+    uint32_t reserved0;
+    /**
+     * Verdicts, those included in which it abstained.
+     */
+    uint64_t verdicts;
+    /**
+     * Verdicts in which it abstained itself.
+     */
+    uint64_t abstained;
+    /**
+     * Calls that ended in a fault.
+     */
+    uint64_t faults;
+    /**
+     * How often it was switched off because of them.
+     */
+    uint64_t switched_off;
+    /**
+     * Flows without a verdict of it, for whatever reason. tllm_engine_metrics has them by reason.
+     */
+    uint64_t without_verdict;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[4];
+} tllm_head;
+
+/**
  * What is known of a flow before its first packet. Prepare it with tllm_flow_info_init; only `protocol` has to be set.
  */
 typedef struct tllm_flow_info {
@@ -768,7 +836,7 @@ typedef struct tllm_flow_stats {
 /**
  * One task's verdict on one flow or request. It holds its texts itself: it stays valid whatever is freed or activated.
  *
- * An answer is one such entry per task that applies, in the model's order, one after the other. Where there is no verdict, an answer
+ * An answer is one such entry per task that applies, in the model's order, then one per head, one after the other. Where there is no verdict, an answer
  * is a single entry whose `status` says why, with empty names.
  */
 typedef struct tllm_verdict {
@@ -785,7 +853,7 @@ typedef struct tllm_verdict {
      */
     uint32_t entries;
     /**
-     * Index of the task in the model.
+     * Index of the task in the model; heads count on behind its tasks.
      */
     uint32_t task;
     /**
@@ -820,6 +888,15 @@ typedef struct tllm_verdict {
      * Identity of the model that judged.
      */
     char model_id[TLLM_MODEL_ID_BYTES];
+    /**
+     * Why a head has no verdict, with the status TLLM_ABSTAINED: "fuel", "stack", "trap", "panic", "refused", "rubbish", "not_a_number",
+     * "model", "unavailable", "too_large", or "switched_off". Empty else.
+     */
+    char reason[TLLM_REASON_BYTES];
+    /**
+     * Why, in words of the head whose verdict it is; empty for the model's tasks.
+     */
+    char evidence[TLLM_EVIDENCE_BYTES];
     /**
      * Zero.
      */
@@ -1227,6 +1304,38 @@ int32_t tllm_engine_metrics(const struct tllm_engine *engine,
                             size_t *needed);
 
 /**
+ * Describes the head with the number `index`, from 0, in the order of their verdicts; returns TLLM_END after the last. `size` is
+ * sizeof(tllm_head).
+ *
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+ */
+int32_t tllm_engine_head(const struct tllm_engine *engine,
+                         size_t index,
+                         struct tllm_head *head,
+                         size_t size);
+
+/**
+ * Switches the head of that name on, where `enabled` is not 0, with no fault held against it, or off: its verdicts then abstain. A head
+ * that was switched off because of its faults stays so until this is called, or heads are replaced.
+ *
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TEXT, TLLM_ERR_TASK (no head of this name), TLLM_ERR_FORKED.
+ */
+int32_t tllm_engine_head_enable(struct tllm_engine *engine,
+                                const char *name,
+                                int32_t enabled);
+
+/**
+ * Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files are
+ * read again, heads begin anew. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
+ * the packet path: modules are compiled. On an error the heads before go on.
+ *
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),
+ * TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ */
+int32_t tllm_engine_activate_heads(struct tllm_engine *engine,
+                                   const struct tllm_config *config);
+
+/**
  * Judges all that waits, on the calling thread, in an engine with "engine.workers" 0; with workers it does nothing. `judged` may be
  * NULL; else it gets the number of flows.
  *
@@ -1306,8 +1415,8 @@ int32_t tllm_flow_describe(const struct tllm_flow *flow, struct tllm_flow_stats 
 int32_t tllm_flow_free(struct tllm_flow *flow);
 
 /**
- * Writes the verdicts of one answer as a JSON array of objects with the keys "task", "label", "score" and "abstained", as the command
- * `trafficllm detect --format json` writes them. Entries without a verdict are left out. `verdict_size` is sizeof(tllm_verdict). For
+ * Writes the verdicts of one answer as a JSON array of objects with the keys "task", "label", "score" and "abstained", and those of
+ * heads with "evidence" and "reason" where there are such, as the command `trafficllm detect --format json` writes them. Entries without a verdict are left out. `verdict_size` is sizeof(tllm_verdict). For
  * `buffer`, `size` and `needed` see "Texts that come out" above.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (more entries than one answer can have), TLLM_ERR_TEXT, TLLM_ERR_BUFFER.

@@ -50,12 +50,17 @@ fn the_crates_depend_on_each_other_one_way() {
         (
             "trafficllm",
             vec![
+                "trafficllm-heads",
                 "trafficllm-kernels",
                 "trafficllm-model",
                 "trafficllm-traffic",
             ],
         ),
         ("trafficllm-ffi", vec!["trafficllm"]),
+        ("trafficllm-heads", vec![]),
+        // What authors of heads build with sees the ABI only.
+        ("trafficllm-head-sdk", vec![]),
+        ("trafficllm-head-linear", vec!["trafficllm-head-sdk"]),
         ("trafficllm-kernels", vec![]),
         ("trafficllm-model", vec!["trafficllm-kernels"]),
         ("trafficllm-traffic", vec![]),
@@ -63,6 +68,7 @@ fn the_crates_depend_on_each_other_one_way() {
             "trafficllm-train",
             vec![
                 "trafficllm",
+                "trafficllm-heads",
                 "trafficllm-kernels",
                 "trafficllm-model",
                 "trafficllm-traffic",
@@ -151,11 +157,38 @@ fn only_the_kernels_may_be_unsafe() {
 }
 
 #[test]
+fn wasmtime_comes_only_with_the_feature_that_asks_for_it() {
+    let tree = |features: &[&str]| {
+        let arguments = ["tree", "--offline", "--edges", "normal", "--prefix", "none"];
+        let output = Command::new(env!("CARGO"))
+            .args(arguments)
+            .args(["-p", "trafficllm-heads"])
+            .args(features)
+            .current_dir(repository())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains("trafficllm-heads"));
+        ["wasmtime", "cranelift-codegen", "libloading"].map(|name| {
+            text.lines()
+                .any(|line| line.starts_with(&format!("{name} v")))
+        })
+    };
+    assert_eq!(tree(&[]), [false, false, false]);
+    assert_eq!(tree(&["--features", "native"]), [false, false, true]);
+    assert_eq!(tree(&["--features", "wasm,pulley"]), [true, false, false]);
+    assert_eq!(tree(&["--features", "cranelift"]), [true, true, false]);
+}
+
+#[test]
 fn only_the_facade_starts_threads_and_only_the_command_reaches_the_terminal() {
     let below = [
         "runtime/traffic/src",
         "runtime/model/src",
         "runtime/kernels/src",
+        "runtime/heads/src",
+        "plugins/sdk-rust/src",
+        "plugins/examples",
     ];
     let mut files: Vec<PathBuf> = below
         .iter()
@@ -233,6 +266,9 @@ fn the_members_of_the_workspace_are_those_of_the_design() {
         "trafficllm",
         "trafficllm-benches",
         "trafficllm-ffi",
+        "trafficllm-head-linear",
+        "trafficllm-head-sdk",
+        "trafficllm-heads",
         "trafficllm-instructions",
         "trafficllm-kernels",
         "trafficllm-model",

@@ -24,13 +24,14 @@ pub mod transformer;
 
 pub use adapter::{Adapter, AdapterShape};
 pub use bundle::{
-    AdapterVersion, Bundle, FileEntry, FileReference, INSTRUCTION, InstructionManifest,
-    MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, NO_INTENTION, SelfTest, TaskKind, TaskManifest,
+    AdapterVersion, Bundle, FileEntry, FileReference, HeadManifest, INSTRUCTION,
+    InstructionManifest, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, NO_INTENTION, SelfTest,
+    TaskKind, TaskManifest,
 };
 pub use error::ModelError;
 pub use labels::{Child, LabelTrie, Step};
 pub use model::{
-    Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
+    Insight, Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
 };
 pub use trafficllm_kernels::Level;
 pub use transformer::TransformerConfig;

@@ -1,0 +1,478 @@
+//! The example heads, as modules and as native libraries: both must say the same.
+#![cfg(all(feature = "cranelift", feature = "native"))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that fails may stop, and says what it leaves out"
+)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, LazyLock};
+
+use common::{labels, plugins};
+use tempfile::TempDir;
+use trafficllm_heads::*;
+
+/// Libraries that the tests built.
+static BUILT: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+
+fn run(command: &mut Command) {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {text}");
+}
+
+/// A C head as a library of this machine.
+fn library(source: &Path) -> PathBuf {
+    let name = source.file_stem().unwrap().to_str().unwrap();
+    let path = BUILT.path().join(format!("{name}.so"));
+    let include = |folder: &str| format!("-I{}", plugins().join(folder).display());
+    run(Command::new("cc")
+        .args([
+            "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
+        ])
+        .args([include("sdk-c"), include("../include")])
+        .arg("-o")
+        .arg(&path)
+        .arg(source));
+    path
+}
+
+fn native(name: &str) -> NativeHead {
+    NativeHead::load(&library(
+        &plugins().join("examples").join(format!("{name}.c")),
+    ))
+    .unwrap()
+}
+
+fn sandbox(allows_state: bool, isolation: Isolation) -> Sandbox {
+    let options = SandboxOptions {
+        allows_state,
+        isolation,
+        ..SandboxOptions::default()
+    };
+    Sandbox::new(options).unwrap()
+}
+
+fn module_bytes(name: &str) -> Vec<u8> {
+    std::fs::read(
+        plugins()
+            .join("examples/modules")
+            .join(format!("{name}.wasm")),
+    )
+    .unwrap()
+}
+
+fn station(head: impl Head + 'static, conditions: &Conditions) -> Station {
+    let guard = Guard::new(Arc::new(head), GuardOptions::default());
+    Station::new(Arc::new(guard), Arc::new(conditions.clone()))
+}
+
+/// Label, score, whether it abstains, and evidence.
+type Said = (u16, f32, bool, String);
+
+fn said(station: &mut Station, flows: &[FlowInput<'_>]) -> Vec<Said> {
+    let mut answers = Answers::default();
+    station.judge(flows, &mut answers);
+    let one = |answer| match answer {
+        Answer::Verdict(verdict) => {
+            let evidence = verdict.evidence.to_owned();
+            (verdict.label, verdict.score, verdict.abstained, evidence)
+        }
+        Answer::None(reason) => panic!("{reason:?}"),
+    };
+    answers.iter().map(one).collect()
+}
+
+fn model() -> Conditions {
+    let task = |name: &str, labels: &[&str]| TaskContext {
+        name: name.to_owned(),
+        labels: labels.iter().map(|&label| label.to_owned()).collect(),
+        threshold: 0.5,
+    };
+    Conditions {
+        model: ModelContext {
+            hidden: 128,
+            tasks: vec![
+                task("device_type", &["camera", "plug"]),
+                task("botnet_detection", &["Zeus", "normal", "Neris"]),
+                task(
+                    "malicious_doh_detection",
+                    &["benign-dns", "tunnel", "benign-doh"],
+                ),
+            ],
+        },
+        ..Conditions::default()
+    }
+}
+
+#[test]
+fn the_fusion_head_says_how_likely_it_is_that_something_is_bad() {
+    let conditions = model();
+    let task = |task, label, score, scores| TaskInput {
+        task,
+        label,
+        score,
+        abstained: false,
+        scores,
+    };
+    // Botnet 0.2 + 0.1 bad, tunnel 0.5 bad: 1 - 0.7 * 0.5.
+    let all = [
+        task(0, 1, 0.9, &[0.1, 0.9][..]),
+        task(1, 1, 0.7, &[0.2, 0.7, 0.1]),
+        task(2, 1, 0.5, &[0.3, 0.5, 0.2]),
+    ];
+    // Only the best labels are known; the second is not sure, and counts half.
+    let best = [
+        task(1, 1, 0.9, &[]),
+        TaskInput {
+            abstained: true,
+            ..task(2, 1, 0.4, &[])
+        },
+    ];
+    let nothing = [task(0, 1, 0.9, &[])];
+    let flow = |tasks| FlowInput {
+        tasks,
+        ..FlowInput::default()
+    };
+    let flows = [flow(&all[..]), flow(&best[..]), flow(&nothing[..])];
+    let sandbox = sandbox(false, Isolation::Call);
+    let module = sandbox
+        .load("fusion", &module_bytes("fusion"), &[])
+        .unwrap();
+    for head in [
+        station(module, &conditions),
+        station(native("fusion"), &conditions),
+    ] {
+        let mut head = head;
+        for _ in 0..2 {
+            let found = said(&mut head, &flows);
+            let expected = [
+                (
+                    1,
+                    0.65,
+                    false,
+                    "of 2 tasks, most by malicious_doh_detection",
+                ),
+                (
+                    0,
+                    0.72,
+                    false,
+                    "of 2 tasks, most by malicious_doh_detection",
+                ),
+                (0, 0.0, true, ""),
+            ];
+            for (found, expected) in found.iter().zip(expected) {
+                assert_eq!(
+                    (found.0, found.2, &*found.3),
+                    (expected.0, expected.2, expected.3)
+                );
+                assert!((found.1 - expected.1).abs() < 1e-6, "{found:?}");
+            }
+        }
+        // A model without a task that tells good from bad.
+        let mut other = conditions.clone();
+        other.model.tasks.truncate(1);
+        let mut head = Station::new(Arc::clone(head.guard()), Arc::new(other));
+        let mut answers = Answers::default();
+        head.judge(&flows[..1], &mut answers);
+        assert_eq!(labels(&answers), [Err(Reason::Refused)]);
+    }
+}
+
+/// Flows of host pairs: one calls each minute with some jitter, one when it likes; both more often than the table has room for is known.
+fn calls() -> Vec<FlowInput<'static>> {
+    let mut random = 12_345_u64;
+    let mut next = |most: u64| {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 33) % most
+    };
+    let (mut beacon_us, mut other_us) = (0, 0);
+    let mut flows = Vec::new();
+    for _ in 0..40 {
+        beacon_us += 55_000_000 + next(10_000_000);
+        other_us += 2_000_000 + next(2) * 100_000_000 + next(60_000_000);
+        flows.push((7, beacon_us));
+        flows.push((9, other_us));
+    }
+    flows.sort_by_key(|flow| flow.1);
+    let flow = |(pair, start_us)| FlowInput {
+        pair,
+        start_us,
+        packets_total: 4,
+        ..FlowInput::default()
+    };
+    flows.into_iter().map(flow).collect()
+}
+
+#[test]
+fn the_beaconing_head_finds_regular_calls_and_keeps_what_it_knows() {
+    let conditions = Conditions::default();
+    let strict = sandbox(false, Isolation::Flow);
+    let refused = strict.load("beaconing", &module_bytes("beaconing"), &[]);
+    assert!(matches!(refused.unwrap_err(), HeadError::Forbidden { .. }));
+
+    let sandbox = sandbox(true, Isolation::Flow);
+    let module = sandbox
+        .load("beaconing", &module_bytes("beaconing"), &[])
+        .unwrap();
+    let (mut module, mut native) = (
+        station(module, &conditions),
+        station(native("beaconing"), &conditions),
+    );
+    let flows = calls();
+    let found: Vec<Said> = flows
+        .chunks(7)
+        .flat_map(|some| said(&mut module, some))
+        .collect();
+    assert_eq!(found, said(&mut native, &flows));
+    let of = |pair: u64| {
+        let both = flows.iter().zip(&found);
+        both.filter(move |(flow, _)| flow.pair == pair)
+            .map(|(_, said)| said)
+            .collect::<Vec<_>>()
+    };
+    let (beacon, other) = (of(7), of(9));
+    assert!(
+        beacon[..5].iter().all(|said| said.2),
+        "too early: {beacon:?}"
+    );
+    assert!(
+        beacon[5..]
+            .iter()
+            .all(|said| said.0 == 1 && !said.2 && said.1 > 0.5),
+        "{beacon:?}"
+    );
+    assert!(other.iter().all(|said| said.0 == 0), "{other:?}");
+    assert!(other[10..].iter().all(|said| !said.2), "{other:?}");
+    assert!(
+        beacon[39]
+            .3
+            .starts_with("40 calls of this host pair, one every 6"),
+        "{:?}",
+        beacon[39]
+    );
+}
+
+#[test]
+fn the_beaconing_head_forgets_the_silent_and_stays_within_its_memory() {
+    let sandbox = sandbox(true, Isolation::Flow);
+    let module = sandbox
+        .load("beaconing", &module_bytes("beaconing"), &[])
+        .unwrap();
+    let mut station = station(module, &Conditions::default());
+    // A hundred thousand pairs, twenty times its room, beside one that calls each minute and so is never the oldest.
+    let mut answers = Answers::default();
+    for call in 0..10_u64 {
+        let at = |pair, start_us| FlowInput {
+            pair,
+            start_us,
+            ..FlowInput::default()
+        };
+        let crowd = (0..1_000).map(|number| {
+            at(
+                1_000_000 * (call + 1) + number * 7_919,
+                call * 60_000_000 + 1,
+            )
+        });
+        let flows: Vec<FlowInput<'_>> = std::iter::once(at(42, call * 60_000_000 + 2))
+            .chain(crowd)
+            .collect();
+        answers.clear();
+        station.judge(&flows, &mut answers);
+        assert!(labels(&answers).iter().all(Result::is_ok));
+    }
+    let counters = station.guard().counters();
+    assert_eq!((counters.faults, counters.verdicts), (0, 10_010));
+}
+
+fn random_linear(hidden: usize, labels: usize) -> Linear {
+    let mut random = 99_u64;
+    let mut next = || {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (random >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
+    };
+    let weights = (0..labels * hidden).map(|_| next()).collect();
+    let bias = (0..labels).map(|_| next()).collect();
+    let names = (0..labels).map(|label| format!("label {label}")).collect();
+    Linear::new(("refitted", "7"), names, 0.9, (weights, bias)).unwrap()
+}
+
+/// The Rust head as a library of this machine.
+fn linear_library() -> PathBuf {
+    let target = BUILT.path().join("target");
+    run(Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--offline",
+            "--quiet",
+            "--release",
+            "-p",
+            "trafficllm-head-linear",
+        ])
+        .args([
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"),
+            "--target-dir",
+        ])
+        .arg(&target)
+        .env_remove("RUSTFLAGS"));
+    target.join("release/libtrafficllm_head_linear.so")
+}
+
+#[test]
+fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
+    let linear = random_linear(128, 10);
+    let mut conditions = Conditions::default();
+    conditions.model.hidden = 128;
+    let sandbox = sandbox(false, Isolation::Flow);
+    let module = linear.fill(&module_bytes("linear")).unwrap();
+    let library = linear
+        .fill(&std::fs::read(linear_library()).unwrap())
+        .unwrap();
+    let path = BUILT.path().join("refitted.so");
+    std::fs::write(&path, library).unwrap();
+    let module = sandbox.load("linear", &module, &[]).unwrap();
+    let library = NativeHead::load(&path).unwrap();
+    assert_eq!(module.about(), linear.about());
+    assert_eq!(library.about(), linear.about());
+
+    let hidden: Vec<Vec<f32>> = (0..50)
+        .map(|flow| {
+            (0..128)
+                .map(|value| ((flow * 131 + value * 17) % 97) as f32 / 24.0 - 2.0)
+                .collect()
+        })
+        .collect();
+    let flows = hidden.iter().map(|hidden| FlowInput {
+        hidden,
+        ..FlowInput::default()
+    });
+    let flows: Vec<FlowInput<'_>> = flows.collect();
+    let mut all = Vec::new();
+    for head in [
+        station(linear, &conditions),
+        station(module, &conditions),
+        station(library, &conditions),
+    ] {
+        let (mut head, mut answers) = (head, Answers::default());
+        head.judge(&flows, &mut answers);
+        all.push(answers);
+    }
+    let mut kinds = [0, 0];
+    for number in 0..flows.len() {
+        let verdict = |answers: &Answers| match answers.get(number) {
+            Some(Answer::Verdict(verdict)) => {
+                (verdict.label, verdict.abstained, verdict.scores.to_vec())
+            }
+            other => panic!("{other:?}"),
+        };
+        let expected = verdict(&all[0]);
+        assert!((expected.2.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        kinds[usize::from(expected.1)] += 1;
+        for other in &all[1..] {
+            let found = verdict(other);
+            assert_eq!((found.0, found.1), (expected.0, expected.1));
+            let differences = found
+                .2
+                .iter()
+                .zip(&expected.2)
+                .map(|(one, two)| (one - two).abs());
+            assert!(
+                differences.fold(0.0, f32::max) < 1e-5,
+                "{found:?} {expected:?}"
+            );
+        }
+    }
+    assert!(kinds[0] > 5 && kinds[1] > 5, "{kinds:?}");
+}
+
+#[test]
+fn an_unfitted_linear_head_abstains_and_one_for_another_model_is_not_started() {
+    let sandbox = sandbox(false, Isolation::Flow);
+    let mut conditions = Conditions::default();
+    conditions.model.hidden = 64;
+    let unfitted = sandbox
+        .load("linear", &module_bytes("linear"), &[])
+        .unwrap();
+    assert_eq!(unfitted.about().labels, ["a", "b"]);
+    let hidden = random_linear(128, 2).fill(&module_bytes("linear")).unwrap();
+    let other = sandbox.load("linear", &hidden, &[]).unwrap();
+    let mut station = station(other, &conditions);
+    let mut answers = Answers::default();
+    station.judge(&[FlowInput::default()], &mut answers);
+    assert_eq!(labels(&answers), [Err(Reason::Model)]);
+}
+
+#[test]
+fn parameters_are_refused_where_they_do_not_fit() {
+    let module = module_bytes("linear");
+    assert!(random_linear(128, 40).fill(&module).is_some());
+    assert!(
+        random_linear(1_024, 40).fill(&module).is_none(),
+        "160 KB into 24 KB"
+    );
+    assert!(
+        random_linear(8, 2).fill(&module_bytes("fusion")).is_none(),
+        "no template"
+    );
+    assert!(
+        random_linear(8, 2)
+            .fill(&module[..module.len() / 2])
+            .is_none(),
+        "half a template"
+    );
+    let make = |labels: usize, weights: Vec<f32>, bias: usize| {
+        let labels = (0..labels).map(|label| label.to_string()).collect();
+        Linear::new(("name", "1"), labels, 0.5, (weights, vec![0.0; bias]))
+    };
+    assert!(make(2, vec![0.0; 8], 2).is_some());
+    assert!(make(2, vec![0.0; 7], 2).is_none());
+    assert!(make(2, vec![0.0; 8], 3).is_none());
+    assert!(make(0, vec![], 0).is_none());
+    assert!(make(65, vec![0.0; 65], 65).is_none());
+    assert!(make(64, vec![0.0; 64], 64).is_some());
+    assert!(make(2, vec![f32::NAN; 8], 2).is_none());
+}
+
+#[test]
+fn the_modules_are_what_the_sources_make() {
+    let is_there = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
+    if !is_there("clang") || !is_there("wasm-ld") {
+        let is_required = std::env::var_os("TLLM_REQUIRE_WASM").is_some_and(|value| value == "1");
+        assert!(
+            !is_required,
+            "clang and lld are not installed, and TLLM_REQUIRE_WASM=1"
+        );
+        eprintln!("clang and lld are not installed: the modules are taken as they are");
+        return;
+    }
+    let built = tempfile::tempdir().unwrap();
+    run(Command::new(plugins().join("examples/build.sh"))
+        .arg(built.path())
+        .env_remove("CARGO_TARGET_DIR"));
+    for name in ["beaconing", "fusion", "linear"] {
+        let Ok(made) = std::fs::read(built.path().join(format!("{name}.wasm"))) else {
+            assert_eq!(name, "linear");
+            eprintln!(
+                "the target wasm32-unknown-unknown is not installed: linear.wasm is taken as it is"
+            );
+            continue;
+        };
+        // Another compiler makes other bytes; what a head says of itself, and its size, are those of the source.
+        let sandbox = sandbox(true, Isolation::Flow);
+        let made_head = sandbox.load(name, &made, &[]).unwrap();
+        let committed = sandbox.load(name, &module_bytes(name), &[]).unwrap();
+        assert_eq!(made_head.about(), committed.about());
+        assert!(made.len() < 48 << 10, "{name}: {} bytes", made.len());
+    }
+}

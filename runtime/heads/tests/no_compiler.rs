@@ -1,0 +1,48 @@
+//! A build without a compiler runs what was precompiled, and says so of everything else:
+//! `cargo test -p trafficllm-heads --features wasm --test no_compiler`.
+#![cfg(all(feature = "wasm", not(feature = "cranelift")))]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that fails may stop"
+)]
+
+mod common;
+
+use common::{judged, plugins, station};
+use trafficllm_heads::*;
+
+#[test]
+fn a_module_is_not_compiled() {
+    let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
+    let bytes = wat::parse_file(plugins().join("examples/good.wat")).unwrap();
+    for trusted in [&[][..], &[sha256(&bytes)]] {
+        let refused = sandbox.load("good", &bytes, trusted).unwrap_err();
+        assert!(matches!(refused, HeadError::NoCompiler { .. }), "{refused}");
+    }
+}
+
+/// `PRECOMPILED_HEAD` names what a build with a compiler made of the beaconing head: see `tests/heads.sh`.
+#[test]
+#[ignore = "needs a file that another build makes"]
+fn what_was_precompiled_elsewhere_runs() {
+    let path = std::env::var_os("PRECOMPILED_HEAD").expect("PRECOMPILED_HEAD is set");
+    let bytes = std::fs::read(path).unwrap();
+    let options = SandboxOptions {
+        execution: if cfg!(feature = "pulley") {
+            Execution::Interpreted
+        } else {
+            Execution::Native
+        },
+        allows_state: true,
+        ..SandboxOptions::default()
+    };
+    let sandbox = Sandbox::new(options).unwrap();
+    let head = sandbox
+        .load("beaconing", &bytes, &[sha256(&bytes)])
+        .unwrap();
+    assert_eq!(head.about().name, "beaconing");
+    // It abstains, since it knows no pair: an answer all the same.
+    let mut station = station(std::sync::Arc::new(head), 0);
+    assert_eq!(judged(&mut station, &[1]), [Ok(0)]);
+}
