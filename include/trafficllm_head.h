@@ -129,7 +129,9 @@
  *     49  u8   reserved
  *     50  u16  packets          that are listed: the flow's first ones, at most TLLM_HEAD_PACKETS_MAX
  *     52  u32  packets_offset
- *     56  u32  hidden           values of the hidden vector: the final state behind the flow's last token, after the last norm; 0 if not asked for
+ *     56  u32  hidden           values of the hidden vector; 0 if not asked for. It is the state of one of the model's tasks, the head's source
+ *                               task, which reads the flow with its query rows behind the flow's last token: of the last of these rows, in the
+ *                               last layer, after the last norm. What the first word of that task's label is decided from
  *     60  u32  hidden_offset    f32[hidden], no unit
  *     64  u16  tasks            answers of the model's tasks to this flow, by ascending task
  *     66  u16  reserved

@@ -30,7 +30,7 @@ pub use bundle::{
 pub use error::ModelError;
 pub use labels::{Child, LabelTrie, Step};
 pub use model::{
-    Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
+    Insight, Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
 };
 pub use trafficllm_kernels::Level;
 pub use transformer::TransformerConfig;

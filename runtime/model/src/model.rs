@@ -1,6 +1,7 @@
 //! A loaded model: from token ids to labels with scores.
 
 mod classify;
+mod insight;
 
 use trafficllm_kernels::Level;
 
@@ -14,6 +15,7 @@ use crate::memory::{self, try_with_capacity};
 use crate::transformer::{TaskLora, TaskPrefix, Transformer, TransformerConfig, TransformerError};
 
 pub use classify::{Scratch, emptied};
+pub use insight::Insight;
 
 /// How far a self-test's score may be from the one in the manifest. A target without fused
 /// multiply-add may round otherwise, and where an activation lies between two int8 steps that decides

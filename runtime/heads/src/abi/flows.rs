@@ -33,7 +33,7 @@ pub struct FlowInput<'a> {
     pub protocol: u8,
     /// The first packets.
     pub packets: &'a [PacketInput],
-    /// The final hidden state behind the flow's last token, after the last norm.
+    /// The final state, after the last norm, of the last query row of the head's source task.
     pub hidden: &'a [f32],
     /// Answers of the model's tasks, by ascending task.
     pub tasks: &'a [TaskInput<'a>],

@@ -1,7 +1,7 @@
 //! From items to verdicts. Whatever a batch needs beside its answers is kept from call to call: once the buffers have grown,
 //! nothing is allocated.
 
-use super::{Item, Model, Task, TaskLogits, TaskVerdict};
+use super::{Insight, Item, Model, Task, TaskLogits, TaskVerdict};
 use crate::calibration::softmax;
 use crate::error::ModelError;
 use crate::labels::{LabelTrie, Step, highest};
@@ -141,6 +141,33 @@ impl Model {
         scratch: &mut Scratch,
         verdicts: &mut Vec<TaskVerdict>,
     ) -> Result<(), ModelError> {
+        self.decide(items, scratch, verdicts, None)
+    }
+
+    /// As [`Model::classify`], and tells what else the model knows of each verdict: the same verdicts, at the cost of copying what is
+    /// asked for.
+    ///
+    /// # Errors
+    /// As [`Model::classify`]; `insight` is then empty as well.
+    pub fn classify_with(
+        &self,
+        items: &[Item<'_>],
+        scratch: &mut Scratch,
+        verdicts: &mut Vec<TaskVerdict>,
+        insight: &mut Insight,
+    ) -> Result<(), ModelError> {
+        insight.clear();
+        self.decide(items, scratch, verdicts, Some(&mut *insight))
+            .inspect_err(|_| insight.clear())
+    }
+
+    fn decide(
+        &self,
+        items: &[Item<'_>],
+        scratch: &mut Scratch,
+        verdicts: &mut Vec<TaskVerdict>,
+        mut insight: Option<&mut Insight>,
+    ) -> Result<(), ModelError> {
         verdicts.clear();
         self.run_queries(items, scratch)?;
         let Scratch {
@@ -156,6 +183,10 @@ impl Model {
         pending.clear();
         pending.try_reserve(deep.count(), rows * hidden)?;
         try_hold("verdicts", verdicts, pairs(items).count())?;
+        if let Some(insight) = &mut insight {
+            let tasks = pairs(items).map(|(_, task)| &self.tasks[task]);
+            insight.begin(hidden, states, tasks)?;
+        }
         for ((item, task), state) in pairs(items).zip(states.chunks_exact(hidden)) {
             let verdict = verdicts.len();
             verdicts.push(TaskVerdict {
@@ -176,6 +207,10 @@ impl Model {
             };
             let query_rows = &self.tasks[task].query_embedding;
             self.step(start, query_rows, state, logits, verdicts, pending);
+            if let Some(insight) = &mut insight {
+                // The step has left probabilities there.
+                insight.take_scores(&self.tasks[task], logits);
+            }
         }
         while !scratch.pending.labels.is_empty() {
             self.decode_further(items, scratch, verdicts)
