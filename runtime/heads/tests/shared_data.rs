@@ -213,11 +213,7 @@ fn the_beaconing_head_finds_the_tunnels_and_names_their_flows() {
             let found = look(&sandbox, &folder);
             println!(
                 "{split:<8}{label:<24}{:>9}{:>7}{:>8}{:>8}{:>9}",
-                found.captures,
-                found.captures_found,
-                found.flows,
-                found.beacons,
-                found.lockstep
+                found.captures, found.captures_found, found.flows, found.beacons, found.lockstep
             );
             let sum = if is_tunnel(&label) {
                 println!("    not found: {:?}", found.missed);
