@@ -10,6 +10,11 @@ mod detection;
 #[cfg(any(test, feature = "faults"))]
 mod faults;
 mod generation;
+#[cfg(feature = "heads-run")]
+pub(crate) mod heads;
+#[cfg(not(feature = "heads-run"))]
+#[path = "engine/no_heads.rs"]
+mod heads;
 mod inline;
 mod judge;
 mod options;
@@ -33,6 +38,7 @@ use trafficllm_model::Bundle;
 use trafficllm_traffic::{FlowConfig, RecorderCounters};
 
 use crate::error::Error;
+use crate::heads::{HeadOptions, HeadStatus};
 use crate::metrics::Metrics;
 use crate::model::Model;
 use counters::Swap;
@@ -78,7 +84,7 @@ impl Engine {
     pub fn new(model: Arc<Model>, options: EngineOptions) -> Result<Self, Error> {
         let flows = options.flows.unwrap_or_else(|| model.flow_config());
         flows.validate()?;
-        let shared = Arc::new(Shared::new(model, &options)?);
+        let shared = Arc::new(Shared::new(model, flows, &options)?);
         let mut inline = None;
         let mut idle = VecDeque::new();
         if options.workers == 0 {
@@ -215,6 +221,46 @@ impl Engine {
         }
     }
 
+    /// Replaces all heads by those that these options name and those of the model's bundle, as [`Engine::activate`] replaces a model:
+    /// flows under way end with the heads that they began with, and files are read again. Gives back the number of the generation.
+    ///
+    /// # Errors
+    /// [`Error::Head`], [`Error::MemoryBudget`], [`Error::Memory`], [`Error::Stopped`]; nothing changes then.
+    pub fn set_heads(&self, options: &HeadOptions) -> Result<u64, Error> {
+        let activated = self.shared.activate_heads(options);
+        match &activated {
+            Ok(generation) => tracing::info!(generation, "heads were replaced"),
+            Err(error) => tracing::warn!(%error, "heads were refused; those before go on"),
+        }
+        activated
+    }
+
+    /// What each head is and what it did since it was loaded, in the order of their verdicts.
+    #[must_use]
+    pub fn heads(&self) -> Vec<HeadStatus> {
+        let current = self.shared.generations.current();
+        let heads = current.heads.as_ref();
+        heads.map_or_else(Vec::new, |heads| heads.statuses())
+    }
+
+    /// Switches a head on, with no fault held against it, or off: its verdicts then abstain. Flows in batches that run are not affected.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHead`].
+    pub fn set_head_enabled(&self, name: &str, is_enabled: bool) -> Result<(), Error> {
+        let current = self.shared.generations.current();
+        let heads = current.heads.as_ref();
+        if heads.is_some_and(|heads| heads.set_enabled(name, is_enabled)) {
+            tracing::info!(head = name, is_enabled, "a head was switched");
+            return Ok(());
+        }
+        let known = self.heads().into_iter().map(|head| head.name);
+        Err(Error::UnknownHead {
+            found: name.to_owned(),
+            known: known.collect(),
+        })
+    }
+
     /// Begins a detection, whose outcomes go to `sink`. Where there are workers, they must be started.
     pub fn detect<S: Sink>(&self, sink: S) -> Detection<'_, S> {
         Detection::new(self, sink)
@@ -326,6 +372,7 @@ impl Engine {
             packets,
             memory_bytes: &memory.parts(),
             latency: self.latency(),
+            heads: &self.heads(),
         };
         metrics.to_string()
     }

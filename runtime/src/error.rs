@@ -49,6 +49,17 @@ pub enum Error {
         /// The names of the model's tasks.
         known: Vec<String>,
     },
+    /// A head that cannot be used: its file, and what is wrong with it.
+    #[error("head {0}")]
+    Head(String),
+    /// A head that the engine does not have.
+    #[error("unknown head {found:?}: the engine has {}", if known.is_empty() { "none".to_owned() } else { known.join(", ") })]
+    UnknownHead {
+        /// The name that was asked for.
+        found: String,
+        /// The names of the heads.
+        known: Vec<String>,
+    },
     /// The bundle cannot tell what a text asks for.
     #[error("bundle.json: instruction: expected an adapter that reads instructions, found none")]
     NoInstruction,

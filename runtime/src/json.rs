@@ -66,7 +66,8 @@ fn write_flow(flow: &FlowInfo, out: &mut Formatter<'_>) -> Result {
     )
 }
 
-/// Verdicts as a JSON array of objects with the keys `task`, `label`, `score` and `abstained`.
+/// Verdicts as a JSON array of objects with the keys `task`, `label`, `score` and `abstained`; those of heads also have `evidence` and
+/// `reason` where these are not empty.
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictsJson<'a>(pub &'a [Verdict<'a>]);
 
@@ -77,12 +78,18 @@ impl Display for VerdictsJson<'_> {
             let comma = if index == 0 { "" } else { "," };
             write!(
                 out,
-                "{comma}{{\"task\":{},\"label\":{},\"score\":{},\"abstained\":{}}}",
+                "{comma}{{\"task\":{},\"label\":{},\"score\":{},\"abstained\":{}",
                 Quoted(verdict.task),
                 Quoted(verdict.label),
                 Score(verdict.score),
                 verdict.abstained
             )?;
+            for (key, text) in [("evidence", verdict.evidence), ("reason", verdict.reason)] {
+                if !text.is_empty() {
+                    write!(out, ",\"{key}\":{}", Quoted(text))?;
+                }
+            }
+            out.write_str("}")?;
         }
         out.write_str("]")
     }
@@ -150,6 +157,8 @@ mod tests {
             label_index: 0,
             score: 0.973,
             abstained: false,
+            evidence: "",
+            reason: "",
         },
         Verdict {
             task: "botnet_detection",
@@ -158,6 +167,8 @@ mod tests {
             label_index: 0,
             score: 0.500_04,
             abstained: true,
+            evidence: "",
+            reason: "",
         },
     ];
 

@@ -35,6 +35,7 @@
 
 mod engine;
 mod error;
+mod heads;
 mod instruction;
 pub mod json;
 pub mod limits;
@@ -45,12 +46,15 @@ mod outcome;
 pub mod report;
 mod settings;
 
+#[cfg(feature = "heads-run")]
+pub use engine::heads::{HeadReport, check_head};
 pub use engine::{
     Answer, CaptureReport, Classifier, Detection, Engine, EngineCounters, EngineMemory,
     EngineOptions, Judgement, Latency, LineError, Progress, RequestsReport, Sink, Stopped,
     SubmitError, Submitter, WORKER_NAME,
 };
 pub use error::Error;
+pub use heads::{HeadFile, HeadOptions, HeadStatus};
 pub use instruction::Intention;
 pub use json::{OutcomeJson, VerdictsJson};
 pub use model::Model;

@@ -1,5 +1,11 @@
 //! Every limit of the facade; those of captures, flows, tokens and bundles are in the crates that read them.
 
+pub use trafficllm_model::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX};
+
+/// Most heads of an engine.
+pub const HEADS_MAX: usize = 16;
+/// Threads beside the workers that run heads at the same time, classifiers and detections, for which each head has room.
+pub const HEAD_THREADS_BESIDE_WORKERS: usize = 32;
 /// Most worker threads of an engine.
 pub const WORKERS_MAX: usize = 256;
 /// Fewest tokens after which a batch is cut.

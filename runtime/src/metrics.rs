@@ -5,6 +5,7 @@ use std::fmt::{Display, Formatter, Result};
 use trafficllm_traffic::RecorderCounters;
 
 use crate::engine::{EngineCounters, Latency};
+use crate::heads::HeadStatus;
 
 /// What a host's monitoring is told of an engine, at one moment.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(crate) struct Metrics<'a> {
     pub(crate) memory_bytes: &'a [(&'a str, usize)],
     /// How long judged flows took.
     pub(crate) latency: Latency,
+    /// Heads and what they did.
+    pub(crate) heads: &'a [HeadStatus],
 }
 
 /// One line of a metric: its labels and its value.
@@ -46,7 +49,8 @@ impl Display for Metrics<'_> {
         self.write_flows(out)?;
         self.write_packets(out)?;
         self.write_memory(out)?;
-        self.write_latency(out)
+        self.write_latency(out)?;
+        self.write_heads(out)
     }
 }
 
@@ -126,6 +130,47 @@ impl Metrics<'_> {
         heading(out, head)?;
         for (part, bytes) in self.memory_bytes {
             sample(out, head[0], "", &[("part", part)], &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn write_heads(&self, out: &mut Formatter<'_>) -> Result {
+        if self.heads.is_empty() {
+            return Ok(());
+        }
+        let each = |out: &mut Formatter<'_>, head: [&str; 3], value: fn(&HeadStatus) -> u64| {
+            heading(out, head)?;
+            for status in self.heads {
+                sample(out, head[0], "", &[("head", &status.name)], &value(status))?;
+            }
+            Ok(())
+        };
+        let help = "Whether a head is asked; one that is not was switched off.";
+        let value = |head: &HeadStatus| u64::from(head.is_enabled);
+        each(out, ["head_enabled", "gauge", help], value)?;
+        let help = "Verdicts of a head, those included in which it abstained.";
+        each(out, ["head_verdicts_total", "counter", help], |head| {
+            head.verdicts
+        })?;
+        let help = "Verdicts in which a head abstained itself.";
+        each(out, ["head_abstained_total", "counter", help], |head| {
+            head.abstained
+        })?;
+        let help = "Calls of a head that ended in a fault.";
+        each(out, ["head_faults_total", "counter", help], |head| {
+            head.faults
+        })?;
+        let help = "How often a head was switched off because of faults in a row.";
+        let head = ["head_switched_off_total", "counter", help];
+        each(out, head, |head| head.switched_off)?;
+        let help = "Flows without a verdict of a head, by reason.";
+        let head = ["head_without_verdict_total", "counter", help];
+        heading(out, head)?;
+        for status in self.heads {
+            for (reason, count) in &status.without {
+                let labels = [("head", status.name.as_str()), ("reason", *reason)];
+                sample(out, head[0], "", &labels, count)?;
+            }
         }
         Ok(())
     }
@@ -258,6 +303,7 @@ mod tests {
             },
             memory_bytes: &[("model", 1_000), ("queue", 200)],
             latency: latency(),
+            heads: &[],
         }
     }
 

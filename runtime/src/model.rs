@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use trafficllm_kernels::Level;
-use trafficllm_model::{Bundle, Manifest, ModelError};
+use trafficllm_model::{Bundle, HeadManifest, Manifest, ModelError};
 use trafficllm_traffic::token::{Encoder, Profile, TokenError, Tokenizer};
 use trafficllm_traffic::{FlowConfig, MemoryError};
 
@@ -28,6 +28,16 @@ pub struct Model {
     encoder: Encoder,
     profile_name: String,
     level: Level,
+    heads: Vec<BundledHead>,
+}
+
+/// A head of the bundle.
+#[derive(Debug)]
+pub(crate) struct BundledHead {
+    pub(crate) manifest: HeadManifest,
+    /// The module.
+    #[cfg(feature = "heads-run")]
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Model {
@@ -114,6 +124,14 @@ impl Model {
         })?;
         // It was read as JSON, so it is UTF-8: this copies nothing but into the room.
         manifest_json.push_str(&String::from_utf8_lossy(bundle.manifest_bytes()));
+        let mut heads = Vec::new();
+        for head in &manifest.heads {
+            heads.push(BundledHead {
+                manifest: head.clone(),
+                #[cfg(feature = "heads-run")]
+                bytes: bundle.file(&head.module.file)?.to_vec(),
+            });
+        }
         tracing::debug!(
             model = core.id(),
             level = level.name(),
@@ -127,6 +145,7 @@ impl Model {
             encoder,
             profile_name,
             level,
+            heads,
         })
     }
 
@@ -163,6 +182,10 @@ impl Model {
     #[must_use]
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    pub(crate) fn heads(&self) -> &[BundledHead] {
+        &self.heads
     }
 
     /// The transformer and its tasks.

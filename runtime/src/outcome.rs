@@ -19,6 +19,10 @@ pub struct Verdict<'a> {
     pub score: f32,
     /// The score is below the task's threshold: the model does not know.
     pub abstained: bool,
+    /// Why, in words of the head that gave it; empty for a task of the model.
+    pub evidence: &'a str,
+    /// Why a head has no verdict: the name of its fault, or `switched_off`. Empty for verdicts; label and evidence are empty otherwise.
+    pub reason: &'a str,
 }
 
 /// What is told of a flow beside its verdicts.
@@ -64,7 +68,7 @@ pub struct Outcome<'a> {
     pub source: usize,
     /// The flow or request.
     pub subject: Subject,
-    /// One per task that applies, in the model's order; none where no chosen task does.
+    /// One per task that applies, in the model's order, then one per head; none where no chosen task does and there is no head.
     pub verdicts: &'a [Verdict<'a>],
 }
 
@@ -91,7 +95,7 @@ pub struct Tally {
     pub flows: u64,
     /// Requests that came as lines.
     pub requests: u64,
-    /// One entry per chosen task, in the model's order.
+    /// One entry per chosen task, in the model's order, then one per head.
     pub tasks: Vec<TaskTally>,
 }
 

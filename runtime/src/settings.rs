@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use trafficllm_kernels::Level;
+use trafficllm_model::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX};
 use trafficllm_traffic::FlowConfig;
 use trafficllm_traffic::limits::{FLOW_PACKETS_MAX, PACKET_PAYLOAD_BYTES_MAX};
 use trafficllm_traffic::limits::{FLOWS_MAX, TIMEOUT_US_MAX, TIMEOUT_US_MIN};
 
 use crate::engine::EngineOptions;
 use crate::error::Error;
+use crate::heads::{HeadFile, HeadOptions};
 use crate::limits::{
     BATCH_TOKENS_DEFAULT, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX,
     FLOW_HANDLES_DEFAULT, FLOW_HANDLES_MAX, QUEUE_FLOWS_DEFAULT, QUEUE_FLOWS_MAX,
@@ -35,6 +37,15 @@ const OTHER_IDLE: &str = "capture.other_idle_timeout_us";
 const ACTIVE: &str = "capture.active_timeout_us";
 const CLOSED: &str = "capture.closed_timeout_us";
 const CPU: &str = "model.cpu";
+const MODULES: &str = "heads.modules";
+const LIBRARIES: &str = "heads.libraries";
+const BUNDLED: &str = "heads.bundled";
+const HEAD_FUEL: &str = "heads.fuel_per_flow";
+const HEAD_MEMORY: &str = "heads.memory_bytes_max";
+const HEAD_FAULTS: &str = "heads.faults_in_a_row_max";
+const HEAD_STATE: &str = "heads.allow_state";
+const HEAD_PAYLOAD: &str = "heads.allow_payload";
+const HEAD_PRECOMPILED: &str = "heads.allow_precompiled";
 
 /// What the text of a setting is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -313,6 +324,27 @@ impl Settings {
             batch_wait_us: self.number(BATCH_WAIT),
             deadline_us: self.number(DEADLINE),
             memory_bytes_max: self.memory_bytes_max(),
+            heads: self.head_options(),
+        }
+    }
+
+    /// The heads that are named, and what they are given.
+    #[must_use]
+    pub fn head_options(&self) -> HeadOptions {
+        let files = |key| -> Vec<HeadFile> {
+            let texts = self.list(key).iter();
+            texts.map(|text| HeadFile::parse(text)).collect()
+        };
+        HeadOptions {
+            modules: files(MODULES),
+            libraries: files(LIBRARIES),
+            fuel_per_flow: self.number(HEAD_FUEL),
+            memory_bytes_max: self.size(HEAD_MEMORY),
+            faults_in_a_row_max: u32::try_from(self.number(HEAD_FAULTS)).unwrap_or(u32::MAX),
+            allows_state: self.number(HEAD_STATE) != 0,
+            allows_payload: self.number(HEAD_PAYLOAD) != 0,
+            allows_precompiled: self.number(HEAD_PRECOMPILED) != 0,
+            uses_bundled: self.number(BUNDLED) != 0,
         }
     }
 
@@ -431,7 +463,7 @@ const KEY_CHARACTERS_SHOWN: usize = 64;
 const TIMEOUT: [u64; 2] = [TIMEOUT_US_MIN, TIMEOUT_US_MAX];
 const KEPT: FlowConfig = FlowConfig::DEFAULT;
 
-static OPTIONS: [SettingInfo; 19] = [
+static OPTIONS: [SettingInfo; 28] = [
     SettingInfo::integer(
         WORKERS,
         [WORKERS_DEFAULT as u64, 0, WORKERS_MAX as u64],
@@ -547,6 +579,62 @@ static OPTIONS: [SettingInfo; 19] = [
         CPU,
         SettingKind::Text,
         "The CPU level to run on, by name; empty means the one that TLLM_CPU names, or the fastest.",
+    ),
+    SettingInfo::words(
+        MODULES,
+        SettingKind::List,
+        "WebAssembly heads, as FILE or FILE:TASK with the task whose hidden state the head is given.",
+    ),
+    SettingInfo::words(
+        LIBRARIES,
+        SettingKind::List,
+        "Native heads, as FILE or FILE:TASK: libraries that are trusted with the process.",
+    ),
+    SettingInfo::integer(
+        BUNDLED,
+        [1, 0, 1],
+        "0 or 1",
+        "Whether the heads of the model's bundle are run.",
+    ),
+    SettingInfo::integer(
+        HEAD_FUEL,
+        [HeadOptions::FUEL_DEFAULT, 1, HEAD_FUEL_MAX],
+        "units",
+        "Fuel of a WebAssembly head for each flow, about one unit for each instruction.",
+    ),
+    SettingInfo::integer(
+        HEAD_MEMORY,
+        [
+            HeadOptions::MEMORY_BYTES_DEFAULT as u64,
+            1,
+            HEAD_MEMORY_BYTES_MAX,
+        ],
+        "bytes",
+        "Memory of each instance of a WebAssembly head, of which each worker has one.",
+    ),
+    SettingInfo::integer(
+        HEAD_FAULTS,
+        [HeadOptions::FAULTS_DEFAULT as u64, 0, 1 << 20],
+        "faults",
+        "After so many faults in a row a head is switched off; 0 means never.",
+    ),
+    SettingInfo::integer(
+        HEAD_STATE,
+        [0, 0, 1],
+        "0 or 1",
+        "Whether WebAssembly heads may keep what they know from flow to flow.",
+    ),
+    SettingInfo::integer(
+        HEAD_PAYLOAD,
+        [0, 0, 1],
+        "0 or 1",
+        "Whether heads may see the first payload bytes, also what the model's profile hides.",
+    ),
+    SettingInfo::integer(
+        HEAD_PRECOMPILED,
+        [0, 0, 1],
+        "0 or 1",
+        "Whether precompiled heads whose hashes stand in the bundle are run: they are native code.",
     ),
 ];
 

@@ -157,6 +157,12 @@ impl Guard {
         self.head.about()
     }
 
+    /// The head itself: whoever asks it in this way is not guarded.
+    #[must_use]
+    pub fn head(&self) -> &Arc<dyn Head> {
+        &self.head
+    }
+
     /// Whether the head is asked.
     #[must_use]
     pub fn is_enabled(&self) -> bool {

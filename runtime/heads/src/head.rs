@@ -35,6 +35,11 @@ pub trait HeadInstance: Send {
     fn fuel_used(&self) -> Option<u64> {
         None
     }
+
+    /// Bytes of memory of a module's instance, as it is now; `None` where that is not known.
+    fn memory_bytes(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// What a host promises the heads that it starts.

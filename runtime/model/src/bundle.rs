@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 pub use manifest::{FileEntry, FileReference, MANIFEST_SCHEMA, Manifest, SelfTest};
 pub use task::{
-    AdapterVersion, INSTRUCTION, InstructionManifest, NO_INTENTION, TaskKind, TaskManifest,
+    AdapterVersion, HeadManifest, INSTRUCTION, InstructionManifest, NO_INTENTION, TaskKind,
+    TaskManifest,
 };
 
 use crate::error::{ModelError, check_limit};
@@ -134,7 +135,8 @@ impl Bundle {
                     .into_iter()
                     .chain(aside.map(|aside| &mut aside.adapter))
             })
-            .chain(instruction.map(|instruction| &mut instruction.adapter));
+            .chain(instruction.map(|instruction| &mut instruction.adapter))
+            .chain(manifest.heads.iter_mut().map(|head| &mut head.module));
         for reference in references.chain([&mut manifest.tokenizer, &mut manifest.base]) {
             if let Some(entry) = manifest.files.get(&reference.file) {
                 reference.sha256.clone_from(&entry.sha256);

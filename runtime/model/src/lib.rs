@@ -24,8 +24,9 @@ pub mod transformer;
 
 pub use adapter::{Adapter, AdapterShape};
 pub use bundle::{
-    AdapterVersion, Bundle, FileEntry, FileReference, INSTRUCTION, InstructionManifest,
-    MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, NO_INTENTION, SelfTest, TaskKind, TaskManifest,
+    AdapterVersion, Bundle, FileEntry, FileReference, HeadManifest, INSTRUCTION,
+    InstructionManifest, MANIFEST_NAME, MANIFEST_SCHEMA, Manifest, NO_INTENTION, SelfTest,
+    TaskKind, TaskManifest,
 };
 pub use error::ModelError;
 pub use labels::{Child, LabelTrie, Step};

@@ -19,6 +19,14 @@ pub const ADAPTER_HEADER_BYTES_MAX: usize = 16 << 10;
 
 /// Tasks in a bundle.
 pub const TASKS_MAX: usize = 64;
+/// Heads of a bundle.
+pub const HEADS_MAX: usize = 16;
+/// Bytes of a head's module: 16 MiB.
+pub const HEAD_BYTES_MAX: usize = 16 << 20;
+/// Fuel that a head may be given for each flow: about a second of a fast processor.
+pub const HEAD_FUEL_MAX: u64 = 4_000_000_000;
+/// Bytes of memory that a head may be given.
+pub const HEAD_MEMORY_BYTES_MAX: u64 = 64 << 20;
 /// Adapters of a task that were set aside.
 pub const ADAPTERS_SET_ASIDE_MAX: usize = 8;
 /// Labels of the instruction adapter: what can be asked for, and that nothing is.

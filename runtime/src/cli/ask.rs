@@ -40,6 +40,7 @@ pub(super) fn run(args: AskArgs) -> Result<Exit, Failure> {
         format,
         threads: args.threads,
         max_flows: None,
+        heads: super::HeadArgs::default(),
         captures: args.captures,
     };
     let (exit, tally) = detect::judge(&detect, &model)?;

@@ -32,7 +32,8 @@ pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
 pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tally), Failure> {
     let engine = Engine::new(Arc::clone(model), options(args, model))?;
     engine.start()?;
-    let sink = Output::new(args, model);
+    let has_heads = !engine.heads().is_empty();
+    let sink = Output::new(args, model, has_heads);
     let mut detection = engine.detect(sink);
     let mut totals = Totals::default();
     for path in &args.captures {
@@ -44,6 +45,11 @@ pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tall
     let (tally, mut sink) = detection.finish()?;
     sink.finish();
     console::note(&totals.describe(&tally, sink.is_closed(), sink.bar.elapsed()));
+    for head in engine.heads() {
+        if let Some(text) = super::head::losses(&head) {
+            console::note(&text);
+        }
+    }
     match sink.failure {
         // Whoever reads the output has enough of it: `head` does so.
         Some(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok((Exit::Done, tally)),
@@ -75,6 +81,7 @@ fn options(args: &DetectArgs, model: &Model) -> EngineOptions {
         tasks: args.tasks.clone(),
         batch_tokens: 0,
         flows: Some(flows),
+        heads: args.heads.options(),
         ..EngineOptions::default()
     }
 }
@@ -138,11 +145,11 @@ struct Output {
 }
 
 impl Output {
-    fn new(args: &DetectArgs, model: &Model) -> Self {
+    fn new(args: &DetectArgs, model: &Model, has_heads: bool) -> Self {
         let name = |path: &PathBuf| path.to_string_lossy().into_owned();
         Self {
             names: args.captures.iter().map(name).collect(),
-            writer: Writer::new(args.format, model.id(), model.profile_name()),
+            writer: Writer::new(args.format, model.id(), model.profile_name(), has_heads),
             buffer: Vec::new(),
             failure: None,
             bar: Bar::new(&args.captures),

@@ -3,6 +3,7 @@
 mod ask;
 mod console;
 mod detect;
+mod head;
 mod inspect;
 mod output;
 mod progress;
@@ -14,8 +15,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
-use trafficllm::limits::WORKERS_MAX;
-use trafficllm::{Bundle, Error, Model};
+use trafficllm::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX, WORKERS_MAX};
+use trafficllm::{Bundle, Error, HeadFile, HeadOptions, Model};
 
 /// A label, a score or an honest "don't know" for every network flow.
 #[derive(Debug, Parser)]
@@ -45,6 +46,92 @@ enum Command {
     /// Look at model bundles
     #[command(subcommand)]
     Model(ModelCommand),
+    /// Look at heads of one's own
+    #[command(subcommand)]
+    Head(HeadCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum HeadCommand {
+    /// Load a head as `detect` does and say what it exports, needs and costs
+    ///
+    /// Exit status: 0 it can be used with the model; 2 it cannot, and why; 3 the model cannot be used.
+    Check {
+        /// Bundle whose model the head is given, instead of the one that is compiled in
+        #[arg(long, value_name = "BUNDLE")]
+        model: Option<PathBuf>,
+        /// The file is a native library, which is run with all rights of this process
+        #[arg(long)]
+        native: bool,
+        /// Write one JSON object
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        limits: HeadLimits,
+        /// WebAssembly module or native library
+        file: PathBuf,
+    },
+}
+
+/// What heads are given.
+#[derive(Clone, Debug, Default, Args)]
+struct HeadLimits {
+    /// Fuel of a WebAssembly head for each flow, about one unit for each instruction (default: 1000000)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=HEAD_FUEL_MAX))]
+    head_fuel: Option<u64>,
+    /// Bytes of memory of each instance of a WebAssembly head (default: 1048576)
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(1..=HEAD_MEMORY_BYTES_MAX))]
+    head_memory: Option<u64>,
+    /// Let WebAssembly heads keep what they know from flow to flow
+    #[arg(long)]
+    head_state: bool,
+    /// Let heads see the first payload bytes, also what the model's profile hides
+    #[arg(long)]
+    head_payload: bool,
+    /// Run precompiled heads whose hashes stand in the bundle: they are native code
+    #[arg(long)]
+    head_precompiled: bool,
+}
+
+/// Heads beside the model.
+#[derive(Clone, Debug, Default, Args)]
+struct HeadArgs {
+    /// WebAssembly head that judges flows too; TASK is the one whose hidden state it is given (can be given several times)
+    #[arg(long = "head", value_name = "FILE[:TASK]")]
+    modules: Vec<String>,
+    /// Native head: a library that is run with all rights of this process (can be given several times)
+    #[arg(long = "native-head", value_name = "FILE[:TASK]")]
+    libraries: Vec<String>,
+    #[command(flatten)]
+    limits: HeadLimits,
+}
+
+impl HeadLimits {
+    fn options(&self) -> HeadOptions {
+        let default = HeadOptions::default();
+        let memory = self
+            .head_memory
+            .and_then(|bytes| usize::try_from(bytes).ok());
+        HeadOptions {
+            fuel_per_flow: self.head_fuel.unwrap_or(default.fuel_per_flow),
+            memory_bytes_max: memory.unwrap_or(default.memory_bytes_max),
+            allows_state: self.head_state,
+            allows_payload: self.head_payload,
+            allows_precompiled: self.head_precompiled,
+            ..default
+        }
+    }
+}
+
+impl HeadArgs {
+    fn options(&self) -> HeadOptions {
+        let files = |texts: &[String]| texts.iter().map(|text| HeadFile::parse(text)).collect();
+        HeadOptions {
+            modules: files(&self.modules),
+            libraries: files(&self.libraries),
+            ..self.limits.options()
+        }
+    }
 }
 
 /// What `detect` is told.
@@ -65,6 +152,8 @@ struct DetectArgs {
     /// Most flows open at once; beyond it the least recently active flow is judged early (default: 131072)
     #[arg(long, value_name = "N")]
     max_flows: Option<usize>,
+    #[command(flatten)]
+    heads: HeadArgs,
     /// pcap or pcapng, plain or gzip; `-` reads standard input; FILE.jsonl holds one HTTP request per line in the key "request"
     #[arg(required = true, value_name = "CAPTURE")]
     captures: Vec<PathBuf>,
@@ -141,6 +230,7 @@ impl From<Error> for Failure {
             | Error::Level(_)
             | Error::Setting { .. }
             | Error::Settings(_)
+            | Error::Head(_)
             | Error::FlowConfig(_) => Exit::Usage,
             _ => Exit::Model,
         };
@@ -167,6 +257,13 @@ pub(crate) fn run() -> ExitCode {
             inspect::info(bundle.as_deref(), json)
         }
         Command::Model(ModelCommand::Verify { bundle }) => inspect::verify(bundle.as_deref()),
+        Command::Head(HeadCommand::Check {
+            model,
+            native,
+            json,
+            limits,
+            file,
+        }) => head::check(model.as_deref(), (&file, native), &limits.options(), json),
     };
     let exit = result.unwrap_or_else(|failure| {
         console::error(&failure.message);

@@ -30,22 +30,27 @@ const CSV_COLUMNS: [&str; 17] = [
     "abstained",
 ];
 
+/// Further columns of the CSV output where there are heads.
+const CSV_COLUMNS_OF_HEADS: [&str; 2] = ["evidence", "reason"];
+
 /// Writes outcomes in one format.
 pub(super) struct Writer {
     format: Format,
     model: String,
     profile: String,
+    has_heads: bool,
     /// The source that the last row was of; the table begins a new one with its name.
     table_source: Option<usize>,
     begun: bool,
 }
 
 impl Writer {
-    pub(super) fn new(format: Format, model: &str, profile: &str) -> Self {
+    pub(super) fn new(format: Format, model: &str, profile: &str, has_heads: bool) -> Self {
         Self {
             format,
             model: model.to_owned(),
             profile: profile.to_owned(),
+            has_heads,
             table_source: None,
             begun: false,
         }
@@ -90,7 +95,8 @@ impl Writer {
         }
         self.begun = true;
         let mut rows = csv::Writer::from_writer(out);
-        rows.write_record(CSV_COLUMNS)?;
+        let further = CSV_COLUMNS_OF_HEADS.into_iter().filter(|_| self.has_heads);
+        rows.write_record(CSV_COLUMNS.into_iter().chain(further))?;
         rows.flush()
     }
 
@@ -131,14 +137,20 @@ impl Writer {
             }
             let score = Score(verdict.score).to_string();
             let abstained = if verdict.abstained { "true" } else { "false" };
-            rows.write_record([
+            let further = [verdict.evidence, verdict.reason];
+            let fields = [
                 &self.profile,
                 &self.model,
                 verdict.task,
                 verdict.label,
                 &score,
                 abstained,
-            ])?;
+            ];
+            rows.write_record(
+                fields
+                    .into_iter()
+                    .chain(further.into_iter().filter(|_| self.has_heads)),
+            )?;
         }
         rows.flush()
     }
@@ -190,12 +202,19 @@ impl Writer {
         for verdict in outcome.verdicts {
             let label = printable(verdict.label);
             let doubt = if verdict.abstained { "  abstained" } else { "" };
-            writeln!(
+            write!(
                 out,
                 "{shown:<86}  {:<28}{label:<20}{:>7}{doubt}",
                 verdict.task,
                 Score(verdict.score)
             )?;
+            if !verdict.reason.is_empty() {
+                write!(out, ": {}", verdict.reason)?;
+            }
+            if !verdict.evidence.is_empty() {
+                write!(out, "  {}", printable(verdict.evidence))?;
+            }
+            writeln!(out)?;
             shown = "";
         }
         Ok(())

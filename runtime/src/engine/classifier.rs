@@ -69,8 +69,9 @@ impl Classifier {
     /// dropped; preparing again takes the model that is current then.
     pub fn prepare(&mut self) -> usize {
         let current = self.shared.generations.current();
-        let Selection { flow, request } = &current.selection;
-        let verdicts = flow.len() + request.len();
+        let Selection { flow, request, .. } = &current.selection;
+        let heads = current.heads.as_ref().map_or(0, |heads| heads.count());
+        let verdicts = flow.len() + request.len() + heads;
         if let Some(before) = self.prepared.replace(current) {
             self.let_go(before);
         }
@@ -232,7 +233,7 @@ impl Classifier {
         }
         for mut slot in batch.drain(..).filter_map(Ticket::take_back) {
             let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-            name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
+            name_verdicts(generation, &slot, &mut verdicts);
             let answer = Answer {
                 id: slot.id,
                 judgement: Judgement::of(&slot, &verdicts),

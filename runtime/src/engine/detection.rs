@@ -9,6 +9,7 @@ use trafficllm_model::emptied;
 use trafficllm_traffic::{CaptureReader, Flow, FlowTable, decode};
 
 use super::generation::{Generation, Selection};
+use super::heads::OrderedHeads;
 use super::report::{CaptureReport, Progress, RequestsReport, Sink};
 use super::requests::{LineReader, request_of};
 use super::shared::Shared;
@@ -67,6 +68,8 @@ pub struct Detection<'e, S: Sink> {
     tally: Tally,
     /// Where each task of the model stands in the tally.
     places: Vec<Option<usize>>,
+    /// Heads that keep what they know, if there are any.
+    heads: Option<OrderedHeads>,
     progress: Progress,
     sources: usize,
     stopped: bool,
@@ -88,6 +91,15 @@ impl<'e, S: Sink> Detection<'e, S> {
                 ..TaskTally::default()
             });
         }
+        let heads = generation.heads.as_ref();
+        for name in heads.iter().flat_map(|heads| heads.names()) {
+            places.push(Some(tally.tasks.len()));
+            tally.tasks.push(TaskTally {
+                task: name.to_owned(),
+                ..TaskTally::default()
+            });
+        }
+        let heads = heads.and_then(OrderedHeads::new);
         Self {
             engine,
             sink,
@@ -99,6 +111,7 @@ impl<'e, S: Sink> Detection<'e, S> {
             verdicts: Vec::new(),
             tally,
             places,
+            heads,
             progress: Progress::default(),
             sources: 0,
             stopped: false,
@@ -319,6 +332,10 @@ impl<'e, S: Sink> Detection<'e, S> {
         self.filler()?.request(&generation, &mut slot);
         let Selection { flow, .. } = &generation.selection;
         count_not_applicable(&mut self.tally, &self.places, flow);
+        let heads = generation.heads.as_ref().map_or(0, |heads| heads.count());
+        for task in self.tally.tasks.iter_mut().rev().take(heads) {
+            task.not_applicable += 1;
+        }
         self.submit(source, Subject::Request(line), slot)?;
         Ok(Ok(()))
     }
@@ -383,7 +400,7 @@ impl<'e, S: Sink> Detection<'e, S> {
                 expected.answer = Some(slot);
             }
         }
-        while let Some(slot) = self
+        while let Some(mut slot) = self
             .expected
             .front_mut()
             .and_then(|first| first.answer.take())
@@ -393,14 +410,14 @@ impl<'e, S: Sink> Detection<'e, S> {
             }) = self.expected.pop_front()
             {
                 self.delivered += 1;
-                self.deliver(source, subject, &slot)?;
+                self.deliver(source, subject, &mut slot)?;
             }
             self.submitter()?.reuse(slot);
         }
         Ok(())
     }
 
-    fn deliver(&mut self, source: usize, subject: Subject, slot: &Slot) -> Result<(), Error> {
+    fn deliver(&mut self, source: usize, subject: Subject, slot: &mut Slot) -> Result<(), Error> {
         let message = match &slot.state {
             State::Judged => None,
             State::Failed(message) => Some(&**message),
@@ -414,11 +431,14 @@ impl<'e, S: Sink> Detection<'e, S> {
         if self.stopped {
             return Ok(());
         }
+        if let Some(heads) = &mut self.heads {
+            heads.judge(slot);
+        }
         let generation = Arc::clone(&self.generation);
         let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-        name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
-        for (verdict, named) in slot.verdicts.iter().zip(&verdicts) {
-            if let Some(place) = self.places[verdict.task] {
+        name_verdicts(&generation, slot, &mut verdicts);
+        for named in &verdicts {
+            if let Some(place) = self.places[named.task_index as usize] {
                 count_verdict(&mut self.tally.tasks[place], named.label, named.abstained);
             }
         }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 
 use trafficllm_model::{Scratch, TaskKind};
 
+use super::heads::HeadSet;
 use super::judge::BatchSizes;
 use super::slot::SlotSizes;
 use crate::error::Error;
@@ -19,19 +20,25 @@ use crate::model::Model;
 pub(super) struct Selection {
     pub(super) flow: Vec<usize>,
     pub(super) request: Vec<usize>,
+    /// Heads of the bundle that were chosen beside tasks; `None` means all.
+    heads: Option<Vec<String>>,
 }
 
 impl Selection {
     /// The chosen tasks as indices, in the model's order: a task that is named twice is asked once.
     pub(super) fn new(model: &Model, names: &[String]) -> Result<Self, Error> {
-        let known: Vec<&str> = model.task_names().collect();
+        let heads = model.heads().iter().map(|head| &*head.manifest.name);
+        let known: Vec<&str> = model.task_names().chain(heads).collect();
         if let Some(found) = names.iter().find(|name| !known.contains(&name.as_str())) {
             return Err(Error::UnknownTask {
                 found: found.clone(),
                 known: known.into_iter().map(str::to_owned).collect(),
             });
         }
-        let mut selection = Self::default();
+        let mut selection = Self {
+            heads: (!names.is_empty()).then(|| names.to_vec()),
+            ..Self::default()
+        };
         for (index, task) in model.core().tasks().iter().enumerate() {
             if names.is_empty() || names.iter().any(|name| name == task.name()) {
                 match task.kind() {
@@ -41,6 +48,12 @@ impl Selection {
             }
         }
         Ok(selection)
+    }
+
+    /// Whether the bundle's head of this name is chosen.
+    pub(super) fn has_head(&self, name: &str) -> bool {
+        let chosen = self.heads.as_ref();
+        chosen.is_none_or(|chosen| chosen.iter().any(|chosen| chosen == name))
     }
 
     /// All chosen tasks, ascending.
@@ -60,6 +73,7 @@ pub(super) struct Generation {
     pub(super) selection: Selection,
     /// What a slot needs for it and for all generations before it: slots do not shrink.
     pub(super) sizes: SlotSizes,
+    pub(super) heads: Option<Arc<HeadSet>>,
     /// Buffers for each worker, where it needs larger ones than the generation before.
     buffers: Mutex<Vec<Scratch>>,
 }
@@ -78,14 +92,29 @@ impl Generation {
             flow_tokens: tokens_of(&selection.flow, profile.max_tokens),
             request_tokens: tokens_of(&selection.request, profile.request_tokens),
             verdicts: selection.all().len(),
+            ..SlotSizes::default()
         };
         Ok(Self {
             number: before.map_or(1, |before| before.number + 1),
             model,
             selection,
             sizes: before.map_or(sizes, |before| sizes.with(before.sizes)),
+            heads: None,
             buffers: Mutex::default(),
         })
+    }
+
+    /// Gives it its heads.
+    pub(super) fn set_heads(&mut self, heads: Option<Arc<HeadSet>>) {
+        if let Some(heads) = &heads {
+            self.sizes.heads = self.sizes.heads.with(heads.sizes());
+        }
+        self.heads = heads;
+    }
+
+    /// Most verdicts of an answer of it or of those before.
+    pub(super) fn verdicts_max(&self) -> usize {
+        self.sizes.verdicts + self.sizes.heads.heads()
     }
 
     /// Takes the buffers that workers need for it, unless those for `before` do as well, and says how many bytes that are.
@@ -202,7 +231,7 @@ impl Generations {
     pub(super) fn new(first: Generation) -> Self {
         let generations = Self {
             number: AtomicU64::new(first.number),
-            verdicts_max: AtomicUsize::new(first.sizes.verdicts),
+            verdicts_max: AtomicUsize::new(first.verdicts_max()),
             known: Mutex::new(Known {
                 current: Arc::new(first),
                 views: Vec::new(),
@@ -242,7 +271,7 @@ impl Generations {
         let mut known = lock(&self.known);
         let number = next.number;
         // First: before a flow can be submitted to it. It never gets less.
-        self.verdicts_max.fetch_max(next.sizes.verdicts, SeqCst);
+        self.verdicts_max.fetch_max(next.verdicts_max(), SeqCst);
         let before = std::mem::replace(&mut known.current, Arc::new(next));
         known.retired.push(before);
         self.retired.store(known.retired.len(), SeqCst);

@@ -8,6 +8,7 @@ use trafficllm_model::{Item, ModelError, Scratch, TaskVerdict, emptied};
 
 use super::counters::Counts;
 use super::generation::{Generation, Selection};
+use super::heads::Bench;
 use super::shared::Shared;
 use super::slot::{Kind, State, Ticket, reserve};
 use crate::error::Error;
@@ -60,6 +61,7 @@ pub(super) struct Judge {
     items: Vec<Item<'static>>,
     verdicts: Vec<TaskVerdict>,
     scratch: Scratch,
+    heads: Bench,
 }
 
 impl Judge {
@@ -77,6 +79,7 @@ impl Judge {
             items: Vec::new(),
             verdicts: Vec::new(),
             scratch: Scratch::default(),
+            heads: Bench::default(),
         };
         reserve("a batch", &mut judge.batch, sizes.flows)?;
         judge.prepare(generation)?;
@@ -95,7 +98,7 @@ impl Judge {
             }
         }
         let items = self.sizes.items();
-        let Selection { flow, request } = &generation.selection;
+        let Selection { flow, request, .. } = &generation.selection;
         reserve("a batch", &mut self.items, items)?;
         reserve(
             "a batch",
@@ -103,6 +106,8 @@ impl Judge {
             items * flow.len().max(request.len()),
         )?;
         self.sizes.reserve(&mut self.scratch, generation)?;
+        let (heads, core) = (generation.heads.as_ref(), generation.model.core());
+        self.heads.prepare(heads, core, items, self.sizes.flows)?;
         self.ready_for = generation.number;
         Ok(())
     }
@@ -110,6 +115,7 @@ impl Judge {
     /// Gives the buffers of the model back; they are taken again before the next batch.
     pub(super) fn forget(&mut self) {
         self.scratch = Scratch::default();
+        self.heads = Bench::default();
         self.ready_for = 0;
     }
 
@@ -158,7 +164,7 @@ impl Judge {
             tracing::error!(flows, message, "a batch failed");
             let message: Arc<str> = message.into();
             for slot in self.batch.iter_mut().filter_map(Ticket::slot_mut) {
-                slot.verdicts.clear();
+                slot.forget_answers();
                 slot.close(State::Failed(Arc::clone(&message)));
             }
         } else {
@@ -187,13 +193,21 @@ impl Judge {
             Ok(())
         } else {
             let core = generation.model.core();
-            core.classify(&items, &mut self.scratch, &mut self.verdicts)
+            let (scratch, verdicts) = (&mut self.scratch, &mut self.verdicts);
+            match self.heads.insight() {
+                None => core.classify(&items, scratch, verdicts),
+                Some(insight) => core.classify_with(&items, scratch, verdicts, insight),
+            }
         };
         self.items = emptied(items);
         result?;
         let mut answers = self.verdicts.as_slice();
-        let mut items_end = 0;
-        for slot in self.batch.iter_mut().filter_map(Ticket::slot_mut) {
+        let (mut items_end, mut verdicts_end) = (0, 0);
+        self.heads.forget_places();
+        for (index, ticket) in self.batch.iter_mut().enumerate() {
+            let Some(slot) = ticket.slot_mut() else {
+                continue;
+            };
             items_end += slot.items().count();
             let count = answers
                 .iter()
@@ -203,13 +217,18 @@ impl Judge {
             answers = rest;
             slot.verdicts.extend_from_slice(own);
             slot.verdicts.sort_unstable_by_key(|verdict| verdict.task);
+            let own = verdicts_end..verdicts_end + count;
+            verdicts_end += count;
+            self.heads.place(index, slot, own);
         }
+        self.heads.judge(&mut self.batch, &self.verdicts);
         Ok(())
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.scratch.bytes()
+            + self.heads.bytes()
             + self.batch.capacity() * size_of::<Ticket>()
             + self.items.capacity() * size_of::<Item<'_>>()
             + self.verdicts.capacity() * size_of::<TaskVerdict>()

@@ -3,6 +3,7 @@
 use trafficllm_traffic::FlowConfig;
 
 use crate::error::Error;
+use crate::heads::HeadOptions;
 use crate::limits::{
     BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX, QUEUE_FLOWS_MAX,
     WORKERS_MAX,
@@ -32,6 +33,8 @@ pub struct EngineOptions {
     /// ([`crate::Engine::charge_flow_bytes`]) may take together; what would exceed it is refused when it is made. 0 means no
     /// limit.
     pub memory_bytes_max: usize,
+    /// Heads of one's own.
+    pub heads: HeadOptions,
 }
 
 impl EngineOptions {

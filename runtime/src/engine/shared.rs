@@ -5,15 +5,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use trafficllm_traffic::FlowConfig;
+
 use super::EngineMemory;
 use super::counters::{Counts, LatencyCounts};
 #[cfg(any(test, feature = "faults"))]
 use super::faults::Faults;
 use super::generation::{Generation, Generations};
+use super::heads::HeadSet;
 use super::judge::BatchSizes;
 use super::options::EngineOptions;
 use super::queue::{Lane, Queue};
 use crate::error::Error;
+use crate::heads::HeadOptions;
 use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
 use crate::model::Model;
 
@@ -29,6 +33,9 @@ const CLOSED: u8 = 2;
 pub(super) struct Shared {
     /// The tasks to ask of every model, by name; none means all.
     tasks: Vec<String>,
+    flows: FlowConfig,
+    /// Those of the heads that are at work.
+    head_options: Mutex<HeadOptions>,
     pub(super) batch_tokens: usize,
     /// How long a worker waits for more, counted from the submission of the batch's first flow; always shorter than the deadline.
     pub(super) batch_wait: Duration,
@@ -68,16 +75,25 @@ pub(super) struct Shared {
 
 impl Shared {
     /// Checks the options and the model.
-    pub(super) fn new(model: Arc<Model>, options: &EngineOptions) -> Result<Self, Error> {
+    pub(super) fn new(
+        model: Arc<Model>,
+        flows: FlowConfig,
+        options: &EngineOptions,
+    ) -> Result<Self, Error> {
         options.check()?;
         let or_default = |found: usize, default| if found == 0 { default } else { found };
         let deadline =
             (options.deadline_us > 0).then(|| Duration::from_micros(options.deadline_us));
         let batch_wait = Duration::from_micros(options.batch_wait_us);
-        let first = Generation::new(model, &options.tasks, None)?;
+        let mut first = Generation::new(model, &options.tasks, None)?;
+        let wanted = (&options.heads, &flows, options.workers);
+        let heads = HeadSet::load(wanted, (&first.model, &first.selection), None)?;
+        first.set_heads(heads);
         let slot_bytes = first.sizes.bytes();
         let shared = Self {
             tasks: options.tasks.clone(),
+            flows,
+            head_options: Mutex::new(options.heads.clone()),
             batch_tokens: or_default(options.batch_tokens, BATCH_TOKENS_DEFAULT),
             batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
             deadline,
@@ -113,12 +129,39 @@ impl Shared {
 
     /// Replaces the model for all flows that are submitted from now on, or changes nothing.
     pub(super) fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
+        self.replace(model, None)
+    }
+
+    /// Replaces the heads for all flows that are submitted from now on, or changes nothing.
+    pub(super) fn activate_heads(&self, options: &HeadOptions) -> Result<u64, Error> {
+        let model = Arc::clone(&self.generations.current().model);
+        self.replace(model, Some(options))
+    }
+
+    /// As both; heads of files stay as they are where no options are given.
+    fn replace(&self, model: Arc<Model>, heads: Option<&HeadOptions>) -> Result<u64, Error> {
         let making = self.lock_making();
         if !self.is_open() {
             return Err(Error::Stopped);
         }
         let current = self.generations.current();
         let mut next = Generation::new(model, &self.tasks, Some(&current))?;
+        // Nobody panics while holding it.
+        let mut options = self
+            .head_options
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let wanted = (
+            heads.unwrap_or(&options),
+            &self.flows,
+            self.worker_bytes.len(),
+        );
+        let before = current.heads.as_deref().filter(|_| heads.is_none());
+        next.set_heads(HeadSet::load(
+            wanted,
+            (&next.model, &next.selection),
+            before,
+        )?);
         let buffers = next.add_buffers(&current, self.batch_sizes(), self.worker_bytes.len())?;
         drop(current);
         self.generations.release();
@@ -131,6 +174,10 @@ impl Shared {
         // From here on it is held: counted twice it would have flows refused that have room.
         let is_held = || self.making_bytes.store(0, SeqCst);
         self.generations.replace(next, is_held);
+        if let Some(heads) = heads {
+            options.clone_from(heads);
+        }
+        drop(options);
         // Idle workers take their buffers now.
         self.queue.wake_all();
         drop(making);

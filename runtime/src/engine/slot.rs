@@ -10,6 +10,7 @@ use trafficllm_model::TaskVerdict;
 
 use super::counters::micros;
 use super::generation::{Generation, try_lock};
+use super::heads::{HeadSizes, SlotHeads};
 use crate::error::Error;
 
 /// Which tasks a run of tokens is for.
@@ -52,6 +53,8 @@ pub(super) struct Slot {
     pub(super) latency_us: u64,
     /// By task, ascending.
     pub(super) verdicts: Vec<TaskVerdict>,
+    /// What heads are told and what they answered; `None` where there never was one.
+    pub(super) heads: Option<Box<SlotHeads>>,
     pub(super) state: State,
 }
 
@@ -60,7 +63,9 @@ pub(super) struct Slot {
 pub(super) struct SlotSizes {
     pub(super) flow_tokens: usize,
     pub(super) request_tokens: usize,
+    /// Of the model's tasks.
     pub(super) verdicts: usize,
+    pub(super) heads: HeadSizes,
 }
 
 impl SlotSizes {
@@ -70,6 +75,7 @@ impl SlotSizes {
         size_of::<Slot>()
             + tokens * size_of::<u32>()
             + self.verdicts * size_of::<TaskVerdict>()
+            + self.heads.bytes()
             + 3 * size_of::<Box<Slot>>()
     }
 
@@ -79,6 +85,7 @@ impl SlotSizes {
             flow_tokens: self.flow_tokens.max(other.flow_tokens),
             request_tokens: self.request_tokens.max(other.request_tokens),
             verdicts: self.verdicts.max(other.verdicts),
+            heads: self.heads.with(other.heads),
         }
     }
 }
@@ -95,6 +102,7 @@ impl Slot {
             deadline: None,
             latency_us: 0,
             verdicts: Vec::new(),
+            heads: None,
             state: State::Open,
         });
         slot.fit(sizes)?;
@@ -119,7 +127,8 @@ impl Slot {
     pub(super) fn fit(&mut self, sizes: SlotSizes) -> Result<(), Error> {
         reserve("a slot", &mut self.flow_tokens, sizes.flow_tokens)?;
         reserve("a slot", &mut self.request_tokens, sizes.request_tokens)?;
-        reserve("a slot", &mut self.verdicts, sizes.verdicts)
+        reserve("a slot", &mut self.verdicts, sizes.verdicts)?;
+        SlotHeads::fit(&mut self.heads, sizes.heads)
     }
 
     /// Its runs of tokens, which are not empty.
@@ -129,6 +138,20 @@ impl Slot {
             (Kind::Request, self.request_tokens.as_slice()),
         ];
         items.into_iter().filter(|(_, tokens)| !tokens.is_empty())
+    }
+
+    /// Verdicts of the model and of heads.
+    pub(super) fn answered(&self) -> usize {
+        let heads = self.heads.as_ref();
+        self.verdicts.len() + heads.map_or(0, |heads| heads.answered())
+    }
+
+    /// What was answered does not count: the batch has failed.
+    pub(super) fn forget_answers(&mut self) {
+        self.verdicts.clear();
+        if let Some(heads) = &mut self.heads {
+            heads.forget_answers();
+        }
     }
 
     /// All its tokens.
@@ -163,6 +186,9 @@ impl Slot {
         self.flow_tokens.clear();
         self.request_tokens.clear();
         self.verdicts.clear();
+        if let Some(heads) = &mut self.heads {
+            heads.clear();
+        }
         self.deadline = None;
         self.state = State::Open;
     }
@@ -404,6 +430,7 @@ mod tests {
         flow_tokens: 4,
         request_tokens: 2,
         verdicts: 3,
+        heads: HeadSizes::NONE,
     };
 
     #[test]

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use trafficllm_model::{TaskVerdict, emptied};
+use trafficllm_model::emptied;
 use trafficllm_traffic::token::limits::ENCODING_TOKENS_MAX;
 use trafficllm_traffic::token::{EncodeScratch, TokenError};
 use trafficllm_traffic::{Flow, MemoryError};
@@ -97,6 +97,8 @@ impl<'a> Judgement<'a> {
 pub(super) struct Filler {
     tokens: Vec<u32>,
     scratch: EncodeScratch,
+    /// Outcomes are put in order: heads that keep what they know are asked then.
+    is_ordered: bool,
 }
 
 impl Filler {
@@ -107,7 +109,11 @@ impl Filler {
             scratch.map_err(|MemoryError { what, bytes }| Error::Memory { what, bytes })?;
         let mut tokens = Vec::new();
         reserve("room for encoding", &mut tokens, ENCODING_TOKENS_MAX)?;
-        Ok(Self { tokens, scratch })
+        Ok(Self {
+            tokens,
+            scratch,
+            is_ordered: false,
+        })
     }
 
     /// Bytes held beside itself.
@@ -118,6 +124,9 @@ impl Filler {
     /// Gives a slot the tokens of a flow, for the tasks that were chosen.
     pub(super) fn flow(&mut self, generation: &Generation, slot: &mut Slot, flow: &Flow) {
         let encoder = generation.model.encoder();
+        if let (Some(set), Some(heads)) = (&generation.heads, &mut slot.heads) {
+            heads.fill(set, flow, self.is_ordered);
+        }
         // Encoding needs more room for a moment than what it leaves: the slots have just the room for that.
         if !generation.selection.flow.is_empty() {
             encoder.encode_flow(flow, &mut self.scratch, &mut self.tokens);
@@ -202,12 +211,13 @@ impl Submitter {
         making.check_budget("a submitter", slots * shared.slot_bytes())?;
         let mailbox = Arc::new(Mailbox::new(slots, notify)?);
         let lane = Arc::new(Lane::new(slots, &mailbox, is_limited)?);
-        let filler = Filler::new()?;
+        let mut filler = Filler::new()?;
+        filler.is_ordered = !is_limited;
         let buffers = lane.bytes() + filler.bytes();
         making.check_budget("a submitter", slots * shared.slot_bytes() + buffers)?;
         let free = Slot::several(slots, current.sizes)?;
         let ready = room_for_answers(slots)?;
-        let verdicts = Vec::with_capacity(current.sizes.verdicts);
+        let verdicts = Vec::with_capacity(current.verdicts_max());
         shared.open_lane(&lane)?;
         shared.add_submitter(slots, buffers);
         drop(making);
@@ -305,7 +315,7 @@ impl Submitter {
         let mut taken = 0;
         self.reuse_shown();
         while let Some(slot) = self.find_slot()
-            && fits(slot.verdicts.len())
+            && fits(slot.answered())
         {
             // Between the question and this the last owner may have gone.
             let Some(slot) = self.pop_slot() else {
@@ -314,7 +324,7 @@ impl Submitter {
             let slot = self.shown.insert(slot);
             if let Some(generation) = &slot.generation {
                 let mut verdicts: Vec<Verdict<'_>> = std::mem::take(&mut self.verdicts);
-                name_verdicts(&generation.model, &slot.verdicts, &mut verdicts);
+                name_verdicts(generation, slot, &mut verdicts);
                 take(&Answer {
                     id: slot.id,
                     judgement: Judgement::of(slot, &verdicts),
@@ -608,15 +618,15 @@ impl Drop for Submitter {
     }
 }
 
-/// Replaces `named` by verdicts with the names of the model's tasks and labels.
+/// Replaces `named` by a slot's verdicts with the names of tasks and labels: those of the model, then those of heads.
 pub(super) fn name_verdicts<'a>(
-    model: &'a Model,
-    verdicts: &[TaskVerdict],
+    generation: &'a Generation,
+    slot: &'a Slot,
     named: &mut Vec<Verdict<'a>>,
 ) {
     named.clear();
-    let tasks = model.core().tasks();
-    named.extend(verdicts.iter().map(|verdict| {
+    let tasks = generation.model.core().tasks();
+    named.extend(slot.verdicts.iter().map(|verdict| {
         let task = &tasks[verdict.task];
         Verdict {
             task: task.name(),
@@ -625,6 +635,11 @@ pub(super) fn name_verdicts<'a>(
             label_index: verdict.label,
             score: verdict.score,
             abstained: verdict.abstained,
+            evidence: "",
+            reason: "",
         }
     }));
+    if let (Some(set), Some(part)) = (&generation.heads, &slot.heads) {
+        set.name_verdicts(part, named);
+    }
 }

@@ -204,6 +204,7 @@ pub(crate) fn small_bundle(edit: impl Fn(&mut Manifest)) -> Bundle {
         base: FileReference::new("base.gguf"),
         tasks,
         instruction: None,
+        heads: Vec::new(),
         metrics_protocol: Value::from("none"),
         data_statement: Value::from("no data"),
         licence: "MIT OR Apache-2.0".to_owned(),

@@ -333,6 +333,11 @@ impl HeadInstance for WasmInstance {
     fn fuel_used(&self) -> Option<u64> {
         Some(self.fuel_used)
     }
+
+    fn memory_bytes(&self) -> Option<usize> {
+        let running = &self.begun.as_ref()?.running;
+        Some(running.memory.data_size(&running.store))
+    }
 }
 
 /// What an error of wasmtime says of the head.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::MANIFEST_NAME;
 use super::lists::{list, number, refused};
 use super::names::{check_name, check_no_folder_is_a_file, check_sha256};
-use super::task::{INSTRUCTION, InstructionManifest, TaskManifest};
+use super::task::{HeadManifest, INSTRUCTION, InstructionManifest, TaskManifest};
 use crate::error::{ModelError, check_limit, shown};
 use crate::limits;
 
@@ -47,6 +47,13 @@ pub struct Manifest {
     /// What names the task that a free text asks for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instruction: Option<InstructionManifest>,
+    /// Heads that run beside the tasks.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "list"
+    )]
+    pub heads: Vec<HeadManifest>,
     /// How the tasks' metrics were measured.
     #[serde(default)]
     pub metrics_protocol: Value,
@@ -198,6 +205,27 @@ impl Manifest {
                     "a name that comes once",
                     &task.name,
                 ));
+            }
+        }
+        check_limit(
+            MANIFEST_NAME,
+            "heads",
+            limits::HEADS_MAX,
+            self.heads.len() as u64,
+        )?;
+        for (index, head) in self.heads.iter().enumerate() {
+            let field = format!("heads[{index}]");
+            head.check(&field, &self.tasks)?;
+            self.check_reference(&format!("{field}.module"), &head.module)?;
+            let bytes = self
+                .files
+                .get(&head.module.file)
+                .map_or(0, |file| file.bytes);
+            let size = format!("size of {field}.module");
+            check_limit(MANIFEST_NAME, size, limits::HEAD_BYTES_MAX, bytes)?;
+            if head.name == INSTRUCTION || !names.insert(&head.name) {
+                let expected = "a name that neither a task nor another head has";
+                return Err(invalid(format!("{field}.name"), expected, &head.name));
             }
         }
         if let Some(instruction) = &self.instruction {

@@ -61,6 +61,71 @@ pub struct TaskManifest {
     pub set_aside: Vec<AdapterVersion>,
 }
 
+/// A head: a WebAssembly module that judges flows beside the tasks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadManifest {
+    /// The name of its verdicts' task, as the module says it.
+    pub name: String,
+    /// The module, as it is or precompiled.
+    pub module: FileReference,
+    /// The task whose hidden state it is given; empty: the first flow task that is asked.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub task: String,
+    /// Fuel for each flow.
+    #[serde(default = "head_fuel")]
+    pub fuel_per_flow: u64,
+    /// Bytes of memory of each instance.
+    #[serde(default = "head_memory")]
+    pub memory_bytes_max: u64,
+    /// It keeps what it knows from flow to flow; the operator has to allow that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub state: bool,
+}
+
+fn head_fuel() -> u64 {
+    1_000_000
+}
+
+fn head_memory() -> u64 {
+    1 << 20
+}
+
+impl HeadManifest {
+    pub(super) fn check(&self, field: &str, tasks: &[TaskManifest]) -> Result<(), ModelError> {
+        let name_max = limits::TASK_NAME_BYTES_MAX;
+        check_text(&format!("{field}.name"), &self.name, name_max)?;
+        let is_fine = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        if !self.name.bytes().all(is_fine) {
+            return Err(invalid(
+                format!("{field}.name"),
+                "a-z, 0-9 and _",
+                &self.name,
+            ));
+        }
+        let is_flow_task =
+            |task: &TaskManifest| task.kind == TaskKind::Flow && task.name == self.task;
+        if !self.task.is_empty() && !tasks.iter().any(is_flow_task) {
+            let expected = "a flow task of the bundle";
+            return Err(invalid(format!("{field}.task"), expected, &self.task));
+        }
+        for (name, limit, found) in [
+            ("fuel_per_flow", limits::HEAD_FUEL_MAX, self.fuel_per_flow),
+            (
+                "memory_bytes_max",
+                limits::HEAD_MEMORY_BYTES_MAX,
+                self.memory_bytes_max,
+            ),
+        ] {
+            if !(1..=limit).contains(&found) {
+                let expected = format!("1 to {limit}");
+                return Err(invalid(format!("{field}.{name}"), expected, found));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// All of a task that changes with its adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

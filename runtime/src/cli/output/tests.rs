@@ -12,6 +12,8 @@ const VERDICTS: [Verdict<'static>; 2] = [
         label_index: 0,
         score: 0.973,
         abstained: false,
+        evidence: "",
+        reason: "",
     },
     Verdict {
         task: "botnet_detection",
@@ -20,6 +22,8 @@ const VERDICTS: [Verdict<'static>; 2] = [
         label_index: 0,
         score: 0.500_04,
         abstained: true,
+        evidence: "",
+        reason: "",
     },
 ];
 
@@ -41,7 +45,7 @@ fn flow(protocol: u8, start_ns: u64) -> Subject {
 }
 
 fn written(format: Format, subjects: &[Subject], verdicts: &[Verdict<'_>]) -> String {
-    let mut writer = Writer::new(format, "0123456789abcdef", "clean");
+    let mut writer = Writer::new(format, "0123456789abcdef", "clean", false);
     let mut out = Vec::new();
     for subject in subjects {
         let outcome = Outcome {

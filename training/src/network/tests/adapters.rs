@@ -379,6 +379,7 @@ fn bundle(network: &Network) -> Bundle {
         base: FileReference::new("base.gguf"),
         tasks: tasks.collect(),
         instruction: None,
+        heads: Vec::new(),
         metrics_protocol: json!("none"),
         data_statement: json!("made up"),
         licence: "MIT".to_owned(),
