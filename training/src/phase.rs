@@ -292,13 +292,15 @@ pub fn pack(draws: &[Draw], next_token_share: f64, step: u64) -> ShardBatch {
             shard
                 .targets
                 .extend(draw.originals.iter().skip(1).chain([&0]));
-            shard.target_weights.extend((1..=draw.inputs.len()).map(|next| {
-                if has_targets && next < draw.inputs.len() {
-                    1.0
-                } else {
-                    0.0
-                }
-            }));
+            shard
+                .target_weights
+                .extend((1..=draw.inputs.len()).map(|next| {
+                    if has_targets && next < draw.inputs.len() {
+                        1.0
+                    } else {
+                        0.0
+                    }
+                }));
         }
         shard.sequences.push(Sequence {
             flow_rows: draw.inputs.len(),

@@ -428,16 +428,7 @@ fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
     let linear = random_linear(128, 10);
     let mut conditions = Conditions::default();
     conditions.model.hidden = 128;
-    let library = std::fs::read(linear_library()).unwrap();
-    let path = BUILT.path().join("refitted.so");
-    std::fs::write(&path, linear.fill(&library).unwrap()).unwrap();
-    let heads: Vec<Arc<dyn Head>> = vec![
-        Arc::new(linear.clone()),
-        Arc::new(NativeHead::load(&path).unwrap()),
-        #[cfg(feature = "cranelift")]
-        module("linear", &linear.fill(&module_bytes("linear")).unwrap()),
-    ];
-    assert!(heads.iter().all(|head| head.about() == linear.about()));
+    let heads = all_forms(&linear);
 
     let hidden: Vec<Vec<f32>> = (0..50)
         .map(|flow| {
@@ -483,6 +474,96 @@ fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
         }
     }
     assert!(kinds[0] > 5 && kinds[1] > 5, "{kinds:?}");
+}
+
+/// Built in, as a library and, where there is a compiler, as a module.
+fn all_forms(linear: &Linear) -> Vec<Arc<dyn Head>> {
+    let library = std::fs::read(linear_library()).unwrap();
+    let name = format!("{}.so", linear.about().name);
+    let path = BUILT.path().join(name);
+    std::fs::write(&path, linear.fill(&library).unwrap()).unwrap();
+    let heads: Vec<Arc<dyn Head>> = vec![
+        Arc::new(linear.clone()),
+        Arc::new(NativeHead::load(&path).unwrap()),
+        #[cfg(feature = "cranelift")]
+        module("linear", &linear.fill(&module_bytes("linear")).unwrap()),
+    ];
+    assert!(heads.iter().all(|head| head.about() == linear.about()));
+    heads
+}
+
+#[test]
+fn a_task_of_the_model_has_a_voice_in_the_linear_head() {
+    // Without weights the voice alone speaks, with an eighth of its weight: probabilities to the power of an eighth.
+    let labels = ["normal", "Zeus", "Neris"].map(str::to_owned).to_vec();
+    let named = |name| {
+        Linear::new(
+            (name, "1"),
+            labels.clone(),
+            0.0,
+            (vec![0.0; 24], vec![0.0; 3]),
+        )
+    };
+    let pooled = named("pooled")
+        .unwrap()
+        .pooled_with("botnet_detection", 0.125)
+        .unwrap();
+    let mut conditions = model();
+    conditions.model.hidden = 8;
+    // The model has Zeus, normal, Neris.
+    let scores = [[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [1e-7, 3e-5, 0.999_97]];
+    for head in all_forms(&pooled) {
+        let mut head = station(head, &conditions);
+        let mut answers = Answers::default();
+        for scores in &scores {
+            let tasks = [0, 1].map(|task| TaskInput {
+                task,
+                scores: if task == 1 { scores } else { &[] },
+                ..TaskInput::default()
+            });
+            let flow = FlowInput {
+                hidden: &[1.0; 8],
+                tasks: &tasks,
+                ..FlowInput::default()
+            };
+            answers.clear();
+            head.judge(&[flow], &mut answers);
+            let Some(Answer::Verdict(verdict)) = answers.get(0) else {
+                panic!("{answers:?}")
+            };
+            let power = |score: f32| score.max(1e-6).powf(0.125);
+            let expected = [power(scores[1]), power(scores[0]), power(scores[2])];
+            let sum: f32 = expected.iter().sum();
+            for (found, expected) in verdict.scores.iter().zip(expected) {
+                assert!((found - expected / sum).abs() < 1e-6, "{verdict:?}");
+            }
+        }
+        // The task was not asked.
+        answers.clear();
+        let flow = FlowInput {
+            hidden: &[1.0; 8],
+            ..FlowInput::default()
+        };
+        head.judge(&[flow], &mut answers);
+        assert_eq!(common::labels(&answers), [Err(Reason::Refused)]);
+    }
+    // A model without the task, or whose task has other labels.
+    let other = named("other")
+        .unwrap()
+        .pooled_with("device_type", 0.5)
+        .unwrap();
+    let missing = named("missing")
+        .unwrap()
+        .pooled_with("no_such_task", 0.5)
+        .unwrap();
+    for head in all_forms(&other).into_iter().chain(all_forms(&missing)) {
+        let mut answers = Answers::default();
+        station(head, &conditions).judge(&[FlowInput::default()], &mut answers);
+        assert_eq!(common::labels(&answers), [Err(Reason::Refused)]);
+    }
+    for (task, weight) in [("", 0.5), ("Task", 0.5), ("task", f32::NAN)] {
+        assert!(named("none").unwrap().pooled_with(task, weight).is_none());
+    }
 }
 
 #[cfg(feature = "cranelift")]
