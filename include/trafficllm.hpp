@@ -277,6 +277,10 @@ class Verdict {
     std::string_view label() const noexcept { return entry_->label_name; }
     /** The calibrated probability of the label, 0 to 1. */
     float score() const noexcept { return entry_->score; }
+    /** Why, in words of the head whose verdict it is; empty for the model's tasks. */
+    std::string_view evidence() const noexcept { return entry_->evidence; }
+    /** Why a head has no verdict; empty else. */
+    std::string_view reason() const noexcept { return entry_->reason; }
     /** All of it. */
     const tllm_verdict &raw() const noexcept { return *entry_; }
 
@@ -530,6 +534,18 @@ class Engine : public detail::Handle<tllm_engine, tllm_engine_free> {
     void activate(const std::string &path) { detail::check(tllm_engine_activate(get(), detail::c_text(path))); }
     /** The same with a model that is open already. */
     void activate(const Model &model) { detail::check(tllm_engine_activate_model(get(), model.get())); }
+    /** Replaces the heads by those that the "heads." keys name and those of the bundle; on an Error those before go on. */
+    void activate_heads(const Config &config) { detail::check(tllm_engine_activate_heads(get(), config.get())); }
+    /** Switches a head on, with no fault held against it, or off. */
+    void enable_head(const std::string &name, bool enabled = true) {
+        detail::check(tllm_engine_head_enable(get(), detail::c_text(name), enabled ? 1 : 0));
+    }
+    /** The head with this number, if there are so many. */
+    std::optional<tllm_head> head(std::size_t index) const {
+        tllm_head head{};
+        const Status status = detail::check(tllm_engine_head(get(), index, &head, sizeof head));
+        return status == Status::ok ? std::optional<tllm_head>(head) : std::nullopt;
+    }
     /** The active model. */
     Model model() const {
         tllm_model *model = nullptr;

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use trafficllm::{Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
 
-use crate::boundary::{Output, growing, guard, text, write_struct, write_text};
+use crate::boundary::{Output, fill_name, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
 use crate::fault::Fault;
 use crate::fork::forks;
 use crate::handle::Table;
-use crate::model::{handle_of, load, model_of, tllm_model};
+use crate::model::{TLLM_TASK_BYTES, handle_of, load, model_of, tllm_model};
 use crate::signals::SignalsBlocked;
-use crate::status::{TLLM_ABANDONED, TLLM_ERR_FORKED, TLLM_ERR_LIMIT, TLLM_OK, TLLM_RUNNING};
+use crate::status::{
+    TLLM_ABANDONED, TLLM_END, TLLM_ERR_FORKED, TLLM_ERR_LIMIT, TLLM_OK, TLLM_RUNNING,
+};
 
 /// An engine: a model at work. Any number of threads use it at the same time. Sessions, flows and calls under way keep what they use
 /// of it alive after its handle is freed.
@@ -108,7 +110,40 @@ pub struct tllm_latency {
     pub reserved: [u64; 4],
 }
 
+/// A head at work, and what it did since it was loaded. Each number only grows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct tllm_head {
+    /// Its name: `task_name` of its verdicts.
+    pub name: [c_char; TLLM_TASK_BYTES],
+    /// Its own version.
+    pub version: [c_char; TLLM_TASK_BYTES],
+    /// The task whose hidden state it is given; empty where it asks for none.
+    pub source_task: [c_char; TLLM_TASK_BYTES],
+    /// 1 if it is asked; 0 if it was switched off.
+    pub enabled: u32,
+    /// 1 if it keeps what it knows from flow to flow.
+    pub stateful: u32,
+    /// Labels.
+    pub labels: u32,
+    /// Zero.
+    pub reserved0: u32,
+    /// Verdicts, those included in which it abstained.
+    pub verdicts: u64,
+    /// Verdicts in which it abstained itself.
+    pub abstained: u64,
+    /// Calls that ended in a fault.
+    pub faults: u64,
+    /// How often it was switched off because of them.
+    pub switched_off: u64,
+    /// Flows without a verdict of it, for whatever reason. tllm_engine_metrics has them by reason.
+    pub without_verdict: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
 growing!(
+    tllm_head = 280 or 280,
     tllm_counters = 176 or 176,
     tllm_memory = 80 or 80,
     tllm_latency = 72 or 72,
@@ -501,6 +536,91 @@ pub unsafe extern "C" fn tllm_engine_metrics(
         let text = state.get()?.metrics(flows, state.packets.read());
         // SAFETY: the caller's promise.
         unsafe { write_text(&text, buffer, size, needed) }
+    })
+}
+
+/// Describes the head with the number `index`, from 0, in the order of their verdicts; returns TLLM_END after the last. `size` is
+/// sizeof(tllm_head).
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_STRUCT, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `head` is NULL or has room for `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_head(
+    engine: *const tllm_engine,
+    index: usize,
+    head: *mut tllm_head,
+    size: usize,
+) -> i32 {
+    guard(|| {
+        let heads = engine_of(engine)?.get()?.heads();
+        let Some(read) = heads.get(index) else {
+            return Ok(TLLM_END);
+        };
+        let mut described = tllm_head {
+            name: [0; TLLM_TASK_BYTES],
+            version: [0; TLLM_TASK_BYTES],
+            source_task: [0; TLLM_TASK_BYTES],
+            enabled: read.is_enabled.into(),
+            stateful: read.is_stateful.into(),
+            labels: u32::try_from(read.labels.len()).unwrap_or(u32::MAX),
+            reserved0: 0,
+            verdicts: read.verdicts,
+            abstained: read.abstained,
+            faults: read.faults,
+            switched_off: read.switched_off,
+            without_verdict: read.without.iter().map(|(_, flows)| flows).sum(),
+            reserved: [0; 4],
+        };
+        fill_name(&mut described.name, &read.name);
+        fill_name(&mut described.version, &read.version);
+        fill_name(&mut described.source_task, &read.source_task);
+        // SAFETY: the caller's promise.
+        unsafe { write_struct(&described, head, size, "head") }?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Switches the head of that name on, where `enabled` is not 0, with no fault held against it, or off: its verdicts then abstain. A head
+/// that was switched off because of its faults stays so until this is called, or heads are replaced.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TEXT, TLLM_ERR_TASK (no head of this name), TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `name` is NULL or ends with a NUL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_head_enable(
+    engine: *mut tllm_engine,
+    name: *const c_char,
+    enabled: i32,
+) -> i32 {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let name = unsafe { text(name, "name") }?;
+        engine_of(engine)?
+            .get()?
+            .set_head_enabled(name, enabled != 0)?;
+        Ok(TLLM_OK)
+    })
+}
+
+/// Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files are
+/// read again, heads begin anew. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
+/// the packet path: modules are compiled. On an error the heads before go on.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),
+/// TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+#[unsafe(no_mangle)]
+pub extern "C" fn tllm_engine_activate_heads(
+    engine: *mut tllm_engine,
+    config: *const tllm_config,
+) -> i32 {
+    guard(|| {
+        let state = engine_of(engine)?;
+        let options = settings_of(config)?.head_options();
+        state.get()?.set_heads(&options)?;
+        Ok(TLLM_OK)
     })
 }
 

@@ -105,13 +105,13 @@ impl From<SubmitError> for Fault {
 impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         let status = match &error {
-            Error::UnknownTask { .. } => TLLM_ERR_TASK,
+            Error::UnknownTask { .. } | Error::UnknownHead { .. } => TLLM_ERR_TASK,
             Error::Level(_) => TLLM_ERR_PLATFORM,
             Error::Setting {
                 setting: "submitters",
                 ..
             } => TLLM_ERR_LIMIT,
-            Error::Setting { .. } | Error::FlowConfig(_) => TLLM_ERR_VALUE,
+            Error::Setting { .. } | Error::FlowConfig(_) | Error::Head(_) => TLLM_ERR_VALUE,
             Error::Spawn { .. } => TLLM_ERR_THREAD,
             Error::Worker { .. } => TLLM_ERR_WORKER,
             Error::Stopped => TLLM_ERR_STOPPED,

@@ -13,7 +13,7 @@ use crate::status::*;
 
 /// One task's verdict on one flow or request. It holds its texts itself: it stays valid whatever is freed or activated.
 ///
-/// An answer is one such entry per task that applies, in the model's order, one after the other. Where there is no verdict, an answer
+/// An answer is one such entry per task that applies, in the model's order, then one per head, one after the other. Where there is no verdict, an answer
 /// is a single entry whose `status` says why, with empty names.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ pub struct tllm_verdict {
     pub position: u32,
     /// Entries of the answer, this one included.
     pub entries: u32,
-    /// Index of the task in the model.
+    /// Index of the task in the model; heads count on behind its tasks.
     pub task: u32,
     /// Index of the label in the task.
     pub label: u32,
@@ -42,9 +42,19 @@ pub struct tllm_verdict {
     pub label_name: [c_char; TLLM_LABEL_BYTES],
     /// Identity of the model that judged.
     pub model_id: [c_char; TLLM_MODEL_ID_BYTES],
+    /// Why a head has no verdict, with the status TLLM_ABSTAINED: "fuel", "stack", "trap", "panic", "refused", "rubbish", "not_a_number",
+    /// "model", "unavailable", "too_large", or "switched_off". Empty else.
+    pub reason: [c_char; TLLM_REASON_BYTES],
+    /// Why, in words of the head whose verdict it is; empty for the model's tasks.
+    pub evidence: [c_char; TLLM_EVIDENCE_BYTES],
     /// Zero.
     pub reserved: [u64; 2],
 }
+
+/// Room for the reason of a head that has no verdict, with its NUL.
+pub const TLLM_REASON_BYTES: usize = 16;
+/// Room for the evidence of a head's verdict, with its NUL.
+pub const TLLM_EVIDENCE_BYTES: usize = 248;
 
 growing!(tllm_verdict = 280 or 280);
 
@@ -62,6 +72,8 @@ impl tllm_verdict {
         task_name: [0; TLLM_TASK_BYTES],
         label_name: [0; TLLM_LABEL_BYTES],
         model_id: [0; TLLM_MODEL_ID_BYTES],
+        reason: [0; TLLM_REASON_BYTES],
+        evidence: [0; TLLM_EVIDENCE_BYTES],
         reserved: [0; 2],
     };
 
@@ -139,6 +151,8 @@ fn fill(entry: &mut tllm_verdict, verdict: &Verdict<'_>) {
     entry.score = verdict.score;
     fill_name(&mut entry.task_name, verdict.task);
     fill_name(&mut entry.label_name, verdict.label);
+    fill_name(&mut entry.reason, verdict.reason);
+    fill_name(&mut entry.evidence, verdict.evidence);
 }
 
 /// Most entries of one answer: no bundle has more tasks. Room for so many is enough for any answer of any model.
@@ -299,13 +313,15 @@ pub(crate) fn verdicts_of(entries: &[tllm_verdict]) -> Result<Vec<Verdict<'_>>, 
             label_index: entry.label,
             score: entry.score,
             abstained: entry.status == TLLM_ABSTAINED,
+            evidence: name_of(&entry.evidence)?,
+            reason: name_of(&entry.reason)?,
         })
     });
     named.collect()
 }
 
-/// Writes the verdicts of one answer as a JSON array of objects with the keys "task", "label", "score" and "abstained", as the command
-/// `trafficllm detect --format json` writes them. Entries without a verdict are left out. `verdict_size` is sizeof(tllm_verdict). For
+/// Writes the verdicts of one answer as a JSON array of objects with the keys "task", "label", "score" and "abstained", and those of
+/// heads with "evidence" and "reason" where there are such, as the command `trafficllm detect --format json` writes them. Entries without a verdict are left out. `verdict_size` is sizeof(tllm_verdict). For
 /// `buffer`, `size` and `needed` see "Texts that come out" above.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_STRUCT, TLLM_ERR_ARGUMENT (more entries than one answer can have), TLLM_ERR_TEXT, TLLM_ERR_BUFFER.

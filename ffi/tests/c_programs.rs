@@ -293,6 +293,7 @@ programs! {
     agree Program::named("agree");
     engine Program::named("engine");
     activate Program::named("activate");
+    heads Program::named("heads");
     handles Program::named("handles");
     busy Program::named("busy");
     log Program::named("log");

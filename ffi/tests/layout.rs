@@ -61,6 +61,10 @@ fn structs() -> Vec<Struct> {
             submitted, done, shed, expired, abandoned, failed, in_flight, waiting, generation, activations, activations_failed,
             batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards, reserved
         }
+        tllm_head {
+            name, version, source_task, enabled, stateful, labels, reserved0, verdicts, abstained, faults, switched_off,
+            without_verdict, reserved
+        }
         tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
         tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, reserved }
         tllm_flow_info {
@@ -71,7 +75,8 @@ fn structs() -> Vec<Struct> {
         }
         tllm_flow_stats { packets, bytes, packets_kept, payload_bytes_cut, time_backwards, memory_bytes, reserved }
         tllm_verdict {
-            status, position, entries, task, label, score, id, generation, latency_us, task_name, label_name, model_id, reserved
+            status, position, entries, task, label, score, id, generation, latency_us, task_name, label_name, model_id, reason, evidence,
+            reserved
         }
         tllm_subject {
             kind, protocol, ip_version, initiator_port, responder_port, reserved0, reserved1, index, start_ns, packets, bytes,

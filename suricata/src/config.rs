@@ -66,6 +66,12 @@ pub struct Config {
     pub metrics_interval_s: u64,
     /// How often the bundle is looked at, in seconds; 0 for never.
     pub reload_interval_s: u64,
+    /// Heads: WebAssembly modules, each with the task behind a colon where one is named.
+    pub heads: Vec<String>,
+    /// Heads that are native libraries.
+    pub native_heads: Vec<String>,
+    /// Whether WebAssembly heads may keep what they know.
+    pub head_state: bool,
     /// Level of instructions; empty for the best.
     pub cpu: String,
     /// Which of the library's messages are passed on.
@@ -165,6 +171,9 @@ impl Config {
             metrics_file: block.text("metrics-file")?,
             metrics_interval_s: block.number("metrics-interval")?,
             reload_interval_s: block.number("reload-interval")?,
+            heads: block.list("heads")?,
+            native_heads: block.list("native-heads")?,
+            head_state: block.switch("head-state")?,
             cpu: block.text("cpu")?,
             log_level: block.choice("log-level")?.to_owned(),
         })

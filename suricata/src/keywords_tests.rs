@@ -18,6 +18,7 @@ fn verdict(names: &Arc<Names>, label: u16, score: f32, is_abstained: bool) -> Fl
         packets: 8,
         generation: 1,
         latency_us: 1,
+        heads: Vec::new(),
         judgements: vec![Judgement {
             task: 0,
             label,

@@ -106,6 +106,7 @@ fn line(about: About) -> serde_json::Value {
         generation: 1,
         latency_us: 5,
         judgements: Vec::new(),
+        heads: Vec::new(),
     };
     let mut text = String::new();
     let now = UNIX_EPOCH + Duration::from_micros(1_767_322_987_654_321);

@@ -211,6 +211,9 @@ pub fn settings_of(config: &Config) -> Vec<(&'static str, String)> {
         ("engine.memory_bytes_max", config.memory_bytes.to_string()),
         // The table keeps recorders of ended flows beside those of live ones, and counts them.
         ("engine.flows_max", limits::FLOWS_MAX.to_string()),
+        ("heads.modules", config.heads.join(",")),
+        ("heads.libraries", config.native_heads.join(",")),
+        ("heads.allow_state", u8::from(config.head_state).to_string()),
         ("model.cpu", config.cpu.clone()),
     ]
 }

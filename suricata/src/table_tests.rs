@@ -21,6 +21,7 @@ fn verdict(state: State, packets: u32) -> FlowVerdict {
         generation: 1,
         latency_us: 0,
         judgements: Vec::new(),
+        heads: Vec::new(),
     }
 }
 

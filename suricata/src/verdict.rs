@@ -232,6 +232,59 @@ pub struct Judgement {
     pub is_abstained: bool,
 }
 
+/// The verdict of a head, which is no task of the model: with its names, ready for JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadJudgement {
+    /// The head's name.
+    json_name: String,
+    /// The label; empty where there is no verdict.
+    json_label: String,
+    /// The score of the label.
+    pub score: f32,
+    /// Whether the head, or `min-score`, does not trust it.
+    pub is_abstained: bool,
+    /// Why, in the head's words.
+    json_evidence: String,
+    /// Why there is no verdict.
+    json_reason: String,
+}
+
+impl HeadJudgement {
+    fn of(entry: &abi::Verdict, min_score: f32) -> Self {
+        let inside = |field: &[u8]| json_inside(abi::field_text(field));
+        Self {
+            json_name: inside(&entry.task_name),
+            json_label: inside(&entry.label_name),
+            score: entry.score,
+            is_abstained: entry.status == status::ABSTAINED || entry.score < min_score,
+            json_evidence: inside(&entry.evidence),
+            json_reason: inside(&entry.reason),
+        }
+    }
+
+    fn write_json(&self, out: &mut String) {
+        let name = &self.json_name;
+        // Writing to a String does not fail.
+        if self.json_reason.is_empty() {
+            let label = &self.json_label;
+            let _ = write!(out, ",\"{name}_label\":\"{label}\"");
+        }
+        let _ = write!(
+            out,
+            ",\"{name}_score\":{:.4},\"{name}_abstained\":{}",
+            self.score, self.is_abstained
+        );
+        for (key, text) in [
+            ("evidence", &self.json_evidence),
+            ("reason", &self.json_reason),
+        ] {
+            if !text.is_empty() {
+                let _ = write!(out, ",\"{name}_{key}\":\"{text}\"");
+            }
+        }
+    }
+}
+
 /// What the model says of a flow as far as it had come.
 #[derive(Clone, Debug)]
 pub struct FlowVerdict {
@@ -247,6 +300,8 @@ pub struct FlowVerdict {
     pub latency_us: u64,
     /// One for each task that applies.
     pub judgements: Vec<Judgement>,
+    /// One for each head.
+    pub heads: Vec<HeadJudgement>,
 }
 
 impl FlowVerdict {
@@ -287,6 +342,7 @@ impl FlowVerdict {
             generation: 0,
             latency_us: 0,
             judgements: Vec::new(),
+            heads: Vec::new(),
         }
     }
 
@@ -304,7 +360,12 @@ impl FlowVerdict {
         let names = found.or_else(|| models.last().filter(|_| is_nameless))?;
         let names = Arc::clone(names);
         let judged = |entry: &&abi::Verdict| State::of(entry.status) == State::Done;
-        let judgements = answer.iter().filter(judged).map(|entry| Judgement {
+        let is_head = |entry: &&abi::Verdict| entry.task as usize >= names.tasks.len();
+        let heads = answer.iter().filter(judged).filter(is_head);
+        let heads = heads.map(|entry| HeadJudgement::of(entry, min_score));
+        let of_model = |entry: &&abi::Verdict| !is_head(entry);
+        let judgements = answer.iter().filter(judged).filter(of_model);
+        let judgements = judgements.map(|entry| Judgement {
             task: u16::try_from(entry.task).unwrap_or(u16::MAX),
             label: u16::try_from(entry.label).unwrap_or(u16::MAX),
             score: entry.score,
@@ -316,6 +377,7 @@ impl FlowVerdict {
             generation: first.generation,
             latency_us: first.latency_us,
             judgements: judgements.collect(),
+            heads: heads.collect(),
             names,
         })
     }
@@ -358,6 +420,14 @@ impl FlowVerdict {
             if !judgement.is_abstained {
                 let comma = if labels.is_empty() { "" } else { "," };
                 let _ = write!(labels, "{comma}\"{name}/{}\"", json_inside(label));
+            }
+        }
+        for head in &self.heads {
+            head.write_json(out);
+            if !head.is_abstained {
+                let comma = if labels.is_empty() { "" } else { "," };
+                let (name, label) = (&head.json_name, &head.json_label);
+                let _ = write!(labels, "{comma}\"{name}/{label}\"");
             }
         }
         if self.state == State::Done {

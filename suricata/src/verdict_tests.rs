@@ -46,6 +46,30 @@ fn an_answer_keeps_what_was_judged() {
 }
 
 #[test]
+fn heads_are_told_by_their_own_names_with_evidence_and_reasons() {
+    let fill = |field: &mut [u8], text: &str| field[..text.len()].copy_from_slice(text.as_bytes());
+    let mut beacon = entry(2, 1, 0.9, status::OK);
+    fill(&mut beacon.task_name, "beaconing");
+    fill(&mut beacon.label_name, "beacon");
+    fill(&mut beacon.evidence, "12 calls \"a\"");
+    let mut failed = entry(3, 0, 0.0, status::ABSTAINED);
+    fill(&mut failed.task_name, "mine");
+    fill(&mut failed.reason, "fuel");
+    let answer = [entry(0, 1, 0.75, status::OK), beacon, failed];
+    let verdict = FlowVerdict::of(&answer, 9, &known(), 0.0).unwrap();
+    assert_eq!((verdict.judgements.len(), verdict.heads.len()), (1, 2));
+    let mut text = String::new();
+    verdict.write_json(&mut text, true);
+    let expected = concat!(
+        r#""first_label":"b","first_score":0.7500,"first_abstained":false,"#,
+        r#""beaconing_label":"beacon","beaconing_score":0.9000,"beaconing_abstained":false,"#,
+        r#""beaconing_evidence":"12 calls \"a\"","mine_score":0.0000,"mine_abstained":true,"mine_reason":"fuel","#,
+        r#""labels":["first/b","beaconing/beacon"]"#
+    );
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
 fn a_score_below_the_least_abstains() {
     let answer = [entry(0, 1, 0.75, status::OK)];
     let is_abstained = |min_score: f32| {

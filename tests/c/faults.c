@@ -59,6 +59,7 @@ static void every_function(void)
     tllm_counters counters;
     tllm_memory memory;
     tllm_latency latency;
+    tllm_head head;
     tllm_flow_stats stats;
     tllm_subject subject;
     const tllm_flow *flows[1] = {flow};
@@ -91,6 +92,9 @@ static void every_function(void)
     PANICS(tllm_engine_stop(engine, 0));
     PANICS(tllm_engine_activate(engine, path_of(OTHER)));
     PANICS(tllm_engine_activate_model(engine, model));
+    PANICS(tllm_engine_head(engine, 0, &head, sizeof head));
+    PANICS(tllm_engine_head_enable(engine, "none", 1));
+    PANICS(tllm_engine_activate_heads(engine, NULL));
     PANICS(tllm_engine_model(engine, &made_model));
     PANICS(tllm_engine_counters(engine, &counters, sizeof counters));
     PANICS(tllm_engine_memory(engine, &memory, sizeof memory));

@@ -77,6 +77,9 @@ static int32_t engine_model(void *handle)
     return status;
 }
 static int32_t engine_counters(void *handle) { return tllm_engine_counters(handle, &(tllm_counters){0}, sizeof(tllm_counters)); }
+static int32_t engine_head(void *handle) { return tllm_engine_head(handle, 0, &(tllm_head){0}, sizeof(tllm_head)); }
+static int32_t engine_head_enable(void *handle) { return tllm_engine_head_enable(handle, "none", 1); }
+static int32_t engine_activate_heads(void *handle) { return tllm_engine_activate_heads(handle, NULL); }
 static int32_t engine_latency(void *handle) { return tllm_engine_latency(handle, &(tllm_latency){0}, sizeof(tllm_latency)); }
 static int32_t engine_memory(void *handle) { return tllm_engine_memory(handle, &(tllm_memory){0}, sizeof(tllm_memory)); }
 static int32_t engine_metrics(void *handle) { return tllm_engine_metrics(handle, text, sizeof text, &needed); }
@@ -168,6 +171,9 @@ static const struct {
     {"engine_counters", engine_counters, ENGINE, 0},
     {"engine_memory", engine_memory, ENGINE, 0},
     {"engine_latency", engine_latency, ENGINE, 0},
+    {"engine_head", engine_head, ENGINE, 0},
+    {"engine_head_enable", engine_head_enable, ENGINE, 0},
+    {"engine_activate_heads", engine_activate_heads, ENGINE, 0},
     {"engine_metrics", engine_metrics, ENGINE, 0},
     {"engine_run_pending", engine_run_pending, ENGINE, 0},
     {"engine_free", engine_free, ENGINE, 1},

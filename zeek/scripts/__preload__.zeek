@@ -19,9 +19,13 @@ export {
 		latency: interval;
 		## Identity of the model.
 		model: string;
+		## Of a head: why, in its words.
+		evidence: string &optional;
+		## Of a head: why it has no verdict, as "fuel" or "switched_off".
+		reason: string &optional;
 	};
 
-	## The verdicts that came together, one for each task.
+	## The verdicts that came together, one for each task and each head.
 	type Verdicts: vector of Verdict;
 
 	## What is known about a connection.

@@ -400,6 +400,13 @@ void Judge::DeliverVerdicts(const Pending& pending, const trafficllm::Answer& an
         record->Assign(4, zeek::val_mgr->Count(pending.packets));
         record->AssignInterval(5, seconds);
         record->Assign(6, model);
+
+        if ( ! verdict.evidence().empty() )
+            record->Assign(7, text(verdict.evidence()));
+
+        if ( ! verdict.reason().empty() )
+            record->Assign(8, text(verdict.reason()));
+
         verdicts->Append(std::move(record));
         CountVerdict(verdict);
     }

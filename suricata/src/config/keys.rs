@@ -251,6 +251,27 @@ pub const KEYS: &[Key] = &[
         "How often is looked whether bundle is another one now, which then takes over. 0 leaves it to rule reloads.",
     ),
     key(
+        "heads",
+        Kind::List {
+            default: "",
+            words: &[],
+        },
+        "Heads beside the model: WebAssembly modules, as FILE or FILE:TASK with the task whose hidden state the head is given.",
+    ),
+    key(
+        "native-heads",
+        Kind::List {
+            default: "",
+            words: &[],
+        },
+        "Heads that are native libraries, which are trusted with Suricata's process.",
+    ),
+    key(
+        "head-state",
+        Kind::Switch { default: false },
+        "Whether WebAssembly heads may keep what they know from flow to flow.",
+    ),
+    key(
         "cpu",
         Kind::Text { default: "" },
         "Level of the processor's instructions to use, by the library's name; unless set, the best.",

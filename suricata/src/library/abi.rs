@@ -37,6 +37,10 @@ pub mod status {
 pub const FROM_INITIATOR: u8 = 0;
 /// `TLLM_FROM_RESPONDER`.
 pub const FROM_RESPONDER: u8 = 1;
+/// `TLLM_REASON_BYTES`.
+pub const REASON_BYTES: usize = 16;
+/// `TLLM_EVIDENCE_BYTES`.
+pub const EVIDENCE_BYTES: usize = 248;
 /// `TLLM_TASK_BYTES`.
 pub const TASK_BYTES: usize = 64;
 /// `TLLM_LABEL_BYTES`.
@@ -188,6 +192,8 @@ structs! {
         task_name: [u8; TASK_BYTES],
         label_name: [u8; LABEL_BYTES],
         model_id: [u8; MODEL_ID_BYTES],
+        reason: [u8; REASON_BYTES],
+        evidence: [u8; EVIDENCE_BYTES],
         reserved: [u64; 2],
     }
 }

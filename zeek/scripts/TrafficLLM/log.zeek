@@ -32,6 +32,10 @@ export {
 		latency: interval &log;
 		## Identity of the model.
 		model: string &log;
+		## Of a head: why, in its words.
+		evidence: string &log &optional;
+		## Of a head: why it has no verdict.
+		reason: string &log &optional;
 	};
 
 	## Whether verdicts that abstained are logged.
@@ -51,6 +55,14 @@ event trafficllm_verdict(c: connection, v: TrafficLLM::Verdict)
 	if ( v$abstained && ! log_abstained )
 		return;
 
-	Log::write(TrafficLLM::LOG, [$ts=network_time(), $uid=c$uid, $id=c$id, $task=v$task, $label=v$label, $score=v$score,
-	                             $abstained=v$abstained, $packets=v$packets, $latency=v$latency, $model=v$model]);
+	local line = Info($ts=network_time(), $uid=c$uid, $id=c$id, $task=v$task, $label=v$label, $score=v$score,
+	                  $abstained=v$abstained, $packets=v$packets, $latency=v$latency, $model=v$model);
+
+	if ( v?$evidence )
+		line$evidence = v$evidence;
+
+	if ( v?$reason )
+		line$reason = v$reason;
+
+	Log::write(TrafficLLM::LOG, line);
 	}
