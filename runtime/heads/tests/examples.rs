@@ -250,8 +250,8 @@ fn the_beaconing_head_tells_who_calls_by_a_clock() {
     assert!(jitter[..5].iter().all(|said| said.2), "{jitter:?}");
     assert!(clock[..5].iter().all(|said| said.2), "{clock:?}");
     let is_beacon = |said: &&Said| said.0 == 1 && !said.2 && said.1 > 0.5;
-    assert!(jitter[8..].iter().all(|said| is_beacon(said)), "{jitter:?}");
-    assert!(clock[8..].iter().all(|said| is_beacon(said)), "{clock:?}");
+    assert!(jitter[8..].iter().all(is_beacon), "{jitter:?}");
+    assert!(clock[8..].iter().all(is_beacon), "{clock:?}");
     assert!(other.iter().all(|said| said.0 == 0), "{other:?}");
     assert!(other[10..].iter().all(|said| !said.2), "{other:?}");
     assert!(

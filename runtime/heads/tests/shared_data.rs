@@ -6,6 +6,7 @@
 #![cfg(feature = "cranelift")]
 #![allow(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stdout,
     reason = "a test that fails may stop, and prints its figures"
 )]
