@@ -248,7 +248,8 @@ void *tllm_head_new(uint32_t input_bytes_max, uint32_t output_bytes_max)
             continue;
         head->input_bytes_max = input_bytes_max;
         head->output_bytes_max = output_bytes_max;
-#ifdef HEAD_STATE
+#if defined(HEAD_STATE) && !defined(__wasm__)
+        /* A module's memory is fresh; a library's place may have been another head's. */
         for (uint32_t byte = 0; byte < sizeof head->state; byte++)
             ((volatile uint8_t *)&head->state)[byte] = 0;
 #endif

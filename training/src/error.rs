@@ -184,6 +184,16 @@ pub enum TrainError {
         /// The macro-F1 of the new adapter.
         candidate: f64,
     },
+    /// A head cannot be fitted as it was asked for.
+    #[error("head: {what}: expected {expected}, found {found}")]
+    Head {
+        /// What was asked for.
+        what: String,
+        /// What is needed.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// Labels of a task have no items to train on.
     #[error(
         "{path}: no training items of {labels}: what an adapter is not shown, it forgets; replay the data of before", path = path.display()

@@ -21,6 +21,7 @@ pub mod error;
 pub mod evaluate;
 pub mod evaluation;
 pub mod files;
+pub mod head;
 pub mod instructions;
 pub mod metrics;
 pub mod network;

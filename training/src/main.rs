@@ -4,6 +4,7 @@ mod commands {
     pub(crate) mod adapt;
     pub(crate) mod data;
     pub(crate) mod evaluate;
+    pub(crate) mod head;
     pub(crate) mod probe;
 }
 
@@ -46,6 +47,9 @@ enum Command {
     /// Builds, inspects and changes data sets.
     #[command(subcommand)]
     Data(commands::data::DataCommand),
+    /// Fits heads that decide on top of a bundle.
+    #[command(subcommand)]
+    Head(commands::head::HeadCommand),
     /// Measures what reading traffic without labels is worth: adapters on that base, frozen, beside those on a random one.
     Probe(commands::probe::ProbeArguments),
     /// Prints the default recipe as JSON; `bundle --recipe` takes a changed one.
@@ -133,6 +137,7 @@ fn run(command: Command) -> Result<()> {
         Command::Baselines(arguments) => measure_floors(arguments),
         Command::Adapt(command) => commands::adapt::run(command),
         Command::Data(command) => commands::data::run(command),
+        Command::Head(command) => commands::head::run(command),
         Command::Probe(arguments) => commands::probe::run(arguments),
         Command::Recipe => print(&pretty(&Recipe::default())?),
     }

@@ -127,6 +127,7 @@ pub fn bundle(
         set_aside: Vec::new(),
     };
     let manifest = Manifest {
+        heads: Vec::new(),
         schema: MANIFEST_SCHEMA,
         id: statement.id.clone(),
         name: statement.name.clone(),

@@ -1,20 +1,25 @@
 //! A linear classifier of the hidden vector: built in, and as parameters for the module `plugins/examples/linear`.
 
-use crate::abi::{ABI, About, Answers, FlowInput, Needs, Verdict};
+use crate::abi::{ABI, About, Answers, FlowInput, ModelContext, Needs, Verdict};
 use crate::error::Fault;
 use crate::head::{Conditions, Head, HeadInstance};
 use crate::limits::{HIDDEN_MAX, LABEL_BYTES_MAX, NAME_BYTES_MAX};
 
 /// By what the template is found in a module.
-const MARK: &[u8; 24] = b"trafficllm linear head 1";
+const MARK: &[u8; 24] = b"trafficllm linear head 2";
 /// Mark, room, bytes that are used.
 const TEMPLATE_HEAD_BYTES: usize = 32;
 /// Labels that the module takes.
 pub const LINEAR_LABELS_MAX: usize = 64;
+/// A probability below this counts as this, where its logarithm is taken.
+const PROBABILITY_MIN: f32 = 1e-6;
+/// Bytes of the parameters before their texts.
+const TEXTS_AT: usize = 20;
 /// Sums of a product: as many as wide registers hold, in the module as here.
 const LANES: usize = 8;
 
-/// Softmax over labels of weights · hidden + bias. As a [`Head`] it is the module's counterpart that is built in.
+/// Softmax over labels of weights · hidden + bias and, if it is pooled with a task of the model, + weight × ln of that task's
+/// probability of the label. As a [`Head`] it is the module's counterpart that is built in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
     about: About,
@@ -23,6 +28,14 @@ pub struct Linear {
     weights: Vec<f32>,
     /// `[labels]`.
     bias: Vec<f32>,
+    pooled: Option<Pooled>,
+}
+
+/// A task of the model that has a voice.
+#[derive(Clone, Debug, PartialEq)]
+struct Pooled {
+    task: String,
+    weight: f32,
 }
 
 impl Linear {
@@ -64,7 +77,23 @@ impl Linear {
             threshold,
             weights,
             bias,
+            pooled: None,
         })
+    }
+
+    /// Gives a task of the model a voice of that weight: a logarithmic opinion pool, in which the weights of the linear part stand for its
+    /// own. The task has to have the labels of this head, in any order, each of one word. `None` for a name that no task can have, or a weight
+    /// that is no number.
+    #[must_use]
+    pub fn pooled_with(mut self, task: &str, weight: f32) -> Option<Self> {
+        let is_fine = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+        let is_name = !task.is_empty() && task.len() <= NAME_BYTES_MAX && task.bytes().all(is_fine);
+        self.about.needs = Needs(self.about.needs.0 | Needs::TASKS.0);
+        self.pooled = Some(Pooled {
+            task: task.to_owned(),
+            weight,
+        });
+        (is_name && weight.is_finite()).then_some(self)
     }
 
     /// The module with these parameters; `None` where it has no template, or one that they do not fit into.
@@ -95,17 +124,23 @@ impl Linear {
 
     fn content(&self) -> Option<Vec<u8>> {
         let mut texts = Vec::new();
-        let all = [&self.about.name, &self.about.version];
+        let none = String::new();
+        let (pooled, pool_weight) = match &self.pooled {
+            None => (&none, 0.0),
+            Some(pooled) => (&pooled.task, pooled.weight),
+        };
+        let all = [&self.about.name, &self.about.version, pooled];
         for text in all.into_iter().chain(&self.about.labels) {
             texts.extend_from_slice(&u16::try_from(text.len()).ok()?.to_le_bytes());
             texts.extend_from_slice(text.as_bytes());
         }
-        let weights_at = (16 + texts.len()).next_multiple_of(4);
+        let weights_at = (TEXTS_AT + texts.len()).next_multiple_of(4);
         let mut content = self.about.hidden.to_le_bytes().to_vec();
         content.extend_from_slice(&u16::try_from(self.about.labels.len()).ok()?.to_le_bytes());
         content.extend_from_slice(&[0; 2]);
         content.extend_from_slice(&self.threshold.to_le_bytes());
         content.extend_from_slice(&u32::try_from(weights_at).ok()?.to_le_bytes());
+        content.extend_from_slice(&f32::to_le_bytes(pool_weight));
         content.extend_from_slice(&texts);
         content.resize(weights_at, 0);
         let numbers = self.weights.iter().chain(&self.bias);
@@ -121,22 +156,69 @@ impl Head for Linear {
 
     fn start(&self, conditions: &Conditions) -> Result<Box<dyn HeadInstance>, Fault> {
         conditions.check(&self.about)?;
+        let voice = match &self.pooled {
+            None => None,
+            Some(pooled) => Some(Voice::new(pooled, &self.about.labels, &conditions.model)?),
+        };
         let scores = vec![0.0; self.bias.len()];
         Ok(Box::new(LinearInstance {
             linear: self.clone(),
+            voice,
             scores,
         }))
     }
 }
 
+/// A pooled task in the model at hand.
+struct Voice {
+    task: u16,
+    weight: f32,
+    /// `[labels]`: where the task has this head's labels.
+    places: Vec<usize>,
+}
+
+impl Voice {
+    fn new(pooled: &Pooled, labels: &[String], model: &ModelContext) -> Result<Self, Fault> {
+        let refused = |status| Fault::Refused {
+            export: "linear",
+            status,
+        };
+        let mut tasks = model.tasks.iter().enumerate();
+        let found = tasks.find(|(_, task)| task.name == pooled.task);
+        let (number, task) = found.ok_or_else(|| refused(-4))?;
+        let place = |label: &String| task.labels.iter().position(|known| known == label);
+        let places: Option<Vec<usize>> = labels.iter().map(place).collect();
+        Ok(Self {
+            task: u16::try_from(number).map_err(|_| refused(-4))?,
+            weight: pooled.weight,
+            places: places.ok_or_else(|| refused(-5))?,
+        })
+    }
+
+    /// Adds what the task says of a flow; `None` where it does not say it.
+    fn add(&self, flow: &FlowInput<'_>, scores: &mut [f32]) -> Option<()> {
+        let answer = flow.tasks.iter().find(|answer| answer.task == self.task)?;
+        for (score, &place) in scores.iter_mut().zip(&self.places) {
+            let probability = answer.scores.get(place)?.max(PROBABILITY_MIN);
+            *score += self.weight * probability.ln();
+        }
+        Some(())
+    }
+}
+
 struct LinearInstance {
     linear: Linear,
+    voice: Option<Voice>,
     scores: Vec<f32>,
 }
 
 impl HeadInstance for LinearInstance {
     fn judge(&mut self, flows: &[FlowInput<'_>], answers: &mut Answers) -> Result<(), Fault> {
-        let Self { linear, scores } = self;
+        let Self {
+            linear,
+            voice,
+            scores,
+        } = self;
         let hidden = linear.about.hidden as usize;
         for flow in flows {
             if flow.hidden.len() != hidden {
@@ -148,6 +230,13 @@ impl HeadInstance for LinearInstance {
             let rows = linear.weights.chunks_exact(hidden).zip(&linear.bias);
             for (score, (row, bias)) in scores.iter_mut().zip(rows) {
                 *score = bias + dot(row, flow.hidden);
+            }
+            if let Some(voice) = voice {
+                let refused = Fault::Refused {
+                    export: "linear",
+                    status: -6,
+                };
+                voice.add(flow, scores).ok_or(refused)?;
             }
             let most = scores.iter().copied().fold(f32::MIN, f32::max);
             scores

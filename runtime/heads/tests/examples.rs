@@ -1,5 +1,6 @@
-//! The example heads, as modules and as native libraries: both must say the same.
-#![cfg(all(feature = "cranelift", feature = "native"))]
+//! The example heads, as modules and as native libraries: both must say the same. Without the feature `cranelift` the libraries alone, which is
+//! what runs with AddressSanitizer: see `tests/heads.sh`.
+#![cfg(all(unix, feature = "native"))]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -9,54 +10,21 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, LazyLock};
 
-use common::{labels, plugins};
+use common::{labels, plugins, run};
 use tempfile::TempDir;
 use trafficllm_heads::*;
 
 /// Libraries that the tests built.
 static BUILT: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
 
-fn run(command: &mut Command) {
-    let output = command.output();
-    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {text}");
-}
-
-/// A C head as a library of this machine.
-fn library(source: &Path) -> PathBuf {
-    let name = source.file_stem().unwrap().to_str().unwrap();
-    let path = BUILT.path().join(format!("{name}.so"));
-    let include = |folder: &str| format!("-I{}", plugins().join(folder).display());
-    run(Command::new("cc")
-        .args([
-            "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
-        ])
-        .args([include("sdk-c"), include("../include")])
-        .arg("-o")
-        .arg(&path)
-        .arg(source));
-    path
-}
-
+/// An example head as a library of this machine.
 fn native(name: &str) -> NativeHead {
-    NativeHead::load(&library(
-        &plugins().join("examples").join(format!("{name}.c")),
-    ))
-    .unwrap()
-}
-
-fn sandbox(allows_state: bool, isolation: Isolation) -> Sandbox {
-    let options = SandboxOptions {
-        allows_state,
-        isolation,
-        ..SandboxOptions::default()
-    };
-    Sandbox::new(options).unwrap()
+    let source = plugins().join("examples").join(format!("{name}.c"));
+    NativeHead::load(&common::library(BUILT.path(), &source)).unwrap()
 }
 
 fn module_bytes(name: &str) -> Vec<u8> {
@@ -68,8 +36,39 @@ fn module_bytes(name: &str) -> Vec<u8> {
     .unwrap()
 }
 
-fn station(head: impl Head + 'static, conditions: &Conditions) -> Station {
-    let guard = Guard::new(Arc::new(head), GuardOptions::default());
+#[cfg(feature = "cranelift")]
+fn sandbox(allows_state: bool, isolation: Isolation) -> Sandbox {
+    let options = SandboxOptions {
+        allows_state,
+        isolation,
+        ..SandboxOptions::default()
+    };
+    Sandbox::new(options).unwrap()
+}
+
+#[cfg(feature = "cranelift")]
+fn module(name: &str, bytes: &[u8]) -> Arc<dyn Head> {
+    let isolation = if name == "fusion" {
+        Isolation::Call
+    } else {
+        Isolation::Flow
+    };
+    Arc::new(sandbox(true, isolation).load(name, bytes, &[]).unwrap())
+}
+
+/// A head as a library and, where there is a compiler for it, as a module.
+fn both(name: &str, conditions: &Conditions) -> Vec<Station> {
+    let heads: Vec<Arc<dyn Head>> = vec![
+        Arc::new(native(name)),
+        #[cfg(feature = "cranelift")]
+        module(name, &module_bytes(name)),
+    ];
+    let stations = heads.into_iter().map(|head| station(head, conditions));
+    stations.collect()
+}
+
+fn station(head: Arc<dyn Head>, conditions: &Conditions) -> Station {
+    let guard = Guard::new(head, GuardOptions::default());
     Station::new(Arc::new(guard), Arc::new(conditions.clone()))
 }
 
@@ -141,15 +140,7 @@ fn the_fusion_head_says_how_likely_it_is_that_something_is_bad() {
         ..FlowInput::default()
     };
     let flows = [flow(&all[..]), flow(&best[..]), flow(&nothing[..])];
-    let sandbox = sandbox(false, Isolation::Call);
-    let module = sandbox
-        .load("fusion", &module_bytes("fusion"), &[])
-        .unwrap();
-    for head in [
-        station(module, &conditions),
-        station(native("fusion"), &conditions),
-    ] {
-        let mut head = head;
+    for mut head in both("fusion", &conditions) {
         for _ in 0..2 {
             let found = said(&mut head, &flows);
             let expected = [
@@ -185,110 +176,213 @@ fn the_fusion_head_says_how_likely_it_is_that_something_is_bad() {
     }
 }
 
-/// Flows of host pairs: one calls each minute with some jitter, one when it likes; both more often than the table has room for is known.
-fn calls() -> Vec<FlowInput<'static>> {
-    let mut random = 12_345_u64;
-    let mut next = |most: u64| {
+/// Numbers that look random, below the one that is asked for.
+fn noise(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = seed;
+    move |most| {
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
+            .wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) % most
-    };
-    let (mut beacon_us, mut other_us) = (0, 0);
-    let mut flows = Vec::new();
-    for _ in 0..40 {
-        beacon_us += 55_000_000 + next(10_000_000);
-        other_us += 2_000_000 + next(2) * 100_000_000 + next(60_000_000);
-        flows.push((7, beacon_us));
-        flows.push((9, other_us));
     }
-    flows.sort_by_key(|flow| flow.1);
-    let flow = |(pair, start_us)| FlowInput {
+}
+
+fn call(pair: u64, start_us: u64) -> FlowInput<'static> {
+    FlowInput {
         pair,
         start_us,
+        duration_us: 20_000,
         packets_total: 4,
         ..FlowInput::default()
-    };
-    flows.into_iter().map(flow).collect()
+    }
+}
+
+/// Flows of host pairs, 40 each: 7 calls each minute with some jitter, 8 after half a second and, as long as nothing happens, after twice the
+/// time before, 9 when it likes.
+fn calls() -> Vec<FlowInput<'static>> {
+    let mut next = noise(12_345);
+    let (mut jitter_us, mut clock_us, mut other_us, mut wait_us) =
+        (1_000_000, 1_000_000, 1_000_000, 500_000);
+    let mut flows = Vec::new();
+    for _ in 0..40 {
+        jitter_us += 50_000_000 + next(20_000_000);
+        clock_us += wait_us + next(3_000);
+        other_us += 1_000_000 * (1 << next(6)) + next(1_500_000);
+        wait_us = if wait_us == 8_000_000 || next(4) == 0 {
+            500_000
+        } else {
+            2 * wait_us
+        };
+        flows.extend([(7, jitter_us), (8, clock_us), (9, other_us)]);
+    }
+    flows.sort_by_key(|flow| flow.1);
+    let calls = flows.into_iter();
+    calls.map(|(pair, start_us)| call(pair, start_us)).collect()
+}
+
+/// What the beaconing head says of these flows, in whatever form it is.
+fn both_say(flows: &[FlowInput<'_>]) -> Vec<Said> {
+    let mut found: Vec<Vec<Said>> = Vec::new();
+    for mut head in both("beaconing", &Conditions::default()) {
+        // The first at once, the second in small calls.
+        let size = if found.is_empty() { flows.len() } else { 7 };
+        let calls = flows.chunks(size);
+        found.push(calls.flat_map(|some| said(&mut head, some)).collect());
+    }
+    let first = found.swap_remove(0);
+    assert!(
+        found.iter().all(|other| *other == first),
+        "{found:?} {first:?}"
+    );
+    first
 }
 
 #[test]
-fn the_beaconing_head_finds_regular_calls_and_keeps_what_it_knows() {
-    let conditions = Conditions::default();
-    let strict = sandbox(false, Isolation::Flow);
-    let refused = strict.load("beaconing", &module_bytes("beaconing"), &[]);
-    assert!(matches!(refused.unwrap_err(), HeadError::Forbidden { .. }));
-
-    let sandbox = sandbox(true, Isolation::Flow);
-    let module = sandbox
-        .load("beaconing", &module_bytes("beaconing"), &[])
-        .unwrap();
-    let (mut module, mut native) = (
-        station(module, &conditions),
-        station(native("beaconing"), &conditions),
-    );
+fn the_beaconing_head_tells_who_calls_by_a_clock() {
     let flows = calls();
-    let found: Vec<Said> = flows
-        .chunks(7)
-        .flat_map(|some| said(&mut module, some))
-        .collect();
-    assert_eq!(found, said(&mut native, &flows));
+    let found = both_say(&flows);
     let of = |pair: u64| {
         let both = flows.iter().zip(&found);
-        both.filter(move |(flow, _)| flow.pair == pair)
-            .map(|(_, said)| said)
-            .collect::<Vec<_>>()
+        let of_pair = both.filter(move |(flow, _)| flow.pair == pair);
+        of_pair.map(|(_, said)| said).collect::<Vec<_>>()
     };
-    let (beacon, other) = (of(7), of(9));
-    assert!(
-        beacon[..5].iter().all(|said| said.2),
-        "too early: {beacon:?}"
-    );
-    assert!(
-        beacon[5..]
-            .iter()
-            .all(|said| said.0 == 1 && !said.2 && said.1 > 0.5),
-        "{beacon:?}"
-    );
+    let (jitter, clock, other) = (of(7), of(8), of(9));
+    assert!(jitter[..5].iter().all(|said| said.2), "{jitter:?}");
+    assert!(clock[..5].iter().all(|said| said.2), "{clock:?}");
+    let is_beacon = |said: &&Said| said.0 == 1 && !said.2 && said.1 > 0.5;
+    assert!(jitter[8..].iter().all(is_beacon), "{jitter:?}");
+    assert!(clock[8..].iter().all(is_beacon), "{clock:?}");
     assert!(other.iter().all(|said| said.0 == 0), "{other:?}");
     assert!(other[10..].iter().all(|said| !said.2), "{other:?}");
     assert!(
-        beacon[39]
+        jitter[39]
             .3
-            .starts_with("40 calls of this host pair, one every 6"),
+            .contains(" s on average, within a fifth: 24 calls"),
         "{:?}",
-        beacon[39]
+        jitter[39]
     );
+    assert!(
+        clock[39]
+            .3
+            .contains(" s, halved or doubled: 23 of 23 distances between calls"),
+        "{:?}",
+        clock[39]
+    );
+}
+
+/// The seconds before its flow that the evidence names flows by.
+fn named_s(evidence: &str) -> Vec<f64> {
+    let list = evidence.split("flows that began ").nth(1).unwrap();
+    let list = list.strip_suffix(" s before").unwrap().split(' ');
+    list.map(|number| number.parse().unwrap()).collect()
+}
+
+#[test]
+fn the_beaconing_head_says_which_flows_made_it_think_so() {
+    // A clock of two seconds, and in between a flow that has nothing to do with it.
+    let starts_us = [
+        0, 2_000, 4_001, 5_100, 6_001, 8_000, 10_002, 12_001, 14_003, 16_002,
+    ];
+    let flows: Vec<FlowInput<'_>> = starts_us
+        .iter()
+        .map(|start_us| call(3, 1_000_000 + 1_000 * start_us))
+        .collect();
+    let found = both_say(&flows);
+    let last = found.last().unwrap();
+    assert_eq!(last.0, 1, "{last:?}");
+    let named = named_s(&last.3);
+    // The call in between is named by neither of its distances.
+    assert_eq!(
+        named,
+        [2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0, 16.0],
+        "{last:?}"
+    );
+}
+
+#[test]
+fn the_beaconing_head_sees_the_clock_inside_flows_but_not_repetitions() {
+    let packet = |gap_us, is_from_responder, payload_bytes| PacketInput {
+        gap_us,
+        is_from_responder,
+        payload_bytes,
+        ..PacketInput::default()
+    };
+    // Polls: an answer at once, the next question after a second.
+    let polls: Vec<PacketInput> = (0..10)
+        .flat_map(|_| [packet(1_001_000, false, 90), packet(900, true, 120)])
+        .collect();
+    // The same times, but it is one question again and again.
+    let repeats: Vec<PacketInput> = (0..20).map(|_| packet(1_001_000, false, 90)).collect();
+    for (packets, expected) in [(&polls, 1), (&repeats, 0)] {
+        // Far apart, so that their beginnings say nothing.
+        let flows: Vec<FlowInput<'_>> = [1_u64, 977, 2_500]
+            .iter()
+            .map(|start_s| FlowInput {
+                packets,
+                ..call(5, start_s * 1_000_000)
+            })
+            .collect();
+        let found = both_say(&flows);
+        assert_eq!(found[2].0, expected, "{found:?}");
+        if expected == 1 {
+            let text = "every 1.00 s, halved or doubled: 24 of 24 waits inside flows";
+            assert!(found[2].3.starts_with(text), "{found:?}");
+            assert_eq!(named_s(&found[2].3), [1_523.0, 2_499.0]);
+        } else {
+            assert!(found[2].2, "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn the_beaconing_head_sees_one_conversation_in_many_flows() {
+    let mut next = noise(3);
+    let mut start_us = 1_000_000;
+    let mut flows: Vec<FlowInput<'_>> = Vec::new();
+    for _ in 0..40 {
+        flows.push(call(6, start_us));
+        start_us += 20_000 + next(3_000);
+    }
+    let found = both_say(&flows);
+    assert!(found[..23].iter().all(|said| said.0 == 0), "{found:?}");
+    assert!(found[23..].iter().all(|said| said.0 == 2), "{found:?}");
+    assert!(found[39].3.starts_with("40 flows in a row"), "{found:?}");
+    // The same flows all at once are none.
+    let at_once: Vec<FlowInput<'_>> = flows
+        .iter()
+        .map(|flow| call(6, 1_000_000 + flow.start_us % 1_000))
+        .collect();
+    assert!(both_say(&at_once).iter().all(|said| said.0 == 0));
+}
+
+#[test]
+fn the_beaconing_head_takes_flows_in_any_order() {
+    let mut flows: Vec<FlowInput<'_>> = calls().into_iter().filter(|flow| flow.pair == 8).collect();
+    // Pairs change places, as flows do that last longer than the next.
+    flows.chunks_exact_mut(2).for_each(|two| two.swap(0, 1));
+    let found = both_say(&flows);
+    assert!(found[10..].iter().all(|said| said.0 == 1), "{found:?}");
 }
 
 #[test]
 fn the_beaconing_head_forgets_the_silent_and_stays_within_its_memory() {
-    let sandbox = sandbox(true, Isolation::Flow);
-    let module = sandbox
-        .load("beaconing", &module_bytes("beaconing"), &[])
-        .unwrap();
-    let mut station = station(module, &Conditions::default());
-    // A hundred thousand pairs, twenty times its room, beside one that calls each minute and so is never the oldest.
+    let mut station = both("beaconing", &Conditions::default()).pop().unwrap();
+    // Ten thousand pairs, twenty times its room, beside one that calls each minute and so is never the oldest.
     let mut answers = Answers::default();
-    for call in 0..10_u64 {
-        let at = |pair, start_us| FlowInput {
-            pair,
-            start_us,
-            ..FlowInput::default()
-        };
-        let crowd = (0..1_000).map(|number| {
-            at(
-                1_000_000 * (call + 1) + number * 7_919,
-                call * 60_000_000 + 1,
-            )
-        });
-        let flows: Vec<FlowInput<'_>> = std::iter::once(at(42, call * 60_000_000 + 2))
-            .chain(crowd)
-            .collect();
+    let mut of_the_beacon = Vec::new();
+    for minute in 0..10_u64 {
+        let now_us = minute * 60_000_000;
+        let crowd =
+            (0..1_000).map(|number| call(1_000_000 * (minute + 1) + number * 7_919, now_us + 1));
+        let flows: Vec<FlowInput<'_>> =
+            std::iter::once(call(42, now_us + 2)).chain(crowd).collect();
         answers.clear();
         station.judge(&flows, &mut answers);
-        assert!(labels(&answers).iter().all(Result::is_ok));
+        let found = labels(&answers);
+        assert!(found.iter().all(Result::is_ok));
+        of_the_beacon.push(found[0]);
     }
+    assert_eq!(of_the_beacon[9], Ok(1), "{of_the_beacon:?}");
     let counters = station.guard().counters();
     assert_eq!((counters.faults, counters.verdicts), (0, 10_010));
 }
@@ -334,17 +428,7 @@ fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
     let linear = random_linear(128, 10);
     let mut conditions = Conditions::default();
     conditions.model.hidden = 128;
-    let sandbox = sandbox(false, Isolation::Flow);
-    let module = linear.fill(&module_bytes("linear")).unwrap();
-    let library = linear
-        .fill(&std::fs::read(linear_library()).unwrap())
-        .unwrap();
-    let path = BUILT.path().join("refitted.so");
-    std::fs::write(&path, library).unwrap();
-    let module = sandbox.load("linear", &module, &[]).unwrap();
-    let library = NativeHead::load(&path).unwrap();
-    assert_eq!(module.about(), linear.about());
-    assert_eq!(library.about(), linear.about());
+    let heads = all_forms(&linear);
 
     let hidden: Vec<Vec<f32>> = (0..50)
         .map(|flow| {
@@ -359,12 +443,8 @@ fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
     });
     let flows: Vec<FlowInput<'_>> = flows.collect();
     let mut all = Vec::new();
-    for head in [
-        station(linear, &conditions),
-        station(module, &conditions),
-        station(library, &conditions),
-    ] {
-        let (mut head, mut answers) = (head, Answers::default());
+    for head in heads {
+        let (mut head, mut answers) = (station(head, &conditions), Answers::default());
         head.judge(&flows, &mut answers);
         all.push(answers);
     }
@@ -396,6 +476,97 @@ fn the_linear_head_says_the_same_built_in_as_a_module_and_as_a_library() {
     assert!(kinds[0] > 5 && kinds[1] > 5, "{kinds:?}");
 }
 
+/// Built in, as a library and, where there is a compiler, as a module.
+fn all_forms(linear: &Linear) -> Vec<Arc<dyn Head>> {
+    let library = std::fs::read(linear_library()).unwrap();
+    let name = format!("{}.so", linear.about().name);
+    let path = BUILT.path().join(name);
+    std::fs::write(&path, linear.fill(&library).unwrap()).unwrap();
+    let heads: Vec<Arc<dyn Head>> = vec![
+        Arc::new(linear.clone()),
+        Arc::new(NativeHead::load(&path).unwrap()),
+        #[cfg(feature = "cranelift")]
+        module("linear", &linear.fill(&module_bytes("linear")).unwrap()),
+    ];
+    assert!(heads.iter().all(|head| head.about() == linear.about()));
+    heads
+}
+
+#[test]
+fn a_task_of_the_model_has_a_voice_in_the_linear_head() {
+    // Without weights the voice alone speaks, with an eighth of its weight: probabilities to the power of an eighth.
+    let labels = ["normal", "Zeus", "Neris"].map(str::to_owned).to_vec();
+    let named = |name| {
+        Linear::new(
+            (name, "1"),
+            labels.clone(),
+            0.0,
+            (vec![0.0; 24], vec![0.0; 3]),
+        )
+    };
+    let pooled = named("pooled")
+        .unwrap()
+        .pooled_with("botnet_detection", 0.125)
+        .unwrap();
+    let mut conditions = model();
+    conditions.model.hidden = 8;
+    // The model has Zeus, normal, Neris.
+    let scores = [[0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [1e-7, 3e-5, 0.999_97]];
+    for head in all_forms(&pooled) {
+        let mut head = station(head, &conditions);
+        let mut answers = Answers::default();
+        for scores in &scores {
+            let tasks = [0, 1].map(|task| TaskInput {
+                task,
+                scores: if task == 1 { scores } else { &[] },
+                ..TaskInput::default()
+            });
+            let flow = FlowInput {
+                hidden: &[1.0; 8],
+                tasks: &tasks,
+                ..FlowInput::default()
+            };
+            answers.clear();
+            head.judge(&[flow], &mut answers);
+            let Some(Answer::Verdict(verdict)) = answers.get(0) else {
+                panic!("{answers:?}")
+            };
+            let power = |score: f32| score.max(1e-6).powf(0.125);
+            let expected = [power(scores[1]), power(scores[0]), power(scores[2])];
+            let sum: f32 = expected.iter().sum();
+            for (found, expected) in verdict.scores.iter().zip(expected) {
+                assert!((found - expected / sum).abs() < 1e-6, "{verdict:?}");
+            }
+        }
+        // The task was not asked.
+        answers.clear();
+        let flow = FlowInput {
+            hidden: &[1.0; 8],
+            ..FlowInput::default()
+        };
+        head.judge(&[flow], &mut answers);
+        assert_eq!(common::labels(&answers), [Err(Reason::Refused)]);
+    }
+    // A model without the task, or whose task has other labels.
+    let other = named("other")
+        .unwrap()
+        .pooled_with("device_type", 0.5)
+        .unwrap();
+    let missing = named("missing")
+        .unwrap()
+        .pooled_with("no_such_task", 0.5)
+        .unwrap();
+    for head in all_forms(&other).into_iter().chain(all_forms(&missing)) {
+        let mut answers = Answers::default();
+        station(head, &conditions).judge(&[FlowInput::default()], &mut answers);
+        assert_eq!(common::labels(&answers), [Err(Reason::Refused)]);
+    }
+    for (task, weight) in [("", 0.5), ("Task", 0.5), ("task", f32::NAN)] {
+        assert!(named("none").unwrap().pooled_with(task, weight).is_none());
+    }
+}
+
+#[cfg(feature = "cranelift")]
 #[test]
 fn an_unfitted_linear_head_abstains_and_one_for_another_model_is_not_started() {
     let sandbox = sandbox(false, Isolation::Flow);
@@ -407,7 +578,7 @@ fn an_unfitted_linear_head_abstains_and_one_for_another_model_is_not_started() {
     assert_eq!(unfitted.about().labels, ["a", "b"]);
     let hidden = random_linear(128, 2).fill(&module_bytes("linear")).unwrap();
     let other = sandbox.load("linear", &hidden, &[]).unwrap();
-    let mut station = station(other, &conditions);
+    let mut station = station(Arc::new(other), &conditions);
     let mut answers = Answers::default();
     station.judge(&[FlowInput::default()], &mut answers);
     assert_eq!(labels(&answers), [Err(Reason::Model)]);
@@ -444,6 +615,7 @@ fn parameters_are_refused_where_they_do_not_fit() {
     assert!(make(2, vec![f32::NAN; 8], 2).is_none());
 }
 
+#[cfg(feature = "cranelift")]
 #[test]
 fn the_modules_are_what_the_sources_make() {
     let is_there = |tool: &str| Command::new(tool).arg("--version").output().is_ok();
@@ -460,14 +632,39 @@ fn the_modules_are_what_the_sources_make() {
     run(Command::new(plugins().join("examples/build.sh"))
         .arg(built.path())
         .env_remove("CARGO_TARGET_DIR"));
-    for name in ["beaconing", "fusion", "linear"] {
+    let tools = |folder: &std::path::Path| std::fs::read_to_string(folder.join("TOOLS")).unwrap();
+    let (ours, theirs) = (
+        tools(built.path()),
+        tools(&plugins().join("examples/modules")),
+    );
+    for (name, is_of_rust) in [("beaconing", false), ("fusion", false), ("linear", true)] {
         let Ok(made) = std::fs::read(built.path().join(format!("{name}.wasm"))) else {
-            assert_eq!(name, "linear");
+            assert!(is_of_rust, "{name}.wasm was not made");
             eprintln!(
                 "the target wasm32-unknown-unknown is not installed: linear.wasm is taken as it is"
             );
             continue;
         };
+        // The last line is the Rust compiler; those before are what C is built with.
+        let tool = |text: &str| {
+            let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            if is_of_rust {
+                lines.get(2..).map(<[String]>::to_vec)
+            } else {
+                lines.get(..2).map(<[String]>::to_vec)
+            }
+        };
+        if tool(&ours) == tool(&theirs) {
+            assert_eq!(
+                sha256(&made),
+                sha256(&module_bytes(name)),
+                "{name}.wasm is not what these sources make: run plugins/examples/build.sh plugins/examples/modules"
+            );
+        } else {
+            eprintln!(
+                "{name}.wasm was made with {theirs}, and this is {ours}: not compared byte by byte"
+            );
+        }
         // Another compiler makes other bytes; what a head says of itself, and its size, are those of the source.
         let sandbox = sandbox(true, Isolation::Flow);
         let made_head = sandbox.load(name, &made, &[]).unwrap();

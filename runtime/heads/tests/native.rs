@@ -6,10 +6,9 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
-use common::{flow, judged, labels, plugins, station};
+use common::{flow, judged, labels, station};
 use tempfile::TempDir;
 use trafficllm_heads::*;
 
@@ -34,21 +33,7 @@ static int32_t head_judge(const struct head_flow *flow, struct head_verdict *ver
 fn library(folder: &TempDir, name: &str, text: &str) -> PathBuf {
     let source = folder.path().join(format!("{name}.c"));
     std::fs::write(&source, text).unwrap();
-    let path = folder.path().join(format!("{name}.so"));
-    let include = |folder: &str| format!("-I{}", plugins().join(folder).display());
-    let output = Command::new("cc")
-        .args(["-std=c11", "-O1", "-shared", "-fPIC"])
-        .args([include("sdk-c"), include("../include")])
-        .arg("-o")
-        .args([&path, &source])
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    path
+    common::library(folder.path(), &source)
 }
 
 fn refusal(path: &Path) -> String {

@@ -22,18 +22,19 @@ fn a_module_is_not_compiled() {
     }
 }
 
-/// `PRECOMPILED_HEAD` names what a build with a compiler made of the beaconing head: see `tests/heads.sh`.
+/// `PRECOMPILED_HEAD` names what a build with a compiler made of the beaconing head, `PRECOMPILED_EXECUTION` for what: see `tests/heads.sh`.
 #[test]
 #[ignore = "needs a file that another build makes"]
 fn what_was_precompiled_elsewhere_runs() {
-    let path = std::env::var_os("PRECOMPILED_HEAD").expect("PRECOMPILED_HEAD is set");
-    let bytes = std::fs::read(path).unwrap();
+    let setting =
+        |name| std::env::var(name).expect("PRECOMPILED_HEAD and PRECOMPILED_EXECUTION are set");
+    let bytes = std::fs::read(setting("PRECOMPILED_HEAD")).unwrap();
+    let execution = match &*setting("PRECOMPILED_EXECUTION") {
+        "interpreted" => Execution::Interpreted,
+        _ => Execution::Native,
+    };
     let options = SandboxOptions {
-        execution: if cfg!(feature = "pulley") {
-            Execution::Interpreted
-        } else {
-            Execution::Native
-        },
+        execution,
         allows_state: true,
         ..SandboxOptions::default()
     };

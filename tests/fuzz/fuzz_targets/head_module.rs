@@ -19,7 +19,7 @@ static SEEDS: [&[u8]; 2] = [
 static SANDBOX: LazyLock<Sandbox> = LazyLock::new(|| {
     let options = SandboxOptions {
         fuel_per_flow: 20_000,
-        fuel_to_start: 200_000,
+        fuel_to_start: 300_000,
         allows_state: true,
         ..SandboxOptions::default()
     };
