@@ -62,10 +62,15 @@ fn turn(engine: &Engine, captures: &[Vec<u8>]) -> f64 {
 
 fn main() {
     let model = Arc::new(Model::open_default().unwrap());
-    let captures = ["http.pcap", "tls.pcapng", "smtp.pcap", "ssh.pcap", "dns-tunnel.pcap"];
-    let captures = captures.map(|name| {
-        std::fs::read(repository().join("tests/captures").join(name)).unwrap()
-    });
+    let captures = [
+        "http.pcap",
+        "tls.pcapng",
+        "smtp.pcap",
+        "ssh.pcap",
+        "dns-tunnel.pcap",
+    ];
+    let captures =
+        captures.map(|name| std::fs::read(repository().join("tests/captures").join(name)).unwrap());
     let variants = [
         ("without heads", None),
         ("without heads, again", None),
@@ -90,9 +95,15 @@ fn main() {
             times[times.len() / 2]
         })
         .collect();
-    println!("one thread, {}, {TURNS} turns each, median", model.level().name());
+    println!(
+        "one thread, {}, {TURNS} turns each, median",
+        model.level().name()
+    );
     for ((name, _), median) in variants.iter().zip(&medians) {
         let ratio = median / medians[0];
-        println!("{name:<32} {:>9.1} us for each flow, {ratio:.4} of the first", median / 1_000.0);
+        println!(
+            "{name:<32} {:>9.1} us for each flow, {ratio:.4} of the first",
+            median / 1_000.0
+        );
     }
 }

@@ -360,7 +360,9 @@ impl FlowVerdict {
         let names = found.or_else(|| models.last().filter(|_| is_nameless))?;
         let names = Arc::clone(names);
         let judged = |entry: &&abi::Verdict| State::of(entry.status) == State::Done;
-        let is_head = |entry: &&abi::Verdict| entry.task as usize >= names.tasks.len();
+        let is_head = |entry: &&abi::Verdict| {
+            entry.task as usize >= names.tasks.len() && entry.task_name[0] != 0
+        };
         let heads = answer.iter().filter(judged).filter(is_head);
         let heads = heads.map(|entry| HeadJudgement::of(entry, min_score));
         let of_model = |entry: &&abi::Verdict| !is_head(entry);
