@@ -204,7 +204,7 @@ impl Engine {
         let mut swap = Swap::new(counts);
         let activated = open().and_then(|model| {
             let id = model.id().to_owned();
-            let generation = self.shared.activate(model)?;
+            let generation = self.shared.activate(&model)?;
             Ok((generation, id))
         });
         swap.is_done = activated.is_ok();

@@ -54,6 +54,13 @@ pub struct HeadOptions {
     pub allows_precompiled: bool,
     /// Whether the heads of the bundle are run.
     pub uses_bundled: bool,
+    /// Whether a head of the bundle that cannot be loaded refuses the model. Else it is there and has no verdict, for the reason
+    /// `unavailable`, and [`HeadStatus::error`] says why.
+    pub requires_bundled: bool,
+    /// Most microseconds that the verdicts of a batch wait for heads, but never beyond the deadline of one of its flows; each head has
+    /// an equal part of it, and flows whose turn comes later have no verdict of it, for the reason `late`. 0 means no such limit. It
+    /// is for flows that hosts submit: a [`crate::Detection`] is in no hurry, and its verdicts are to repeat.
+    pub batch_us_max: u64,
 }
 
 impl HeadOptions {
@@ -63,6 +70,8 @@ impl HeadOptions {
     pub const MEMORY_BYTES_DEFAULT: usize = 1 << 20;
     /// Faults in a row, unless set.
     pub const FAULTS_DEFAULT: u32 = 16;
+    /// Microseconds that a batch waits for heads, unless set.
+    pub const BATCH_US_DEFAULT: u64 = 20_000;
 
     /// Whether a file is named.
     #[must_use]
@@ -84,11 +93,13 @@ impl Default for HeadOptions {
             allows_payload: false,
             allows_precompiled: false,
             uses_bundled: true,
+            requires_bundled: false,
+            batch_us_max: Self::BATCH_US_DEFAULT,
         }
     }
 }
 
-/// A head at work, and what it did since it was loaded.
+/// A head at work, and what it did since it was loaded; each number begins at 0 when heads are replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeadStatus {
     /// Its name: the task of its verdicts.
@@ -113,6 +124,10 @@ pub struct HeadStatus {
     pub faults: u64,
     /// How often it was switched off because of them.
     pub switched_off: u64,
+    /// Lines that it logged and that were not kept.
+    pub log_lines_lost: u64,
+    /// Why it could not be loaded; empty where it was.
+    pub error: String,
     /// Flows without a verdict of it, by reason; all reasons there are.
     pub without: Vec<(&'static str, u64)>,
 }

@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::heads::{HeadFile, HeadOptions};
 use crate::limits::{
     BATCH_TOKENS_DEFAULT, BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX,
-    FLOW_HANDLES_DEFAULT, FLOW_HANDLES_MAX, QUEUE_FLOWS_DEFAULT, QUEUE_FLOWS_MAX,
-    SETTING_BYTES_MAX, STOP_TIMEOUT_US_DEFAULT, STOP_TIMEOUT_US_MAX, WORKERS_DEFAULT, WORKERS_MAX,
+    FLOW_HANDLES_DEFAULT, FLOW_HANDLES_MAX, HEAD_BATCH_US_MAX, QUEUE_FLOWS_DEFAULT,
+    QUEUE_FLOWS_MAX, SETTING_BYTES_MAX, STOP_TIMEOUT_US_DEFAULT, STOP_TIMEOUT_US_MAX, WORKERS_DEFAULT, WORKERS_MAX,
 };
 use crate::model::Model;
 
@@ -46,6 +46,8 @@ const HEAD_FAULTS: &str = "heads.faults_in_a_row_max";
 const HEAD_STATE: &str = "heads.allow_state";
 const HEAD_PAYLOAD: &str = "heads.allow_payload";
 const HEAD_PRECOMPILED: &str = "heads.allow_precompiled";
+const HEAD_BUNDLED_REQUIRED: &str = "heads.require_bundled";
+const HEAD_BATCH: &str = "heads.batch_us_max";
 
 /// What the text of a setting is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -344,6 +346,8 @@ impl Settings {
             allows_state: self.number(HEAD_STATE) != 0,
             allows_payload: self.number(HEAD_PAYLOAD) != 0,
             allows_precompiled: self.number(HEAD_PRECOMPILED) != 0,
+            requires_bundled: self.number(HEAD_BUNDLED_REQUIRED) != 0,
+            batch_us_max: self.number(HEAD_BATCH),
             uses_bundled: self.number(BUNDLED) != 0,
         }
     }
@@ -635,6 +639,18 @@ static OPTIONS: [SettingInfo; 28] = [
         [0, 0, 1],
         "0 or 1",
         "Whether precompiled heads whose hashes stand in the bundle are run: they are native code.",
+    ),
+    SettingInfo::integer(
+        HEAD_BUNDLED_REQUIRED,
+        [0, 0, 1],
+        "0 or 1",
+        "Whether a head of the bundle that cannot be loaded refuses the model; else it has no verdicts.",
+    ),
+    SettingInfo::integer(
+        HEAD_BATCH,
+        [HeadOptions::BATCH_US_DEFAULT, 0, HEAD_BATCH_US_MAX],
+        "microseconds",
+        "How long the verdicts of a batch wait for heads, which then have none for its further flows; 0 means no limit.",
     ),
 ];
 

@@ -13,6 +13,7 @@ use super::heads::HeadSet;
 use super::judge::BatchSizes;
 use super::slot::SlotSizes;
 use crate::error::Error;
+use crate::heads::HeadOptions;
 use crate::model::Model;
 
 /// Indices of the chosen tasks, ascending.
@@ -74,6 +75,8 @@ pub(super) struct Generation {
     /// What a slot needs for it and for all generations before it: slots do not shrink.
     pub(super) sizes: SlotSizes,
     pub(super) heads: Option<Arc<HeadSet>>,
+    /// What they were loaded with.
+    pub(super) head_options: Arc<HeadOptions>,
     /// Buffers for each worker, where it needs larger ones than the generation before.
     buffers: Mutex<Vec<Scratch>>,
 }
@@ -100,16 +103,18 @@ impl Generation {
             selection,
             sizes: before.map_or(sizes, |before| sizes.with(before.sizes)),
             heads: None,
+            head_options: Arc::default(),
             buffers: Mutex::default(),
         })
     }
 
     /// Gives it its heads.
-    pub(super) fn set_heads(&mut self, heads: Option<Arc<HeadSet>>) {
+    pub(super) fn set_heads(&mut self, heads: Option<Arc<HeadSet>>, options: Arc<HeadOptions>) {
         if let Some(heads) = &heads {
             self.sizes.heads = self.sizes.heads.with(heads.sizes());
         }
         self.heads = heads;
+        self.head_options = options;
     }
 
     /// Most verdicts of an answer of it or of those before.

@@ -5,8 +5,8 @@ use trafficllm_traffic::FlowConfig;
 use crate::error::Error;
 use crate::heads::HeadOptions;
 use crate::limits::{
-    BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX, QUEUE_FLOWS_MAX,
-    WORKERS_MAX,
+    BATCH_TOKENS_MAX, BATCH_TOKENS_MIN, BATCH_WAIT_US_MAX, DEADLINE_US_MAX, HEAD_BATCH_US_MAX,
+    HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX, QUEUE_FLOWS_MAX, WORKERS_MAX,
 };
 
 /// Settings of an [`crate::Engine`].
@@ -52,7 +52,20 @@ impl EngineOptions {
         let maximum = size(BATCH_WAIT_US_MAX);
         check("batch_wait_us", size(self.batch_wait_us), 0, maximum)?;
         let maximum = size(DEADLINE_US_MAX);
-        check("deadline_us", size(self.deadline_us), 0, maximum)
+        check("deadline_us", size(self.deadline_us), 0, maximum)?;
+        self.heads.check()
+    }
+}
+
+impl HeadOptions {
+    /// Whether every setting is within its range.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let size = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let (fuel, memory) = (size(HEAD_FUEL_MAX), size(HEAD_MEMORY_BYTES_MAX));
+        check("heads.fuel_per_flow", size(self.fuel_per_flow), 1, fuel)?;
+        check("heads.memory_bytes_max", self.memory_bytes_max, 1, memory)?;
+        let maximum = size(HEAD_BATCH_US_MAX);
+        check("heads.batch_us_max", size(self.batch_us_max), 0, maximum)
     }
 }
 

@@ -11,7 +11,7 @@ use super::EngineMemory;
 use super::counters::{Counts, LatencyCounts};
 #[cfg(any(test, feature = "faults"))]
 use super::faults::Faults;
-use super::generation::{Generation, Generations};
+use super::generation::{Generation, Generations, Selection};
 use super::heads::HeadSet;
 use super::judge::BatchSizes;
 use super::options::EngineOptions;
@@ -28,14 +28,15 @@ const STOPPING: u8 = 1;
 /// Judges nothing any more.
 const CLOSED: u8 = 2;
 
+/// How often something is loaded beside others that replace the current generation, before they have to wait.
+const REPLACE_TRIES: usize = 3;
+
 /// See the file's first line.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// The tasks to ask of every model, by name; none means all.
     tasks: Vec<String>,
     flows: FlowConfig,
-    /// Those of the heads that are at work.
-    head_options: Mutex<HeadOptions>,
     pub(super) batch_tokens: usize,
     /// How long a worker waits for more, counted from the submission of the batch's first flow; always shorter than the deadline.
     pub(super) batch_wait: Duration,
@@ -88,12 +89,11 @@ impl Shared {
         let mut first = Generation::new(model, &options.tasks, None)?;
         let wanted = (&options.heads, &flows, options.workers);
         let heads = HeadSet::load(wanted, (&first.model, &first.selection), None)?;
-        first.set_heads(heads);
+        first.set_heads(heads, Arc::new(options.heads.clone()));
         let slot_bytes = first.sizes.bytes();
         let shared = Self {
             tasks: options.tasks.clone(),
             flows,
-            head_options: Mutex::new(options.heads.clone()),
             batch_tokens: or_default(options.batch_tokens, BATCH_TOKENS_DEFAULT),
             batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
             deadline,
@@ -128,40 +128,80 @@ impl Shared {
     }
 
     /// Replaces the model for all flows that are submitted from now on, or changes nothing.
-    pub(super) fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
-        self.replace(model, None)
+    pub(super) fn activate(&self, model: &Arc<Model>) -> Result<u64, Error> {
+        self.replace(Some(model), None)
     }
 
     /// Replaces the heads for all flows that are submitted from now on, or changes nothing.
     pub(super) fn activate_heads(&self, options: &HeadOptions) -> Result<u64, Error> {
-        let model = Arc::clone(&self.generations.current().model);
-        self.replace(model, Some(options))
+        options.check()?;
+        self.replace(None, Some(&Arc::new(options.clone())))
     }
 
-    /// As both; heads of files stay as they are where no options are given.
-    fn replace(&self, model: Arc<Model>, heads: Option<&HeadOptions>) -> Result<u64, Error> {
+    /// As both; what is not given stays as it is, heads of files with their counters.
+    fn replace(
+        &self,
+        model: Option<&Arc<Model>>,
+        heads: Option<&Arc<HeadOptions>>,
+    ) -> Result<u64, Error> {
+        for _ in 0..REPLACE_TRIES {
+            let successor = self.successor(model, heads)?;
+            if let Some(number) = self.install(self.lock_making(), successor)? {
+                return Ok(number);
+            }
+        }
+        // Others are always faster: now they wait.
         let making = self.lock_making();
+        let successor = self.successor(model, heads)?;
+        let installed = self.install(making, successor)?;
+        // Only who holds the lock replaces a generation.
+        installed.ok_or(Error::Stopped)
+    }
+
+    /// Loads what is to come after the current generation. Compiling modules can take seconds, so nothing is held meanwhile.
+    pub(super) fn successor(
+        &self,
+        model: Option<&Arc<Model>>,
+        heads: Option<&Arc<HeadOptions>>,
+    ) -> Result<Successor, Error> {
         if !self.is_open() {
             return Err(Error::Stopped);
         }
         let current = self.generations.current();
-        let mut next = Generation::new(model, &self.tasks, Some(&current))?;
-        // Nobody panics while holding it.
-        let mut options = self
-            .head_options
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let wanted = (
-            heads.unwrap_or(&options),
-            &self.flows,
-            self.worker_bytes.len(),
-        );
-        let before = current.heads.as_deref().filter(|_| heads.is_none());
-        next.set_heads(HeadSet::load(
-            wanted,
-            (&next.model, &next.selection),
-            before,
-        )?);
+        let after = current.number;
+        let model = Arc::clone(model.unwrap_or(&current.model));
+        let options = Arc::clone(heads.unwrap_or(&current.head_options));
+        let before = current.heads.clone().filter(|_| heads.is_none());
+        // Else it would stay until the modules are compiled, if it is replaced meanwhile.
+        drop(current);
+        self.let_go_and_free(after);
+        let selection = Selection::new(&model, &self.tasks)?;
+        let wanted = (&*options, &self.flows, self.worker_bytes.len());
+        let heads = HeadSet::load(wanted, (&model, &selection), before.as_deref())?;
+        Ok(Successor {
+            after,
+            model,
+            options,
+            heads,
+        })
+    }
+
+    /// Makes it the current generation; gives `None` where another one has come after the one that it was loaded for: it may not fit
+    /// that one's model or heads.
+    pub(super) fn install(
+        &self,
+        making: Making<'_>,
+        successor: Successor,
+    ) -> Result<Option<u64>, Error> {
+        if !self.is_open() {
+            return Err(Error::Stopped);
+        }
+        let current = self.generations.current();
+        if current.number != successor.after {
+            return Ok(None);
+        }
+        let mut next = Generation::new(successor.model, &self.tasks, Some(&current))?;
+        next.set_heads(successor.heads, successor.options);
         let buffers = next.add_buffers(&current, self.batch_sizes(), self.worker_bytes.len())?;
         drop(current);
         self.generations.release();
@@ -174,14 +214,10 @@ impl Shared {
         // From here on it is held: counted twice it would have flows refused that have room.
         let is_held = || self.making_bytes.store(0, SeqCst);
         self.generations.replace(next, is_held);
-        if let Some(heads) = heads {
-            options.clone_from(heads);
-        }
-        drop(options);
         // Idle workers take their buffers now.
         self.queue.wake_all();
         drop(making);
-        Ok(number)
+        Ok(Some(number))
     }
 
     /// The largest batch of a worker.
@@ -412,6 +448,16 @@ impl Shared {
             flow_bytes: self.flow_bytes.load(SeqCst),
         }
     }
+}
+
+/// A generation that is not yet one: what of it takes time to load.
+#[derive(Debug)]
+pub(super) struct Successor {
+    /// Number of the generation that it was loaded for.
+    after: u64,
+    model: Arc<Model>,
+    options: Arc<HeadOptions>,
+    heads: Option<Arc<HeadSet>>,
 }
 
 /// One thing that counts for the memory budget is made at a time. What it takes has to be counted before this is dropped.

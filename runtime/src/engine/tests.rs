@@ -5,6 +5,7 @@ mod fates;
 mod reentry;
 mod starved;
 mod stopped;
+mod swaps;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
