@@ -42,19 +42,20 @@ pub struct tllm_verdict {
     pub label_name: [c_char; TLLM_LABEL_BYTES],
     /// Identity of the model that judged.
     pub model_id: [c_char; TLLM_MODEL_ID_BYTES],
+    /// Zero.
+    pub reserved: [u64; 2],
     /// Why a head has no verdict, with the status TLLM_ABSTAINED: "fuel", "stack", "trap", "panic", "refused", "rubbish", "not_a_number",
-    /// "model", "unavailable", "too_large", or "switched_off". Empty else.
+    /// "model", "unavailable", "too_large", "late", or "switched_off". Empty else.
     pub reason: [c_char; TLLM_REASON_BYTES],
     /// Why, in words of the head whose verdict it is; empty for the model's tasks.
     pub evidence: [c_char; TLLM_EVIDENCE_BYTES],
-    /// Zero.
-    pub reserved: [u64; 2],
 }
 
 /// Room for the reason of a head that has no verdict, with its NUL.
 pub const TLLM_REASON_BYTES: usize = 16;
 /// Room for the evidence of a head's verdict, with its NUL.
 pub const TLLM_EVIDENCE_BYTES: usize = 248;
+const _: () = assert!(trafficllm::limits::HEAD_EVIDENCE_BYTES_MAX < TLLM_EVIDENCE_BYTES);
 
 growing!(tllm_verdict = 280 or 280);
 
@@ -72,9 +73,9 @@ impl tllm_verdict {
         task_name: [0; TLLM_TASK_BYTES],
         label_name: [0; TLLM_LABEL_BYTES],
         model_id: [0; TLLM_MODEL_ID_BYTES],
+        reserved: [0; 2],
         reason: [0; TLLM_REASON_BYTES],
         evidence: [0; TLLM_EVIDENCE_BYTES],
-        reserved: [0; 2],
     };
 
     /// The entry of a flow that was not judged.

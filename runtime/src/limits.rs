@@ -4,6 +4,8 @@ pub use trafficllm_model::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX};
 
 /// Longest time that a batch may wait for heads, in microseconds.
 pub const HEAD_BATCH_US_MAX: u64 = 60_000_000;
+/// Bytes of the evidence of a head's verdict.
+pub const HEAD_EVIDENCE_BYTES_MAX: usize = 240;
 /// Most heads of an engine.
 pub const HEADS_MAX: usize = 16;
 /// Threads beside the workers that run heads at the same time, classifiers and detections, for which each head has room.

@@ -1,6 +1,9 @@
 /* What a callback of tllm_session_each and of tllm_capture_detect may do, and how it ends them. */
 #include "check.h"
 
+/* sizeof(tllm_verdict) in the first header that had it. */
+#define FIRST_VERDICT_BYTES 280
+
 static tllm_engine *engine;
 static tllm_session *session;
 static tllm_flow *flow;
@@ -100,11 +103,45 @@ static void newer_header(void)
     CHECK(given.answers == 1);
     OK(tllm_capture_detect(engine, path_of("captures/smtp.pcap"), sizeof(struct newer_subject), sizeof(struct newer_verdict), newer_outcome, NULL, &report, sizeof report));
     CHECK(given.answers == 1 + report.flows);
-    STATUS(TLLM_ERR_STRUCT, tllm_session_each(session, 0, sizeof(tllm_verdict) - 1, newer_answer, NULL, NULL));
+    STATUS(TLLM_ERR_STRUCT, tllm_session_each(session, 0, FIRST_VERDICT_BYTES - 1, newer_answer, NULL, NULL));
     STATUS(TLLM_ERR_STRUCT, tllm_session_each(session, 0, 4104, newer_answer, NULL, NULL));
     STATUS(TLLM_ERR_ARGUMENT, tllm_session_each(session, 0, sizeof(tllm_verdict) + 4, newer_answer, NULL, NULL));
     STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), sizeof(tllm_subject) - 1, sizeof(tllm_verdict), newer_outcome, NULL, NULL, 0));
     STATUS(TLLM_ERR_STRUCT, tllm_capture_detect(engine, path_of(some_capture), sizeof(tllm_subject), 0, newer_outcome, NULL, NULL, 0));
+}
+
+/* A program of the first header: its entries end behind the reserved words, which stay zero. */
+
+static int32_t first_answer(void *user, const tllm_verdict *verdicts, size_t count)
+{
+    const char *entries = (const char *)(const void *)verdicts;
+    (void)user;
+    for (size_t at = 0; at < count; at++) {
+        tllm_verdict entry;
+        memset(&entry, 0, sizeof entry);
+        memcpy(&entry, entries + at * FIRST_VERDICT_BYTES, FIRST_VERDICT_BYTES);
+        CHECK(entry.entries == count && entry.position == at && entry.status <= TLLM_ABSTAINED);
+        CHECK(strlen(entry.task_name) > 0 && strlen(entry.model_id) == 16);
+        CHECK(entry.reserved[0] == 0 && entry.reserved[1] == 0);
+    }
+    given.answers += count > 1;
+    return 0;
+}
+
+static void first_header(void)
+{
+    static uint64_t entries[ENTRIES][FIRST_VERDICT_BYTES / sizeof(uint64_t)];
+    size_t count = 0;
+    CHECK(offsetof(tllm_verdict, reserved) + sizeof(uint64_t[2]) == FIRST_VERDICT_BYTES);
+    given.answers = 0;
+    OK(tllm_session_submit(session, flow, 1));
+    OK(tllm_session_each(session, 1000000, FIRST_VERDICT_BYTES, first_answer, NULL, NULL));
+    OK(tllm_session_submit(session, flow, 2));
+    memset(entries, 0xee, sizeof entries);
+    OK(tllm_session_wait(session, 10000000, (tllm_verdict *)(void *)entries, FIRST_VERDICT_BYTES, ENTRIES - 1, &count));
+    first_answer(NULL, (const tllm_verdict *)(const void *)entries, count);
+    CHECK(given.answers == 2);
+    CHECK(entries[count][0] == 0xeeeeeeeeeeeeeeeeu);
 }
 
 /* A callback frees the session that it is called from: the handle ends at once, the session with the call, and there is no further
@@ -332,6 +369,7 @@ int main(int argc, char **argv)
             /* With workers answers come one by one: how many at once is not known. */
             each();
             newer_header();
+            first_header();
             freed_inside();
         }
         OK(tllm_engine_start(engine));

@@ -192,9 +192,9 @@ structs! {
         task_name: [u8; TASK_BYTES],
         label_name: [u8; LABEL_BYTES],
         model_id: [u8; MODEL_ID_BYTES],
+        reserved: [u64; 2],
         reason: [u8; REASON_BYTES],
         evidence: [u8; EVIDENCE_BYTES],
-        reserved: [u64; 2],
     }
 }
 

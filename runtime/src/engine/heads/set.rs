@@ -21,7 +21,7 @@ use crate::engine::generation::Selection;
 use crate::engine::slot::Slot;
 use crate::error::Error;
 use crate::heads::{HeadFile, HeadOptions, HeadStatus};
-use crate::limits::{HEAD_THREADS_BESIDE_WORKERS, HEADS_MAX};
+use crate::limits::{HEAD_EVIDENCE_BYTES_MAX, HEAD_THREADS_BESIDE_WORKERS, HEADS_MAX};
 use crate::model::{BundledHead, Model};
 use crate::outcome::Verdict;
 
@@ -597,4 +597,4 @@ impl OrderedHeads {
     }
 }
 
-const _: () = assert!(EVIDENCE_BYTES_MAX < 256);
+const _: () = assert!(EVIDENCE_BYTES_MAX == HEAD_EVIDENCE_BYTES_MAX);
