@@ -166,6 +166,12 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whether it is the head's doing, and counts where the head is switched off.
+    #[must_use]
+    pub fn is_held_against(&self) -> bool {
+        !matches!(self, Self::Unavailable(_) | Self::TooLarge { .. })
+    }
+
     /// As it is counted.
     #[must_use]
     pub fn reason(&self) -> Reason {

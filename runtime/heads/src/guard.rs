@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use crate::abi::{AbiError, About, Answer, Answers, FlowInput};
 use crate::error::Fault;
@@ -31,15 +32,18 @@ pub enum Reason {
     NotANumber,
     /// It was made for another model.
     Model,
-    /// There was no room for it.
+    /// There was no room for it, or it could not be loaded. Not the head's doing, unless it had all the room that it could have: it is not
+    /// switched off for it.
     Unavailable,
     /// The flow was larger than agreed on. Not the head's doing: it is not switched off for it.
     TooLarge,
+    /// There was no time left for it. Not counted as a fault: those before it took the time.
+    Late,
 }
 
 impl Reason {
     /// All of them, by their numbers.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::SwitchedOff,
         Self::Fuel,
         Self::Stack,
@@ -51,6 +55,7 @@ impl Reason {
         Self::Model,
         Self::Unavailable,
         Self::TooLarge,
+        Self::Late,
     ];
 
     /// For records and counters.
@@ -68,6 +73,7 @@ impl Reason {
             Self::Model => "model",
             Self::Unavailable => "unavailable",
             Self::TooLarge => "too_large",
+            Self::Late => "late",
         }
     }
 }
@@ -75,7 +81,9 @@ impl Reason {
 /// How patient a host is with a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuardOptions {
-    /// After so many faults in a row, on all threads together, the head is switched off; 0: never.
+    /// After so many faults in a row, on all threads together, the head is switched off; 0: never. "In a row" is in the order in which
+    /// calls end, so with several threads it is a matter of chance which flow of a head that fails now and then is the last that it is
+    /// asked about.
     pub faults_in_a_row_max: u32,
 }
 
@@ -195,6 +203,10 @@ impl Guard {
     }
 
     fn note(&self, fault: &Fault) {
+        if !fault.is_held_against() {
+            tracing::debug!(head = self.about().name, %fault, "no room for a head");
+            return;
+        }
         self.faults.fetch_add(1, Ordering::Relaxed);
         let in_a_row = self
             .faults_in_a_row
@@ -258,12 +270,26 @@ impl Station {
 
     /// Adds exactly one answer for each flow, in the same order.
     pub fn judge(&mut self, flows: &[FlowInput<'_>], answers: &mut Answers) {
+        self.judge_until(None, flows, answers);
+    }
+
+    /// As [`Station::judge`], but begins no call after that time: flows that are left then have the answer [`Reason::Late`].
+    pub fn judge_until(
+        &mut self,
+        until: Option<Instant>,
+        flows: &[FlowInput<'_>],
+        answers: &mut Answers,
+    ) {
         let mut rest = flows;
         while !rest.is_empty() {
             if !self.guard.is_enabled() {
                 // What it knew is from before it was switched off.
                 self.instance = None;
                 self.answer_none(rest.len(), Reason::SwitchedOff, answers);
+                return;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.answer_none(rest.len(), Reason::Late, answers);
                 return;
             }
             let most = match self.started() {
@@ -276,12 +302,12 @@ impl Station {
             };
             let most = most.min(self.conditions.flows_max.clamp(1, limits::FLOWS_MAX));
             let (now, later) = rest.split_at(rest.len().min(most));
-            self.call(now, answers);
+            self.call(until, now, answers);
             rest = later;
         }
     }
 
-    fn call(&mut self, flows: &[FlowInput<'_>], answers: &mut Answers) {
+    fn call(&mut self, until: Option<Instant>, flows: &[FlowInput<'_>], answers: &mut Answers) {
         let before = answers.len();
         match self.guarded(flows, answers) {
             Ok(()) => {
@@ -302,7 +328,7 @@ impl Station {
                 }
                 // One of them is too large: the others need not suffer for it.
                 for flow in flows {
-                    self.judge(std::slice::from_ref(flow), answers);
+                    self.judge_until(until, std::slice::from_ref(flow), answers);
                 }
             }
             Err(fault) => {

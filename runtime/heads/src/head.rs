@@ -16,6 +16,11 @@ pub trait Head: Send + Sync + fmt::Debug {
     /// # Errors
     /// The head has no use for the model, or fails.
     fn start(&self, conditions: &Conditions) -> Result<Box<dyn HeadInstance>, Fault>;
+
+    /// Lines that it logged and that were not kept.
+    fn log_lines_lost(&self) -> u64 {
+        0
+    }
 }
 
 /// A head at work on one thread.

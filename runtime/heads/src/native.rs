@@ -5,17 +5,22 @@
 //! a fault of its own; loading it runs its constructors. Nothing here protects against it. What is checked protects against mistakes: the
 //! path is absolute, so that no search path decides; on Unix the file belongs to root or to the user who runs the process, and nobody
 //! else may write to it; the version fits before anything else is called; what the head returns is decoded like that of a module. A library
-//! is never unloaded, since threads and destructors of its own may still run its code. A file that is loaded must not be written over: a new
-//! version gets a file of its own, or is moved over the old one (the system maps what the file holds).
+//! is never unloaded, since threads and destructors of its own may still run its code. A new version therefore gets a path of its own: the
+//! system takes what it has loaded for a path, whatever stands there now, so a changed file under a path that was loaded is refused. A
+//! file that is loaded must not be written over (the system maps what the file holds). Between the look at a file and its loading it
+//! can be replaced, by those who may write to its folder: they have to be trusted as well.
 
 use std::cell::RefCell;
-use std::ffi::{c_char, c_void};
+use std::ffi::{OsString, c_char, c_void};
+use std::fs::{File, Metadata};
 use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::Library;
+use sha2::{Digest, Sha256};
 
 use crate::abi::{
     AbiError, About, Answers, FlowInput, decode_verdicts, encode_flows, is_compatible,
@@ -44,6 +49,8 @@ struct Functions {
 struct Loaded {
     functions: Functions,
     log: Arc<LogGate>,
+    /// Heads that were made and not freed.
+    heads: AtomicUsize,
     /// Never unloaded.
     _library: ManuallyDrop<Library>,
 }
@@ -110,18 +117,12 @@ impl NativeHead {
     /// The file may be changed by others, is no library, lacks an export, or was made for another version.
     pub fn load(path: &Path) -> Result<Self, HeadError> {
         let head = || path.display().to_string();
-        check_file(path)?;
-        // SAFETY: this runs the library's constructors; the operator trusts it.
-        let library = unsafe { Library::new(path) };
-        let library = library.map_err(|error| HeadError::Library {
-            head: head(),
-            reason: error.to_string(),
-        })?;
-        let library = ManuallyDrop::new(library);
+        let library = open(path)?;
         let functions = functions(path, &library)?;
         let loaded = Loaded {
             functions,
             log: Arc::new(LogGate::new(head())),
+            heads: AtomicUsize::new(0),
             _library: library,
         };
         let about_of = |error| HeadError::About {
@@ -148,15 +149,71 @@ impl NativeHead {
             about,
         })
     }
-
-    /// Lines that the head logged and that were not kept.
-    #[must_use]
-    pub fn log_lines_lost(&self) -> u64 {
-        self.loaded.log.lost()
-    }
 }
 
-fn check_file(path: &Path) -> Result<(), HeadError> {
+/// A library that this process has loaded, and keeps.
+struct Known {
+    path: OsString,
+    /// What the system tells files apart by, where it does.
+    file: Option<(u64, u64)>,
+    sha256: [u8; 32],
+}
+
+/// All that were loaded.
+static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
+
+/// Loads a library for good, unless another one was loaded from this path or this file before: then the system would give that one.
+fn open(path: &Path) -> Result<ManuallyDrop<Library>, HeadError> {
+    let refused = |reason: String| HeadError::Library {
+        head: path.display().to_string(),
+        reason,
+    };
+    // Held while constructors run: nothing of this process that they may do needs it.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let metadata = check_file(path)?;
+    let file = file_number(&metadata);
+    let sha256 = hash_of(path).map_err(|error| refused(error.to_string()))?;
+    let is_same = |other: &&Known| {
+        other.path == path.as_os_str() || (file.is_some() && other.file == file)
+    };
+    let before = known.iter().filter(is_same).collect::<Vec<_>>();
+    if before.iter().any(|other| other.sha256 != sha256) {
+        return Err(refused(
+            "the file has changed since this process loaded it, and the system would run the old code: give the new version a path of its own"
+                .to_owned(),
+        ));
+    }
+    // SAFETY: this runs the library's constructors; the operator trusts it.
+    let library = unsafe { Library::new(path) };
+    let library = library.map_err(|error| refused(error.to_string()))?;
+    if !known.iter().any(|other| other.path == path.as_os_str()) {
+        known.push(Known {
+            path: path.as_os_str().to_owned(),
+            file,
+            sha256,
+        });
+    }
+    Ok(ManuallyDrop::new(library))
+}
+
+fn hash_of(path: &Path) -> std::io::Result<[u8; 32]> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hash.finalize().into())
+}
+
+#[cfg(unix)]
+fn file_number(metadata: &Metadata) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn file_number(_metadata: &Metadata) -> Option<(u64, u64)> {
+    None
+}
+
+fn check_file(path: &Path) -> Result<Metadata, HeadError> {
     let refused = |reason: String| HeadError::Library {
         head: path.display().to_string(),
         reason,
@@ -184,7 +241,7 @@ fn check_file(path: &Path) -> Result<(), HeadError> {
             return Err(refused(format!("others may write to it (mode {mode:04o})")));
         }
     }
-    Ok(())
+    Ok(metadata)
 }
 
 fn functions(path: &Path, library: &Library) -> Result<Functions, HeadError> {
@@ -247,7 +304,20 @@ impl Head for NativeHead {
         let instance = start_with_room(conditions, conditions.flows_max, |conditions| {
             self.begin(&conditions)
         });
-        Ok(Box::new(instance?))
+        match instance {
+            Ok(instance) => Ok(Box::new(instance)),
+            // Others have what room there is, and it may be had again: that is not the head's doing.
+            Err(Fault::NoRoom { .. }) if self.loaded.heads.load(Ordering::Relaxed) > 0 => {
+                Err(Fault::Unavailable(
+                    "all of its room is taken by other threads".to_owned(),
+                ))
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    fn log_lines_lost(&self) -> u64 {
+        self.loaded.log.lost()
     }
 }
 
@@ -266,6 +336,7 @@ impl NativeHead {
             input_bytes,
             output_bytes,
         })?;
+        self.loaded.heads.fetch_add(1, Ordering::Relaxed);
         let owned = OwnedHead {
             loaded: Arc::clone(&self.loaded),
             head,
@@ -273,7 +344,7 @@ impl NativeHead {
         let place =
             |export: &'static str, function: unsafe extern "C" fn(*mut c_void) -> *mut c_void| {
                 // SAFETY: as above; `head` came from `new` and is not freed.
-                let found = unsafe { function(head.as_ptr()) };
+                let found = self.loaded.within(|_| unsafe { function(head.as_ptr()) });
                 match NonNull::new(found.cast::<u8>()) {
                     Some(place) if place.addr().get().is_multiple_of(8) => Ok(place),
                     _ => {
@@ -321,6 +392,7 @@ impl Drop for OwnedHead {
         let free = self.loaded.functions.free;
         // SAFETY: `head` came from `new`, and is freed once.
         self.loaded.within(|_| unsafe { free(self.head.as_ptr()) });
+        self.loaded.heads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -318,6 +318,38 @@ fn a_flow_that_is_too_large_costs_no_other_and_is_no_fault() {
     assert_eq!(station.guard().counters().faults, 0);
 }
 
+#[test]
+fn nothing_is_left_of_a_flow_that_was_too_large() {
+    let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
+    let text = std::fs::read_to_string(plugins().join("attacks/leaks_input.wat")).unwrap();
+    // Asks for packets and payload, and looks behind its input.
+    let text = text.replacen(
+        r#""\00\00\01\00" "\00\00\00\00""#,
+        r#""\00\00\01\00" "\0c\00\00\00""#,
+        1,
+    );
+    let bytes = wat::parse_str(text).unwrap();
+    let head = Arc::new(sandbox.load("behind", &bytes, &[]).unwrap());
+    let needs = head.about().needs;
+    assert!(needs.has(Needs::PACKETS) && needs.has(Needs::PAYLOAD));
+    let mut hostile = station(head, 1);
+    let packet = PacketInput {
+        payload_bytes: 0x5555_5555,
+        ..PacketInput::default()
+    };
+    let (packets, payload) = ([packet; 20], [0x55; 5_000]);
+    let too_large = FlowInput {
+        packets: &packets,
+        payload: Some(&payload),
+        ..flow(20)
+    };
+    let mut answers = Answers::default();
+    // Its packets were written before there was no room for the payload; the next flow has none.
+    hostile.judge(&[flow(1), too_large, flow(1), too_large], &mut answers);
+    let large = Err(Reason::TooLarge);
+    assert_eq!(labels(&answers), [Ok(0), large, Ok(0), large]);
+}
+
 /// Damaged heads: refused, or answered for within their fuel, and the good one beside them is as it was.
 #[test]
 fn a_damaged_head_is_refused_or_has_an_answer_for_every_flow() {

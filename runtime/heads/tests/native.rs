@@ -60,8 +60,61 @@ fn a_native_head_answers_and_its_mistakes_cost_its_own_verdicts() {
     for _ in 0..5 {
         let (one, two, three) = (starts(), starts(), starts());
         assert!(one.is_ok() && two.is_ok());
-        assert!(matches!(three, Err(Fault::NoRoom { .. })));
+        assert!(matches!(three, Err(Fault::Unavailable(_))));
     }
+}
+
+#[test]
+fn threads_without_room_wait_and_cost_the_head_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let head = Arc::new(NativeHead::load(&library(&folder, "room", HEAD)).unwrap());
+    let guard = GuardOptions {
+        faults_in_a_row_max: 1,
+    };
+    let guard = Arc::new(Guard::new(head as Arc<dyn Head>, guard));
+    let place = || Station::new(Arc::clone(&guard), Arc::new(Conditions::default()));
+    let mut with_room = [place(), place(), place()];
+    for station in &mut with_room {
+        assert_eq!(judged(station, &[1]), [Ok(0)]);
+    }
+    let mut without = place();
+    for _ in 0..3 {
+        let none = Err(Reason::Unavailable);
+        assert_eq!(judged(&mut without, &[1, 20]), [none, none]);
+    }
+    let counters = guard.counters();
+    assert_eq!((counters.faults, counters.verdicts), (0, 3));
+    assert_eq!(counters.without(Reason::Unavailable), 6);
+    assert!(guard.is_enabled());
+    drop(with_room);
+    assert_eq!(judged(&mut without, &[1, 20]), [Ok(0), Ok(1)]);
+}
+
+#[test]
+fn a_library_that_has_changed_under_its_path_is_refused_and_goes_by_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = library(&folder, "swapped", HEAD);
+    let label = |path: &Path| {
+        let head = Arc::new(NativeHead::load(path).unwrap());
+        judged(&mut station(head, 0), &[50])
+    };
+    assert_eq!(label(&path), [Ok(1)]);
+    // The same bytes are the same code, also in a file of their own under the old path.
+    let copy = folder.path().join("copy.so");
+    std::fs::copy(&path, &copy).unwrap();
+    std::fs::rename(&copy, &path).unwrap();
+    assert_eq!(label(&path), [Ok(1)]);
+    let newer = HEAD.replace("packets_total > 10", "packets_total > 1000");
+    let newer = library(&folder, "newer", &newer);
+    let beside = folder.path().join("beside.so");
+    std::fs::copy(&newer, &beside).unwrap();
+    std::fs::rename(&newer, &path).unwrap();
+    let error = refusal(&path);
+    assert!(
+        error.contains("swapped.so: cannot be loaded: the file has changed since this process loaded it"),
+        "{error}"
+    );
+    assert_eq!(label(&beside), [Ok(0)]);
 }
 
 #[test]

@@ -74,12 +74,6 @@ impl WasmHead {
         }
         Ok(Self { loaded, about })
     }
-
-    /// Lines that the head logged and that were not kept.
-    #[must_use]
-    pub fn log_lines_lost(&self) -> u64 {
-        self.loaded.log.lost()
-    }
 }
 
 impl Head for WasmHead {
@@ -92,6 +86,10 @@ impl Head for WasmHead {
         let sizes = (self.about.needs, self.about.labels.len());
         let instance = WasmInstance::new(&self.loaded, sizes, conditions)?;
         Ok(Box::new(instance))
+    }
+
+    fn log_lines_lost(&self) -> u64 {
+        self.loaded.log.lost()
     }
 }
 

@@ -181,6 +181,16 @@ struct Begun {
     snapshot: Option<Snapshot>,
 }
 
+impl Begun {
+    /// Forgets what was since it began, unless it may remember; gives false where that cannot be done.
+    fn put_back(&mut self) -> Result<bool, Fault> {
+        match &self.snapshot {
+            Some(snapshot) => snapshot.restore(&mut self.running),
+            None => Ok(true),
+        }
+    }
+}
+
 /// A module at work on one thread.
 pub(super) struct WasmInstance {
     loaded: Arc<Loaded>,
@@ -279,8 +289,8 @@ impl HeadInstance for WasmInstance {
         let input = memory.get_mut(begun.input_at..begun.input_at + self.input_bytes);
         let length = input.and_then(|input| encode_flows(flows, self.needs, input));
         let Some(length) = length else {
-            // What was written before there was no more room is overwritten by the next call.
-            self.begun = Some(begun);
+            // A part of the flow may stand in the input: the next one must not find it.
+            self.begun = begun.put_back()?.then_some(begun);
             return Err(Fault::TooLarge {
                 room: self.input_bytes,
             });
@@ -317,12 +327,8 @@ impl HeadInstance for WasmInstance {
             self.labels,
             answers,
         )?;
-        let is_as_before = match &begun.snapshot {
-            Some(snapshot) => snapshot.restore(running)?,
-            None => true,
-        };
         // Where the memory has grown, the next call begins anew.
-        self.begun = is_as_before.then_some(begun);
+        self.begun = begun.put_back()?.then_some(begun);
         Ok(())
     }
 
