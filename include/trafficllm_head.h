@@ -53,7 +53,8 @@
  *     void tllm_head_log(uint32_t level, const char *text, uint32_t text_bytes);
  *
  * level: 1 error, 2 warning, 3 information, 4 detail. A call's first TLLM_HEAD_LOG_LINES_MAX lines are kept, each cut at
- * TLLM_HEAD_LOG_BYTES_MAX bytes; the others are counted. Each costs 1,000 units of fuel. A native library that wants to log exports
+ * TLLM_HEAD_LOG_BYTES_MAX bytes; the others are counted. Each costs 1,000 units of fuel. Of all
+ * calls of a head a hundred lines a second are kept. A native library that wants to log exports
  *
  *     void tllm_head_log_to(void (*log)(uint32_t level, const char *text, uint32_t text_bytes));
  *
@@ -205,7 +206,7 @@
 /* The head keeps what it knows between calls. */
 #define TLLM_HEAD_STATEFUL 256u
 
-/* The packets are all there were. */
+/* The packets that can be listed are all there were, whether or not the head asks for them. */
 #define TLLM_HEAD_FLOW_COMPLETE 1u
 /* Payload was asked for and is not allowed. */
 #define TLLM_HEAD_FLOW_NO_PAYLOAD 2u

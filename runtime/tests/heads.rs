@@ -20,7 +20,7 @@ use std::time::Duration;
 use attack_list::{ATTACKS, Outcome as Fate};
 use common::{FLOW_TASKS, capture, recorded_flows, small_bundle, small_model};
 use trafficllm::{
-    Answer, Bundle, Engine, EngineOptions, Error, Flow, HeadFile, HeadOptions, HeadStatus,
+    Answer, Bundle, Engine, EngineOptions, Error, Flow, FlowConfig, HeadFile, HeadOptions, HeadStatus,
     Judgement, Level, Model, Outcome, Sink, Subject, Verdict,
 };
 use trafficllm_heads::{
@@ -271,6 +271,47 @@ fn heads_answer_alike_on_every_way_in_and_on_any_number_of_threads() {
     }
     assert_eq!(submitted, classified);
     assert!(engine.verdicts_max() >= classified.iter().map(Vec::len).max().unwrap());
+}
+
+#[test]
+fn what_a_head_is_told_does_not_depend_on_other_heads() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small_model(|_| ());
+    // Says whether the flow is complete, and asks for no packets.
+    let good = std::fs::read_to_string(plugins().join("examples/good.wat")).unwrap();
+    let flag = "(i32.and (i32.load (i32.add (local.get $in) (i32.const 4))) (i32.const 1))";
+    let length =
+        "(i64.gt_u (i64.load (i32.add (local.get $in) (i32.const 32))) (i64.const 10))";
+    assert!(good.contains(length));
+    let text = folder.path().join("flag.wat");
+    std::fs::write(&text, good.replace(length, flag)).unwrap();
+    let flag = module(folder.path(), &text);
+    let said = |modules: &[HeadFile]| -> Vec<(u64, String)> {
+        let mut options = with(modules, 0);
+        options.flows = Some(FlowConfig {
+            max_packets: 4,
+            ..model.flow_config()
+        });
+        let captures = files(&["http.pcap", "dns-tunnel.pcap", "tls.pcapng"]);
+        let (found, _) = detected(&model, options, &captures);
+        let of_flag = |verdicts: &[String]| {
+            let mut own = verdicts.iter().filter(|text| text.starts_with("good "));
+            own.next().unwrap().clone()
+        };
+        let found = found.iter();
+        found
+            .map(|(packets, verdicts)| (*packets, of_flag(verdicts)))
+            .collect()
+    };
+    let alone = said(std::slice::from_ref(&flag));
+    // The other one asks for packets.
+    assert_eq!(said(&[flag, example("beaconing.wasm")]), alone);
+    for (packets, verdict) in &alone {
+        let label = if *packets <= 4 { "yes" } else { "no" };
+        assert!(verdict.starts_with(&format!("good {label} ")), "{packets}");
+    }
+    let complete = alone.iter().filter(|(packets, _)| *packets <= 4).count();
+    assert!(complete > 0 && complete < alone.len(), "{complete}");
 }
 
 fn text(answer: &Answer<'_>) -> Vec<String> {

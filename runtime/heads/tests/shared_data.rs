@@ -90,6 +90,7 @@ fn said_of(head: &Arc<dyn Head>, flows: &[Flow]) -> Vec<Said> {
             packets_total: flow.packets,
             bytes_total: flow.bytes,
             protocol: flow.endpoints.protocol,
+            is_complete: packets.len() as u64 == flow.packets,
             packets,
             ..FlowInput::default()
         });

@@ -73,6 +73,7 @@ fn flows(bytes: &[u8]) {
             packets_total: flow.packets_total,
             bytes_total: flow.bytes_total,
             protocol: flow.protocol,
+            is_complete: flow.is_complete,
             packets: &flow.packets,
             hidden: &flow.hidden,
             tasks,

@@ -31,6 +31,8 @@ pub struct FlowInput<'a> {
     pub bytes_total: u64,
     /// IP protocol number.
     pub protocol: u8,
+    /// The packets that can be listed are all of them, whether or not they are in this input.
+    pub is_complete: bool,
     /// The first packets.
     pub packets: &'a [PacketInput],
     /// The final state, after the last norm, of the last query row of the head's source task.
@@ -144,7 +146,7 @@ fn encode_flow(flow: &FlowInput<'_>, needs: Needs, block: &mut Writer<'_>) -> Op
     }
     let bytes = flow_bytes(flow, needs);
     let mut flags = 0;
-    if flow.packets.len() as u64 == flow.packets_total {
+    if flow.is_complete {
         flags |= FLOW_COMPLETE;
     }
     if needs.has(Needs::PAYLOAD) && flow.payload.is_none() {
@@ -235,7 +237,7 @@ pub struct DecodedFlow {
     pub bytes_total: u64,
     /// See [`FlowInput::protocol`].
     pub protocol: u8,
-    /// The listed packets are all there were.
+    /// See [`FlowInput::is_complete`].
     pub is_complete: bool,
     /// Payload was asked for and is not allowed.
     pub is_payload_hidden: bool,

@@ -156,6 +156,7 @@ fn measure(
             packets_total: packets.len() as u64,
             bytes_total: 1_240 * packets.len() as u64,
             protocol: 6,
+            is_complete: true,
             packets: &packets,
             hidden: &hidden,
             tasks: &tasks,

@@ -118,6 +118,7 @@ pub(in crate::engine) struct SlotHeads {
     packets_total: u64,
     bytes_total: u64,
     protocol: u8,
+    is_complete: bool,
     packets: Vec<PacketInput>,
     payload: Vec<u8>,
     /// One for each head, of which the first `answered` say something.
@@ -168,6 +169,9 @@ impl SlotHeads {
         self.packets_total = flow.packets;
         self.bytes_total = flow.bytes;
         self.protocol = flow.endpoints.protocol;
+        // Of what may be listed, not of what is: that depends on which other heads there are.
+        let listed = flow.records.len().min(set.flow_limits.packets);
+        self.is_complete = listed as u64 == flow.packets;
         if set.needs.has(Needs::PAIR) {
             let ends = &flow.endpoints;
             let secret = set.secret(is_ordered);
@@ -228,6 +232,7 @@ impl SlotHeads {
             packets_total: self.packets_total,
             bytes_total: self.bytes_total,
             protocol: self.protocol,
+            is_complete: self.is_complete,
             packets: &self.packets,
             hidden: &[],
             tasks,
