@@ -5,6 +5,27 @@ use thiserror::Error;
 use crate::abi::AbiError;
 use crate::guard::Reason;
 
+/// Characters of a reason that a module has a say in.
+#[cfg(feature = "wasm")]
+pub(crate) const REASON_CHARACTERS_MAX: usize = 300;
+
+/// Text that an untrusted module has a say in, for a message: on one line, without anything that moves a terminal, and cut.
+#[cfg(feature = "wasm")]
+pub(crate) fn shown(text: &str, characters_max: usize) -> String {
+    let mut shown = String::new();
+    for (number, character) in text.chars().enumerate() {
+        if number == characters_max {
+            shown.push('…');
+            break;
+        }
+        match character {
+            '"' | '\'' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
+}
+
 /// A head that cannot be loaded, and why.
 #[derive(Debug, Error)]
 pub enum HeadError {

@@ -15,7 +15,7 @@ use wasmtime::{
     WasmFeatures,
 };
 
-use crate::error::HeadError;
+use crate::error::{HeadError, REASON_CHARACTERS_MAX, shown};
 use crate::limits;
 
 pub use head::WasmHead;
@@ -177,20 +177,14 @@ impl Sandbox {
         // SAFETY: wasmtime runs what is in there as code of this process. The caller vouches for these very bytes by their hash, as made by
         // `precompile`; that they fit this version of wasmtime and these options is checked by wasmtime.
         let module = unsafe { Module::deserialize(&self.engine, bytes) };
-        module.map_err(|error| HeadError::Module {
-            head: name.to_owned(),
-            reason: format!("{error:#}"),
-        })
+        module.map_err(|error| unusable(name, &error))
     }
 
     #[cfg(feature = "cranelift")]
     fn compile(&self, name: &str, bytes: &[u8]) -> Result<Module, HeadError> {
         check_size(name, bytes, limits::MODULE_BYTES_MAX)?;
         let bytes = check::checked(name, bytes)?;
-        Module::from_binary(&self.engine, &bytes).map_err(|error| HeadError::Module {
-            head: name.to_owned(),
-            reason: format!("{error:#}"),
-        })
+        Module::from_binary(&self.engine, &bytes).map_err(|error| unusable(name, &error))
     }
 
     #[cfg(not(feature = "cranelift"))]
@@ -209,15 +203,26 @@ impl Sandbox {
     pub fn precompile(&self, name: &str, bytes: &[u8]) -> Result<Vec<u8>, HeadError> {
         let module = self.compile(name, bytes)?;
         WasmHead::new(self, name, &module)?;
-        module.serialize().map_err(|error| HeadError::Module {
-            head: name.to_owned(),
-            reason: format!("{error:#}"),
-        })
+        module.serialize().map_err(|error| unusable(name, &error))
+    }
+}
+
+/// What wasmtime says of a module may have names out of it.
+fn unusable(name: &str, error: &wasmtime::Error) -> HeadError {
+    HeadError::Module {
+        head: name.to_owned(),
+        reason: shown(&format!("{error:#}"), REASON_CHARACTERS_MAX),
     }
 }
 
 fn config(options: &SandboxOptions) -> wasmtime::Result<Config> {
-    let memory_bytes = options.memory_bytes_max.next_multiple_of(1 << 16);
+    let memory_bytes = options.memory_bytes_max.checked_next_multiple_of(1 << 16);
+    let memory_bytes = memory_bytes.ok_or_else(|| {
+        wasmtime::Error::msg(format!(
+            "memory: {} bytes are more than can be addressed",
+            options.memory_bytes_max
+        ))
+    })?;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_core_instances(options.instances_max)
         .total_memories(options.instances_max)

@@ -319,6 +319,30 @@ fn a_flow_that_is_too_large_costs_no_other_and_is_no_fault() {
 }
 
 #[test]
+fn what_a_module_says_in_messages_moves_no_terminal_and_is_short() {
+    let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
+    // The names differ until the module is made: text with two equal ones might be refused.
+    let name = |last: &str| format!("\\1b[2J\\0a{}{last}", "x".repeat(2_000));
+    let exports = format!(
+        "(export \"{}\" (memory 0)) (export \"{}\" (memory 0))",
+        name("FIRST"),
+        name("OTHER")
+    );
+    let mut bytes = good_with(&exports);
+    let other = bytes.windows(5).position(|found| found == b"OTHER").unwrap();
+    bytes[other..other + 5].copy_from_slice(b"FIRST");
+    let text = refusal(&sandbox, &bytes).to_string();
+    assert!(text.contains("duplicate export name"), "{text}");
+    assert!(text.contains("\\u{1b}[2J\\n"), "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
+    assert!(text.chars().count() < 400, "{}", text.len());
+    let import = "(module (import \"a\\1b[2J\" \"b\" (func)))";
+    let text = refusal(&sandbox, &wat::parse_str(import).unwrap()).to_string();
+    assert!(text.contains("import a\\u{1b}[2J.b: only"), "{text}");
+    assert!(!text.contains(char::is_control), "{text:?}");
+}
+
+#[test]
 fn nothing_is_left_of_a_flow_that_was_too_large() {
     let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
     let text = std::fs::read_to_string(plugins().join("attacks/leaks_input.wat")).unwrap();

@@ -218,3 +218,15 @@ fn a_head_that_keeps_state_begins_anew_after_a_fault() {
         assert_eq!(judged(&mut station, &[1]), [Err(Reason::Trap)]);
     }
 }
+
+#[test]
+fn a_memory_that_cannot_be_addressed_is_refused() {
+    for memory_bytes_max in [usize::MAX, usize::MAX - 65_535] {
+        let options = SandboxOptions {
+            memory_bytes_max,
+            ..SandboxOptions::default()
+        };
+        let error = Sandbox::new(options).unwrap_err().to_string();
+        assert!(error.contains("the sandbox cannot be made"), "{error}");
+    }
+}

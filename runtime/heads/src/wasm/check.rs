@@ -7,7 +7,7 @@ use wasmtime::wasmparser::{
 };
 
 use crate::abi::IMPORT;
-use crate::error::HeadError;
+use crate::error::{HeadError, REASON_CHARACTERS_MAX, shown};
 use crate::limits;
 
 /// Under these names a module's mutable globals are exported, for the host to put them back.
@@ -63,7 +63,7 @@ impl<'a> Check<'a> {
                     if (import.module, import.name) != IMPORT {
                         return Err(HeadError::Import {
                             head: self.name.to_owned(),
-                            import: shown(&format!("{}.{}", import.module, import.name)),
+                            import: shown(&format!("{}.{}", import.module, import.name), 80),
                             reason: format!("only {}.{} can be imported", IMPORT.0, IMPORT.1),
                         });
                     }
@@ -184,7 +184,7 @@ impl<'a> Check<'a> {
     fn broken(&self, error: &BinaryReaderError) -> HeadError {
         HeadError::Module {
             head: self.name.to_owned(),
-            reason: error.to_string(),
+            reason: shown(&error.to_string(), REASON_CHARACTERS_MAX),
         }
     }
 }
@@ -196,13 +196,4 @@ fn push_number(bytes: &mut Vec<u8>, mut number: u32) {
         number >>= 7;
     }
     bytes.push(number as u8);
-}
-
-/// A name out of an untrusted file, for a message.
-pub(super) fn shown(name: &str) -> String {
-    let mut text: String = name.escape_debug().take(80).collect();
-    if text.len() < name.len() {
-        text.push('…');
-    }
-    text
 }

@@ -8,7 +8,7 @@ use wasmtime::{ExternType, FuncType, InstancePre, Module, ValType};
 use super::instance::{Host, Running, WasmInstance};
 use super::{Sandbox, SandboxOptions};
 use crate::abi::{AbiError, About, is_compatible, version_error};
-use crate::error::{Fault, HeadError};
+use crate::error::{Fault, HeadError, REASON_CHARACTERS_MAX, shown};
 use crate::head::{Conditions, Head, HeadInstance};
 use crate::limits;
 use crate::log::LogGate;
@@ -55,9 +55,9 @@ impl WasmHead {
             head: head(),
             import: module
                 .imports()
-                .map(|import| format!("{}.{}", import.module(), import.name()))
+                .map(|import| shown(&format!("{}.{}", import.module(), import.name()), 80))
                 .collect(),
-            reason: format!("{error:#}"),
+            reason: shown(&format!("{error:#}"), REASON_CHARACTERS_MAX),
         })?;
         let loaded = Arc::new(Loaded {
             pre,

@@ -12,7 +12,7 @@ use super::head::Loaded;
 use crate::abi::{
     AbiError, Answers, FlowInput, IMPORT, Needs, decode_verdicts, encode_flows, verdicts_bytes_max,
 };
-use crate::error::Fault;
+use crate::error::{Fault, REASON_CHARACTERS_MAX, shown};
 use crate::head::{Conditions, HeadInstance, start_with_room};
 use crate::limits;
 use crate::log::LogGate;
@@ -352,7 +352,8 @@ pub(super) fn fault(error: &wasmtime::Error, fuel: u64) -> Fault {
         Some(Trap::OutOfFuel) => Fault::Fuel { fuel },
         Some(Trap::StackOverflow) => Fault::Stack,
         Some(trap) => Fault::Trap(trap.to_string()),
-        None => Fault::Trap(format!("{error:#}")),
+        // With the names of the module's functions in it.
+        None => Fault::Trap(shown(&format!("{error:#}"), REASON_CHARACTERS_MAX)),
     }
 }
 
