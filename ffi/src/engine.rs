@@ -110,7 +110,8 @@ pub struct tllm_latency {
     pub reserved: [u64; 4],
 }
 
-/// A head at work, and what it did since it was loaded. Each number only grows.
+/// A head at work, and what it did since it was loaded: where heads are replaced, all numbers begin at 0 again, and where the model is
+/// replaced, those of its bundle's heads do.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_head {
@@ -138,8 +139,14 @@ pub struct tllm_head {
     pub switched_off: u64,
     /// Flows without a verdict of it, for whatever reason. tllm_engine_metrics has them by reason.
     pub without_verdict: u64,
+    /// Lines that it logged and that were not kept.
+    pub log_lines_lost: u64,
+    /// 1 if it is of the bundle and could not be loaded: it has no verdicts then, for the reason "unavailable".
+    pub missing: u32,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved1: u32,
+    /// Zero.
+    pub reserved: [u64; 2],
 }
 
 growing!(
@@ -571,7 +578,10 @@ pub unsafe extern "C" fn tllm_engine_head(
             faults: read.faults,
             switched_off: read.switched_off,
             without_verdict: read.without.iter().map(|(_, flows)| flows).sum(),
-            reserved: [0; 4],
+            log_lines_lost: read.log_lines_lost,
+            missing: (!read.error.is_empty()).into(),
+            reserved1: 0,
+            reserved: [0; 2],
         };
         fill_name(&mut described.name, &read.name);
         fill_name(&mut described.version, &read.version);
@@ -605,8 +615,9 @@ pub unsafe extern "C" fn tllm_engine_head_enable(
     })
 }
 
-/// Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files are
-/// read again, heads begin anew. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
+/// Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files of
+/// modules are read again, heads begin anew. A native library stays loaded as long as the process: a new version needs a path of its
+/// own, and one that has changed under its path is refused. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
 /// the packet path: modules are compiled. On an error the heads before go on.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),

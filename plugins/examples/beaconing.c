@@ -27,7 +27,6 @@
 #define HEAD_NEEDS (TLLM_HEAD_NEEDS_PAIR | TLLM_HEAD_NEEDS_PACKETS | TLLM_HEAD_STATEFUL)
 #define HEAD_INPUT_BYTES 16384
 #define HEAD_OUTPUT_BYTES 12288
-#define HEAD_HEADS_MAX 4
 #define HEAD_STATE struct beaconing
 
 #include <stdint.h>

@@ -12,7 +12,6 @@
 #define HEAD_NEEDS TLLM_HEAD_NEEDS_TASKS
 #define HEAD_OUTPUT_BYTES 12288
 #define HEAD_INPUT_BYTES 32768
-#define HEAD_HEADS_MAX 8
 #define HEAD_STATE struct fusion
 #define HEAD_BEGIN begin
 

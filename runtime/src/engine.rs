@@ -222,10 +222,12 @@ impl Engine {
     }
 
     /// Replaces all heads by those that these options name and those of the model's bundle, as [`Engine::activate`] replaces a model:
-    /// flows under way end with the heads that they began with, and files are read again. Gives back the number of the generation.
+    /// flows under way end with the heads that they began with, and files of modules are read again. A native library stays loaded as
+    /// long as the process: a new version needs a path of its own, and one that has changed under its path is refused. Gives back the
+    /// number of the generation.
     ///
     /// # Errors
-    /// [`Error::Head`], [`Error::MemoryBudget`], [`Error::Memory`], [`Error::Stopped`]; nothing changes then.
+    /// [`Error::Setting`], [`Error::Head`], [`Error::MemoryBudget`], [`Error::Memory`], [`Error::Stopped`]; nothing changes then.
     pub fn set_heads(&self, options: &HeadOptions) -> Result<u64, Error> {
         let activated = self.shared.activate_heads(options);
         match &activated {

@@ -163,6 +163,9 @@ impl Metrics<'_> {
         let help = "How often a head was switched off because of faults in a row.";
         let head = ["head_switched_off_total", "counter", help];
         each(out, head, |head| head.switched_off)?;
+        let help = "Lines that a head logged and that were not kept.";
+        let head = ["head_log_lines_lost_total", "counter", help];
+        each(out, head, |head| head.log_lines_lost)?;
         let help = "Flows without a verdict of a head, by reason.";
         let head = ["head_without_verdict_total", "counter", help];
         heading(out, head)?;

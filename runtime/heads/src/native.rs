@@ -173,9 +173,8 @@ fn open(path: &Path) -> Result<ManuallyDrop<Library>, HeadError> {
     let metadata = check_file(path)?;
     let file = file_number(&metadata);
     let sha256 = hash_of(path).map_err(|error| refused(error.to_string()))?;
-    let is_same = |other: &&Known| {
-        other.path == path.as_os_str() || (file.is_some() && other.file == file)
-    };
+    let is_same =
+        |other: &&Known| other.path == path.as_os_str() || (file.is_some() && other.file == file);
     let before = known.iter().filter(is_same).collect::<Vec<_>>();
     if before.iter().any(|other| other.sha256 != sha256) {
         return Err(refused(
@@ -307,11 +306,9 @@ impl Head for NativeHead {
         match instance {
             Ok(instance) => Ok(Box::new(instance)),
             // Others have what room there is, and it may be had again: that is not the head's doing.
-            Err(Fault::NoRoom { .. }) if self.loaded.heads.load(Ordering::Relaxed) > 0 => {
-                Err(Fault::Unavailable(
-                    "all of its room is taken by other threads".to_owned(),
-                ))
-            }
+            Err(Fault::NoRoom { .. }) if self.loaded.heads.load(Ordering::Relaxed) > 0 => Err(
+                Fault::Unavailable("all of its room is taken by other threads".to_owned()),
+            ),
             Err(fault) => Err(fault),
         }
     }

@@ -4,7 +4,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 /// A number for two hosts, the same in either direction and never 0, that says nothing about their addresses to who does not know the
-/// secret. Equal secrets give equal numbers within one build of the library; two of n pairs share a number with a chance of about n² / 2⁶⁵.
+/// secret. (That of a detection is known: it is made of the model's id, so that a run repeats. What is to be hidden from heads then is not
+/// hidden by this: who knows the model can try addresses.) Equal secrets give equal numbers within one build of the library; two of n pairs share a number with a chance of about n² / 2⁶⁵.
 #[must_use]
 pub fn pair_number(secret: [u64; 2], one: IpAddr, other: IpAddr) -> u64 {
     let (lower, upper) = if one <= other {

@@ -217,6 +217,8 @@ fn unusable(name: &str, error: &wasmtime::Error) -> HeadError {
 
 fn config(options: &SandboxOptions) -> wasmtime::Result<Config> {
     let memory_bytes = options.memory_bytes_max.checked_next_multiple_of(1 << 16);
+    // More no 32-bit memory has.
+    let memory_bytes = memory_bytes.filter(|&bytes| bytes as u64 <= 1 << 32);
     let memory_bytes = memory_bytes.ok_or_else(|| {
         wasmtime::Error::msg(format!(
             "memory: {} bytes are more than can be addressed",

@@ -102,6 +102,9 @@ struct HeadArgs {
     /// Native head: a library that is run with all rights of this process (can be given several times)
     #[arg(long = "native-head", value_name = "FILE[:TASK]")]
     libraries: Vec<String>,
+    /// Leave out the heads of the bundle
+    #[arg(long)]
+    no_bundled_heads: bool,
     #[command(flatten)]
     limits: HeadLimits,
 }
@@ -129,6 +132,7 @@ impl HeadArgs {
         HeadOptions {
             modules: files(&self.modules),
             libraries: files(&self.libraries),
+            uses_bundled: !self.no_bundled_heads,
             ..self.limits.options()
         }
     }

@@ -111,7 +111,9 @@ impl SlotHeads {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Bench;
+pub(super) struct Bench {
+    _nothing: (),
+}
 
 impl Bench {
     pub(super) fn prepare(

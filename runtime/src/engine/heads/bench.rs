@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use trafficllm_heads::{Answers, FlowInput, Needs, Station, TaskInput};
 use trafficllm_model::{Insight, Model as CoreModel, TaskVerdict, emptied};
@@ -19,6 +20,8 @@ struct Place {
     verdicts: Range<usize>,
     /// The same in what heads are told.
     tasks: Range<usize>,
+    /// It is of a detection.
+    is_ordered: bool,
 }
 
 /// See the file's first line. Empty where the generation has no heads.
@@ -30,6 +33,8 @@ pub(in crate::engine) struct Bench {
     places: Vec<Place>,
     /// Of each head, to the flows that it was just asked about.
     answers: Vec<Answers>,
+    /// What each head has left of its part of the time for the batch; `None`: as long as it takes.
+    left: Vec<Option<Duration>>,
     /// Empty between calls: only their memory is kept.
     tasks: Vec<TaskInput<'static>>,
     flows: Vec<FlowInput<'static>>,
@@ -53,6 +58,7 @@ impl Bench {
         reserve("heads", &mut self.places, flows)?;
         reserve("heads", &mut self.tasks, FLOWS_AT_ONCE * core.tasks().len())?;
         reserve("heads", &mut self.flows, FLOWS_AT_ONCE)?;
+        reserve("heads", &mut self.left, set.heads.len())?;
         for head in &set.heads {
             let mut answers = Answers::default();
             let labels = head.guard.about().labels.len();
@@ -84,27 +90,48 @@ impl Bench {
 
     /// Notes a flow of the batch, with the numbers of its verdicts.
     pub(in crate::engine) fn place(&mut self, ticket: usize, slot: &Slot, verdicts: Range<usize>) {
-        let is_meant = slot.heads.as_ref().is_some_and(|heads| heads.is_filled);
-        if self.set.is_some() && is_meant {
+        let part = slot.heads.as_ref().filter(|heads| heads.is_filled);
+        if let Some(part) = part.filter(|_| self.set.is_some()) {
             self.places.push(Place {
                 ticket,
                 verdicts,
                 tasks: 0..0,
+                is_ordered: part.is_ordered,
             });
         }
     }
 
     /// Asks all heads about the flows that were noted, and gives the slots the answers.
     pub(in crate::engine) fn judge(&mut self, batch: &mut [Ticket], verdicts: &[TaskVerdict]) {
-        if let Some(set) = self.set.clone() {
-            let mut start = 0;
-            while start < self.places.len() {
-                let end = self.places.len().min(start + FLOWS_AT_ONCE);
-                self.ask(&set, batch, verdicts, start..end);
-                self.answer(&set, batch, verdicts, start..end);
-                start = end;
-            }
-            self.places.clear();
+        let Some(set) = self.set.clone() else {
+            return;
+        };
+        // Flows of hosts first, while there is time. Among those of a kind the order stays.
+        let order = |place: &Place| (place.is_ordered, place.ticket);
+        self.places.sort_unstable_by_key(order);
+        let hurried = self.places.partition_point(|place| !place.is_ordered);
+        let time = time_for_heads(&set, batch, &self.places[..hurried]);
+        self.judge_part((&set, time), batch, verdicts, 0..hurried);
+        self.judge_part((&set, None), batch, verdicts, hurried..self.places.len());
+        self.places.clear();
+    }
+
+    /// As [`Self::judge`], for some of the flows, with so much time for each head.
+    fn judge_part(
+        &mut self,
+        (set, time): (&HeadSet, Option<Duration>),
+        batch: &mut [Ticket],
+        verdicts: &[TaskVerdict],
+        places: Range<usize>,
+    ) {
+        self.left.clear();
+        self.left.resize(set.heads.len(), time);
+        let mut start = places.start;
+        while start < places.end {
+            let end = places.end.min(start + FLOWS_AT_ONCE);
+            self.ask(set, batch, verdicts, start..end);
+            self.answer(set, batch, verdicts, start..end);
+            start = end;
         }
     }
 
@@ -124,6 +151,7 @@ impl Bench {
             insight,
             stations,
             answers,
+            left,
             ..
         } = self;
         let places = &mut self.places[places];
@@ -161,13 +189,18 @@ impl Bench {
             }
             let answers = &mut answers[number];
             answers.clear();
+            let begin = left[number].map(|left| (Instant::now(), left));
+            let until = begin.and_then(|(now, left)| now.checked_add(left));
             if let Some(station) = station {
-                station.judge(&flows, answers);
+                station.judge_until(until, &flows, answers);
             } else {
                 let is_later = |place: &Place| part(place).is_some_and(|part| part.is_ordered);
                 let flows = flows.iter().zip(&*places);
                 let flows = flows.map(|(flow, place)| (!is_later(place)).then_some(flow));
-                set.ask_shared(number, flows, answers);
+                set.ask_shared(number, until, flows, answers);
+            }
+            if let Some((begin, before)) = begin {
+                left[number] = Some(before.saturating_sub(begin.elapsed()));
             }
         }
         self.flows = emptied(flows);
@@ -205,5 +238,15 @@ impl Bench {
             + self.places.capacity() * size_of::<Place>()
             + self.tasks.capacity() * size_of::<TaskInput<'_>>()
             + self.flows.capacity() * size_of::<FlowInput<'_>>()
+            + self.left.capacity() * size_of::<Option<Duration>>()
     }
+}
+
+/// What each head has of the time that these flows can wait; `None`: they can wait as long as it takes.
+fn time_for_heads(set: &HeadSet, batch: &[Ticket], places: &[Place]) -> Option<Duration> {
+    let slots = places.iter().filter_map(|place| batch[place.ticket].slot());
+    let deadline = slots.filter_map(|slot| slot.deadline).min();
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let time = set.batch_time.into_iter().chain(left).min()?;
+    Some(time / u32::try_from(set.heads.len().max(1)).unwrap_or(u32::MAX))
 }

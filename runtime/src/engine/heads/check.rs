@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use trafficllm_heads::{Answers, FlowInput, Guard, Needs, PacketInput, TaskInput, sha256};
 
-use super::set::{Loader, conditions, read_head};
+use super::load::{Loader, conditions, read_head};
 use crate::error::Error;
 use crate::heads::{HeadFile, HeadOptions};
 use crate::model::Model;
@@ -55,21 +55,21 @@ pub fn check_head(
     is_native: bool,
     options: &HeadOptions,
 ) -> Result<HeadReport, Error> {
-    let bytes = if is_native {
-        Vec::new()
-    } else {
-        read_head(&file.path)?
-    };
     let loader = Loader {
         options,
         model,
         workers: 1,
     };
-    let placed = if is_native {
-        loader.library(file)
+    let (placed, bytes) = if is_native {
+        let placed = loader.library(file)?;
+        let bytes = std::fs::read(&file.path).map_err(|error| {
+            Error::Head(format!("{}: cannot be read: {error}", file.path.display()))
+        })?;
+        (placed, bytes)
     } else {
-        loader.module(file)
-    }?;
+        let bytes = read_head(&file.path)?;
+        (loader.module_of(file, &bytes)?, bytes)
+    };
     let about = placed.guard.about().clone();
     let (measured, input_bytes) = measure(&placed.guard, model, options)
         .map_err(|fault| Error::Head(format!("{}: {fault}", file.path.display())))?;
@@ -81,16 +81,7 @@ pub fn check_head(
         (Needs::PAIR, "pair"),
     ];
     let needs = names.into_iter().filter(|(need, _)| about.needs.has(*need));
-    let file_bytes = if is_native {
-        std::fs::metadata(&file.path).map_or(0, |metadata| metadata.len())
-    } else {
-        bytes.len() as u64
-    };
-    let hash = if is_native {
-        std::fs::read(&file.path).map_or([0; 32], |bytes| sha256(&bytes))
-    } else {
-        sha256(&bytes)
-    };
+    let (file_bytes, hash) = (bytes.len() as u64, sha256(&bytes));
     Ok(HeadReport {
         abi: (about.abi >> 16, about.abi & 0xffff),
         needs: needs.map(|(_, name)| name).collect(),
