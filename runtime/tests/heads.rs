@@ -20,8 +20,8 @@ use std::time::Duration;
 use attack_list::{ATTACKS, Outcome as Fate};
 use common::{FLOW_TASKS, capture, recorded_flows, small_bundle, small_model};
 use trafficllm::{
-    Answer, Bundle, Engine, EngineOptions, Error, Flow, FlowConfig, HeadFile, HeadOptions, HeadStatus,
-    Judgement, Level, Model, Outcome, Sink, Subject, Verdict,
+    Answer, Bundle, Engine, EngineOptions, Error, Flow, FlowConfig, HeadFile, HeadOptions,
+    HeadStatus, Judgement, Level, Model, Outcome, Sink, Subject, Verdict,
 };
 use trafficllm_heads::{
     Answer as HeadAnswer, Answers, Conditions, FlowInput, Guard, GuardOptions, Linear,
@@ -62,6 +62,8 @@ fn with(modules: &[HeadFile], workers: usize) -> EngineOptions {
             modules: modules.to_vec(),
             faults_in_a_row_max: 0,
             allows_state: true,
+            // A machine that is busy elsewhere must not decide what a test finds.
+            batch_us_max: 0,
             ..HeadOptions::default()
         },
         ..EngineOptions::default()
@@ -273,6 +275,132 @@ fn heads_answer_alike_on_every_way_in_and_on_any_number_of_threads() {
     assert!(engine.verdicts_max() >= classified.iter().map(Vec::len).max().unwrap());
 }
 
+/// The verdicts of each of these flows, which a host gives one call of a classifier.
+fn classified(engine: &Engine, flows: &[Flow]) -> Vec<Vec<String>> {
+    let all: Vec<&Flow> = flows.iter().collect();
+    let mut found = Vec::new();
+    let take = |_, answer: &Answer<'_>| found.push(text(answer));
+    engine.classifier().unwrap().classify(&all, take).unwrap();
+    found
+}
+
+#[test]
+fn a_batch_waits_for_heads_only_so_long_and_a_detection_to_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small_model(|_| ());
+    let flows = recorded_flows(&model);
+    let count = flows.len() as u64;
+    let alone = classified(
+        &Engine::new(Arc::clone(&model), with(&[], 0)).unwrap(),
+        &flows,
+    );
+    let endless = module(folder.path(), &plugins().join("attacks/endless_loop.wat"));
+    let modules = [endless, example("beaconing.wasm")];
+    let mut options = with(&modules, 0);
+    // The endless head has half of it, and one call takes a million units of fuel: there is time for one at most.
+    options.heads.batch_us_max = 2;
+    options.batch_tokens = trafficllm::limits::BATCH_TOKENS_MAX;
+    options.heads.faults_in_a_row_max = u32::MAX;
+    let engine = Engine::new(Arc::clone(&model), options.clone()).unwrap();
+    let found = classified(&engine, &flows);
+    for (verdicts, expected) in found.iter().zip(&alone) {
+        assert_eq!(&verdicts[..expected.len()], expected);
+    }
+    for head in engine.heads() {
+        let late = without(&head, "late");
+        assert_eq!(head.verdicts + without(&head, "fuel") + late, count);
+        // A call is not begun late, and none is held against the head.
+        assert_eq!(head.faults, without(&head, "fuel"));
+        assert!(head.is_enabled);
+    }
+    let endless = &engine.heads()[0];
+    assert!(without(endless, "late") > 0 && without(endless, "fuel") < count);
+    let late = found.iter().filter(|verdicts| {
+        let own = &verdicts[verdicts.len() - 2];
+        own.ends_with(" late")
+    });
+    assert_eq!(late.count() as u64, without(endless, "late"));
+    // A detection repeats, whatever the time.
+    let (_, heads) = detected(&model, options.clone(), &files(&["http.pcap", "ssh.pcap"]));
+    assert!(heads.iter().all(|head| without(head, "late") == 0));
+    assert!(heads[1].verdicts > 0);
+    // Without a limit of its own a batch waits no longer than for a deadline.
+    options.heads.batch_us_max = 0;
+    let engine = Engine::new(Arc::clone(&model), options).unwrap();
+    classified(&engine, &flows);
+    let heads = engine.heads();
+    assert!(heads.iter().all(|head| without(head, "late") == 0));
+    assert_eq!(
+        (without(&heads[0], "fuel"), heads[1].verdicts),
+        (count, count)
+    );
+}
+
+#[test]
+fn threads_beyond_those_that_a_head_has_room_for_have_no_verdict_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small_model(|_| ());
+    let flows = recorded_flows(&model);
+    let mut options = with(&[good(folder.path())], 0);
+    options.heads.faults_in_a_row_max = 1;
+    let engine = Engine::new(Arc::clone(&model), options).unwrap();
+    // The caller's own thread, and those beside the workers; twice, for heads that are replaced.
+    let room = 2 * (1 + trafficllm::limits::HEAD_THREADS_BESIDE_WORKERS);
+    let mut classifiers: Vec<_> = (0..=room).map(|_| engine.classifier().unwrap()).collect();
+    let mut last = |classifier: &mut trafficllm::Classifier| {
+        let mut reason = None;
+        let take = |_, answer: &Answer<'_>| {
+            let Judgement::Verdicts(verdicts) = answer.judgement else {
+                panic!("{answer:?}");
+            };
+            reason = verdicts.last().map(|last| last.reason.to_owned());
+        };
+        classifier.classify(&[&flows[0]], take).unwrap();
+        reason.unwrap()
+    };
+    let mut beyond = classifiers.pop().unwrap();
+    for classifier in &mut classifiers {
+        assert_eq!(last(classifier), "");
+    }
+    for _ in 0..3 {
+        assert_eq!(last(&mut beyond), "unavailable");
+    }
+    let head = &engine.heads()[0];
+    assert_eq!((head.faults, head.is_enabled), (0, true));
+    // Who goes leaves room.
+    classifiers.pop();
+    assert_eq!(last(&mut beyond), "");
+}
+
+#[test]
+fn limits_of_heads_are_held_to_their_ranges() {
+    let model = small_model(|_| ());
+    let engine = Engine::new(Arc::clone(&model), EngineOptions::default()).unwrap();
+    for (change, name) in [
+        (
+            (|heads| heads.memory_bytes_max = usize::MAX) as fn(&mut HeadOptions),
+            "heads.memory_bytes_max",
+        ),
+        (|heads| heads.memory_bytes_max = 0, "heads.memory_bytes_max"),
+        (|heads| heads.fuel_per_flow = 0, "heads.fuel_per_flow"),
+        (
+            |heads| heads.fuel_per_flow = u64::MAX,
+            "heads.fuel_per_flow",
+        ),
+        (
+            |heads| heads.batch_us_max = trafficllm::limits::HEAD_BATCH_US_MAX + 1,
+            "heads.batch_us_max",
+        ),
+    ] {
+        let mut options = EngineOptions::default();
+        change(&mut options.heads);
+        let error = engine.set_heads(&options.heads).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        let error = Engine::new(Arc::clone(&model), options).err().unwrap();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
 #[test]
 fn what_a_head_is_told_does_not_depend_on_other_heads() {
     let folder = tempfile::tempdir().unwrap();
@@ -280,8 +408,7 @@ fn what_a_head_is_told_does_not_depend_on_other_heads() {
     // Says whether the flow is complete, and asks for no packets.
     let good = std::fs::read_to_string(plugins().join("examples/good.wat")).unwrap();
     let flag = "(i32.and (i32.load (i32.add (local.get $in) (i32.const 4))) (i32.const 1))";
-    let length =
-        "(i64.gt_u (i64.load (i32.add (local.get $in) (i32.const 32))) (i64.const 10))";
+    let length = "(i64.gt_u (i64.load (i32.add (local.get $in) (i32.const 32))) (i64.const 10))";
     assert!(good.contains(length));
     let text = folder.path().join("flag.wat");
     std::fs::write(&text, good.replace(length, flag)).unwrap();
@@ -671,15 +798,43 @@ fn heads_of_the_bundle_are_run_unless_the_operator_says_otherwise() {
         assert!(error.contains(words), "{error}");
     }
     let other = bundle_with(&wasm, |head| head.name = "better".to_owned()).unwrap();
-    let other = Arc::new(Model::load(&other, Level::detect()).unwrap());
-    let error = Engine::new(other, EngineOptions::default())
+    let words = "name: expected better, as bundle.json has it, found good";
+    works_without_its_head(&other, "better", words);
+}
+
+/// A bundle whose head cannot be used: the model works, and the head has no verdicts, unless the operator insists on it.
+fn works_without_its_head(bundle: &Bundle, name: &str, words: &str) {
+    let model = Arc::new(Model::load(bundle, Level::detect()).unwrap());
+    let plain = small_model(|_| ());
+    let captures = files(&["http.pcap", "tls.pcapng"]);
+    let mut options = EngineOptions::default();
+    options.heads.faults_in_a_row_max = 1;
+    let (alone, _) = detected(&plain, options.clone(), &captures);
+    let (found, heads) = detected(&model, options.clone(), &captures);
+    assert_eq!(heads.len(), 1);
+    let flows = found.len() as u64;
+    let head = &heads[0];
+    assert!(head.error.contains(words), "{}", head.error);
+    assert_eq!((head.name.as_str(), head.faults), (name, 0));
+    assert_eq!(without(head, "unavailable"), flows);
+    assert!(head.is_enabled);
+    for ((_, verdicts), (_, expected)) in found.iter().zip(&alone) {
+        let (last, own) = verdicts.split_last().unwrap();
+        assert_eq!(own, expected);
+        assert!(last.starts_with(&format!("{name}  ")), "{last}");
+        assert!(last.ends_with(" unavailable"), "{last}");
+    }
+    // A running engine takes it as well.
+    let engine = Engine::new(plain, options.clone()).unwrap();
+    engine.activate(Arc::clone(&model)).unwrap();
+    assert!(!engine.heads()[0].error.is_empty());
+    options.heads.requires_bundled = true;
+    let error = Engine::new(Arc::clone(&model), options.clone())
         .err()
         .unwrap()
         .to_string();
-    assert!(
-        error.contains("name: expected better, as bundle.json has it, found good"),
-        "{error}"
-    );
+    assert!(error.contains(words), "{error}");
+    assert!(engine.set_heads(&options.heads).is_err());
 }
 
 #[test]
@@ -688,16 +843,8 @@ fn precompiled_heads_run_only_from_the_bundle_and_with_the_operators_leave() {
     let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
     let precompiled = sandbox.precompile("good", &wasm).unwrap();
     let bundle = bundle_with(&precompiled, |_| ()).unwrap();
+    works_without_its_head(&bundle, "good", "is not among the 0 trusted ones");
     let model = Arc::new(Model::load(&bundle, Level::detect()).unwrap());
-    let refused = Engine::new(Arc::clone(&model), EngineOptions::default())
-        .err()
-        .unwrap();
-    assert!(
-        refused
-            .to_string()
-            .contains("is not among the 0 trusted ones"),
-        "{refused}"
-    );
     let mut options = EngineOptions::default();
     options.heads.allows_precompiled = true;
     let (found, heads) = detected(&model, options, &files(&["http.pcap"]));

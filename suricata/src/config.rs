@@ -72,6 +72,20 @@ pub struct Config {
     pub native_heads: Vec<String>,
     /// Whether WebAssembly heads may keep what they know.
     pub head_state: bool,
+    /// Whether the heads of the bundle are run.
+    pub bundled_heads: bool,
+    /// Fuel of a WebAssembly head for each flow.
+    pub head_fuel: u64,
+    /// Bytes of memory of each instance of a WebAssembly head.
+    pub head_memory_bytes: u64,
+    /// After so many faults in a row a head is switched off; 0 for never.
+    pub head_faults: u64,
+    /// How long a batch waits for heads, in microseconds; 0 for as long as it takes.
+    pub head_wait_us: u64,
+    /// Whether heads may see payload.
+    pub head_payload: bool,
+    /// Whether precompiled heads of the bundle are run.
+    pub head_precompiled: bool,
     /// Level of instructions; empty for the best.
     pub cpu: String,
     /// Which of the library's messages are passed on.
@@ -174,6 +188,13 @@ impl Config {
             heads: block.list("heads")?,
             native_heads: block.list("native-heads")?,
             head_state: block.switch("head-state")?,
+            bundled_heads: block.switch("bundled-heads")?,
+            head_fuel: block.number("head-fuel")?,
+            head_memory_bytes: block.number("head-memory")?,
+            head_faults: block.number("head-faults")?,
+            head_wait_us: block.number("head-wait")?,
+            head_payload: block.switch("head-payload")?,
+            head_precompiled: block.switch("head-precompiled")?,
             cpu: block.text("cpu")?,
             log_level: block.choice("log-level")?.to_owned(),
         })

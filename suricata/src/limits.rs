@@ -58,3 +58,9 @@ pub const BUNDLE_FILES_MAX: usize = 1_024;
 pub const LAST_OFFERS: usize = 16;
 /// How often a packet is offered to a flow that is being submitted after a rest, which takes some microseconds, before it is lost.
 pub const FEED_ATTEMPTS: usize = 64;
+/// Most fuel of a head for each flow.
+pub const HEAD_FUEL_MAX: u64 = 4_000_000_000;
+/// Most bytes of memory of a head's instance.
+pub const HEAD_MEMORY_BYTES_MAX: u64 = 64 << 20;
+/// Longest that a batch waits for heads, in microseconds.
+pub const HEAD_WAIT_US_MAX: u64 = 60_000_000;

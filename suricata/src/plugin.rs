@@ -204,6 +204,7 @@ pub fn make(host: &'static Host, config: Config) -> Result<&'static Plugin, Star
 /// The library's settings.
 #[must_use]
 pub fn settings_of(config: &Config) -> Vec<(&'static str, String)> {
+    let switch = |is_on: bool| u8::from(is_on).to_string();
     vec![
         ("engine.workers", config.workers.to_string()),
         ("engine.tasks", config.tasks.join(",")),
@@ -213,7 +214,17 @@ pub fn settings_of(config: &Config) -> Vec<(&'static str, String)> {
         ("engine.flows_max", limits::FLOWS_MAX.to_string()),
         ("heads.modules", config.heads.join(",")),
         ("heads.libraries", config.native_heads.join(",")),
-        ("heads.allow_state", u8::from(config.head_state).to_string()),
+        ("heads.allow_state", switch(config.head_state)),
+        ("heads.bundled", switch(config.bundled_heads)),
+        ("heads.fuel_per_flow", config.head_fuel.to_string()),
+        (
+            "heads.memory_bytes_max",
+            config.head_memory_bytes.to_string(),
+        ),
+        ("heads.faults_in_a_row_max", config.head_faults.to_string()),
+        ("heads.batch_us_max", config.head_wait_us.to_string()),
+        ("heads.allow_payload", switch(config.head_payload)),
+        ("heads.allow_precompiled", switch(config.head_precompiled)),
         ("model.cpu", config.cpu.clone()),
     ]
 }

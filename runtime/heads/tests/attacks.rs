@@ -319,6 +319,25 @@ fn a_flow_that_is_too_large_costs_no_other_and_is_no_fault() {
 }
 
 #[test]
+fn flows_whose_turn_comes_too_late_are_counted_and_no_fault() {
+    use std::time::{Duration, Instant};
+    let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
+    let mut good = good(&sandbox);
+    let flows = [flow(1), flow(100)];
+    let mut answers = Answers::default();
+    let now = Instant::now();
+    good.judge_until(Some(now), &flows, &mut answers);
+    let late = Err(Reason::Late);
+    assert_eq!(labels(&answers), [late, late]);
+    answers.clear();
+    good.judge_until(Some(now + Duration::from_secs(3_600)), &flows, &mut answers);
+    assert_eq!(labels(&answers), [Ok(0), Ok(1)]);
+    let counters = good.guard().counters();
+    assert_eq!((counters.faults, counters.verdicts), (0, 2));
+    assert_eq!((counters.without(Reason::Late), counters.flows()), (2, 4));
+}
+
+#[test]
 fn what_a_module_says_in_messages_moves_no_terminal_and_is_short() {
     let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
     // The names differ until the module is made: text with two equal ones might be refused.
@@ -329,7 +348,10 @@ fn what_a_module_says_in_messages_moves_no_terminal_and_is_short() {
         name("OTHER")
     );
     let mut bytes = good_with(&exports);
-    let other = bytes.windows(5).position(|found| found == b"OTHER").unwrap();
+    let other = bytes
+        .windows(5)
+        .position(|found| found == b"OTHER")
+        .unwrap();
     bytes[other..other + 5].copy_from_slice(b"FIRST");
     let text = refusal(&sandbox, &bytes).to_string();
     assert!(text.contains("duplicate export name"), "{text}");

@@ -111,7 +111,9 @@ fn a_library_that_has_changed_under_its_path_is_refused_and_goes_by_another() {
     std::fs::rename(&newer, &path).unwrap();
     let error = refusal(&path);
     assert!(
-        error.contains("swapped.so: cannot be loaded: the file has changed since this process loaded it"),
+        error.contains(
+            "swapped.so: cannot be loaded: the file has changed since this process loaded it"
+        ),
         "{error}"
     );
     assert_eq!(label(&beside), [Ok(0)]);

@@ -272,6 +272,41 @@ pub const KEYS: &[Key] = &[
         "Whether WebAssembly heads may keep what they know from flow to flow.",
     ),
     key(
+        "bundled-heads",
+        Kind::Switch { default: true },
+        "Whether the heads of the bundle are run.",
+    ),
+    key(
+        "head-fuel",
+        number(1_000_000, [1, limits::HEAD_FUEL_MAX], "units"),
+        "Fuel of a WebAssembly head for each flow, about one unit for each instruction.",
+    ),
+    key(
+        "head-memory",
+        number(1 << 20, [1, limits::HEAD_MEMORY_BYTES_MAX], "bytes"),
+        "Memory of each instance of a WebAssembly head, of which each worker has one.",
+    ),
+    key(
+        "head-faults",
+        number(16, [0, 1 << 20], "faults"),
+        "After so many faults in a row a head is switched off until the bundle is replaced. 0 means never.",
+    ),
+    key(
+        "head-wait",
+        number(20_000, [0, limits::HEAD_WAIT_US_MAX], "microseconds"),
+        "How long the verdicts of a batch wait for heads, which then have none for its further flows. 0 means no limit.",
+    ),
+    key(
+        "head-payload",
+        Kind::Switch { default: false },
+        "Whether heads may see the first payload bytes, also what the model's profile hides.",
+    ),
+    key(
+        "head-precompiled",
+        Kind::Switch { default: false },
+        "Whether precompiled heads whose hashes stand in the bundle are run: they are native code.",
+    ),
+    key(
         "cpu",
         Kind::Text { default: "" },
         "Level of the processor's instructions to use, by the library's name; unless set, the best.",
