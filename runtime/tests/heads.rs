@@ -373,6 +373,43 @@ fn threads_beyond_those_that_a_head_has_room_for_have_no_verdict_of_it() {
 }
 
 #[test]
+fn what_heads_take_counts_for_the_memory_budget() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small_model(|_| ());
+    let memory = |modules: &[HeadFile], workers| {
+        let engine = common::started(&model, with(modules, workers));
+        engine.memory()
+    };
+    let modules = [good(folder.path()), example("beaconing.wasm")];
+    for workers in [1, 3] {
+        let (without, with) = (memory(&[], workers), memory(&modules, workers));
+        assert_eq!(without.head_bytes, 0);
+        // Code of both, and the memory of the one that remembers.
+        assert!(with.head_bytes > HeadOptions::MEMORY_BYTES_DEFAULT);
+        // On each worker the other one's memory, and what it was.
+        for (with, without) in with.worker_bytes.iter().zip(&without.worker_bytes) {
+            let heads = with - without;
+            let expected = 2 * HeadOptions::MEMORY_BYTES_DEFAULT;
+            assert!((expected..2 * expected).contains(&heads), "{heads}");
+        }
+    }
+    // Just enough for the model and its workers, and too little for heads on top.
+    let mut options = with(&[], 2);
+    options.memory_bytes_max = memory(&[], 2).total_bytes() + HeadOptions::MEMORY_BYTES_DEFAULT;
+    let engine = Engine::new(Arc::clone(&model), options.clone()).unwrap();
+    let error = engine.set_heads(&with(&modules, 2).heads).unwrap_err();
+    assert!(matches!(error, Error::MemoryBudget { .. }), "{error}");
+    assert!(engine.heads().is_empty());
+    options.heads = with(&modules, 2).heads;
+    let error = Engine::new(Arc::clone(&model), options.clone())
+        .err()
+        .unwrap();
+    assert!(matches!(error, Error::MemoryBudget { .. }), "{error}");
+    options.memory_bytes_max += 16 * HeadOptions::MEMORY_BYTES_DEFAULT;
+    assert_eq!(Engine::new(model, options).unwrap().heads().len(), 2);
+}
+
+#[test]
 fn limits_of_heads_are_held_to_their_ranges() {
     let model = small_model(|_| ());
     let engine = Engine::new(Arc::clone(&model), EngineOptions::default()).unwrap();

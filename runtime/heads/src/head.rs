@@ -17,6 +17,16 @@ pub trait Head: Send + Sync + fmt::Debug {
     /// The head has no use for the model, or fails.
     fn start(&self, conditions: &Conditions) -> Result<Box<dyn HeadInstance>, Fault>;
 
+    /// Bytes that all of its instances share, as far as they are known: compiled code.
+    fn bytes(&self) -> usize {
+        0
+    }
+
+    /// Bytes that each of its instances can take, as far as they are known.
+    fn instance_bytes_max(&self) -> usize {
+        0
+    }
+
     /// Lines that it logged and that were not kept.
     fn log_lines_lost(&self) -> u64 {
         0

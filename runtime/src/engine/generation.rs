@@ -150,6 +150,12 @@ impl Generation {
         lock(&self.buffers).pop()
     }
 
+    /// Bytes that its heads take on each thread, and beside.
+    pub(super) fn head_bytes(&self) -> (usize, usize) {
+        let heads = self.heads.as_ref();
+        heads.map_or((0, 0), |heads| (heads.bench_bytes(), heads.bytes()))
+    }
+
     /// Bytes of the buffers that no worker has taken yet.
     fn buffers_bytes(&self) -> usize {
         lock(&self.buffers).iter().map(Scratch::bytes).sum()
@@ -204,6 +210,17 @@ pub(super) struct Generations {
     held_bytes: AtomicUsize,
 }
 
+/// What generations hold, in bytes.
+pub(super) struct HeldBytes {
+    pub(super) model: usize,
+    /// A model that comes twice counts once.
+    pub(super) retired: usize,
+    /// Those that no worker has taken yet.
+    pub(super) buffers: usize,
+    /// Of all heads: their code, and what all threads share.
+    pub(super) heads: usize,
+}
+
 #[derive(Debug)]
 struct Known {
     current: Arc<Generation>,
@@ -213,22 +230,29 @@ struct Known {
 
 impl Known {
     /// See [`Generations::bytes`].
-    fn bytes(&self) -> (usize, usize, usize) {
+    fn bytes(&self) -> HeldBytes {
         let mut buffers = self.current.buffers_bytes();
         let mut retired = 0;
+        let mut heads = self.current.head_bytes().1;
         for (place, generation) in self.retired.iter().enumerate() {
             buffers += generation.buffers_bytes();
+            heads += generation.head_bytes().1;
             let mut before = self.retired[..place].iter().chain([&self.current]);
             if !before.any(|before| Arc::ptr_eq(&before.model, &generation.model)) {
                 retired += generation.model.core().bytes();
             }
         }
-        (self.current.model.core().bytes(), retired, buffers)
+        HeldBytes {
+            model: self.current.model.core().bytes(),
+            retired,
+            buffers,
+            heads,
+        }
     }
 
     fn bytes_in_all(&self) -> usize {
-        let (current, retired, buffers) = self.bytes();
-        current + retired + buffers
+        let held = self.bytes();
+        held.model + held.retired + held.buffers + held.heads
     }
 }
 
@@ -328,9 +352,8 @@ impl Generations {
         drop(unused);
     }
 
-    /// Bytes of the current model, of the replaced ones that are not freed, and of buffers that no worker has taken yet; a model that
-    /// comes twice counts once.
-    pub(super) fn bytes(&self) -> (usize, usize, usize) {
+    /// Bytes of the current generation, and of the replaced ones that are not freed.
+    pub(super) fn bytes(&self) -> HeldBytes {
         lock(&self.known).bytes()
     }
 

@@ -59,6 +59,14 @@ impl HeadSet {
         Ok(None)
     }
 
+    pub(super) fn bench_bytes(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match *self {}
+    }
+
     pub(super) fn count(&self) -> usize {
         match *self {}
     }

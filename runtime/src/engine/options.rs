@@ -29,7 +29,7 @@ pub struct EngineOptions {
     /// A submitted flow whose turn comes later than this after its submission is answered without being run, in microseconds;
     /// 0 means never. A [`crate::Detection`] has no deadline.
     pub deadline_us: u64,
-    /// Most bytes that the models, the buffers of workers and classifiers, the slots of submitters and the flows of a host
+    /// Most bytes that the models, WebAssembly heads, the buffers of workers and classifiers, the slots of submitters and the flows of a host
     /// ([`crate::Engine::charge_flow_bytes`]) may take together; what would exceed it is refused when it is made. 0 means no
     /// limit.
     pub memory_bytes_max: usize,
@@ -97,13 +97,16 @@ pub struct EngineMemory {
     pub classifier_bytes: usize,
     /// The queue, the slots and the other buffers of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
     pub queue_bytes: usize,
+    /// Of WebAssembly heads: their code, and the memory of those that keep what they know. That of the others is among the buffers of
+    /// workers and classifiers, with as much as it can grow to; what native heads take is not known.
+    pub head_bytes: usize,
     /// What a host has charged for the flows that it feeds, by [`crate::Engine::charge_flow_bytes`].
     pub flow_bytes: usize,
 }
 
 impl EngineMemory {
     /// Each part with its name, as monitoring shows it; together they are all of it.
-    pub(crate) fn parts(&self) -> [(&'static str, usize); 7] {
+    pub(crate) fn parts(&self) -> [(&'static str, usize); 8] {
         [
             ("model", self.model_bytes),
             ("retired", self.retired_bytes),
@@ -111,6 +114,7 @@ impl EngineMemory {
             ("workers", self.worker_bytes.iter().sum()),
             ("classifiers", self.classifier_bytes),
             ("queue", self.queue_bytes),
+            ("heads", self.head_bytes),
             ("flows", self.flow_bytes),
         ]
     }

@@ -202,13 +202,17 @@ impl Shared {
         }
         let mut next = Generation::new(successor.model, &self.tasks, Some(&current))?;
         next.set_heads(successor.heads, successor.options);
-        let buffers = next.add_buffers(&current, self.batch_sizes(), self.worker_bytes.len())?;
+        let workers = self.worker_bytes.len();
+        let buffers = next.add_buffers(&current, self.batch_sizes(), workers)?;
+        // A worker gives back the heads before when it takes the next ones.
+        let (on_each, beside) = next.head_bytes();
+        let heads = beside + workers * on_each.saturating_sub(current.head_bytes().0);
         drop(current);
         self.generations.release();
         let (number, slot_bytes) = (next.number, next.sizes.bytes());
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
         let slots = grown * self.slots.load(SeqCst);
-        let added = self.generations.added_bytes(&next.model) + slots + buffers;
+        let added = self.generations.added_bytes(&next.model) + slots + buffers + heads;
         making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         // From here on it is held: counted twice it would have flows refused that have room.
@@ -436,12 +440,13 @@ impl Shared {
     }
 
     pub(super) fn memory(&self) -> EngineMemory {
-        let (model_bytes, retired_bytes, spare_bytes) = self.generations.bytes();
+        let held = self.generations.bytes();
         let workers = self.worker_bytes.iter();
         EngineMemory {
-            model_bytes,
-            retired_bytes,
-            spare_bytes,
+            model_bytes: held.model,
+            retired_bytes: held.retired,
+            spare_bytes: held.buffers,
+            head_bytes: held.heads,
             worker_bytes: workers.map(|bytes| bytes.load(SeqCst)).collect(),
             classifier_bytes: self.classifier_bytes.load(SeqCst),
             queue_bytes: self.queue_bytes(),

@@ -88,6 +88,18 @@ impl Head for WasmHead {
         Ok(Box::new(instance))
     }
 
+    fn bytes(&self) -> usize {
+        let code = self.loaded.pre.module().image_range();
+        (code.end as usize).saturating_sub(code.start as usize)
+    }
+
+    fn instance_bytes_max(&self) -> usize {
+        let memory = self.loaded.options.memory_bytes_max;
+        // What memory was after `begin` is kept beside it, to put it back.
+        let kept = if self.about.is_stateful() { 0 } else { memory };
+        memory.saturating_add(kept)
+    }
+
     fn log_lines_lost(&self) -> u64 {
         self.loaded.log.lost()
     }

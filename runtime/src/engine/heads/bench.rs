@@ -239,6 +239,7 @@ impl Bench {
             + self.tasks.capacity() * size_of::<TaskInput<'_>>()
             + self.flows.capacity() * size_of::<FlowInput<'_>>()
             + self.left.capacity() * size_of::<Option<Duration>>()
+            + self.set.as_ref().map_or(0, |set| set.bench_bytes())
     }
 }
 

@@ -9,7 +9,7 @@ use trafficllm_heads::{Answers, Conditions, FlowInput, Guard, Needs, Reason, Sta
 use trafficllm_traffic::FlowConfig;
 
 use super::load::{Loader, check_names, conditions, fit};
-use super::{HeadSizes, SlotHeads};
+use super::{FLOWS_AT_ONCE, HeadSizes, SlotHeads};
 use crate::engine::generation::Selection;
 use crate::error::Error;
 use crate::heads::{HeadOptions, HeadStatus};
@@ -162,6 +162,28 @@ impl HeadSet {
             conditions,
             heads,
         }
+    }
+
+    /// Bytes that its heads take on each thread that runs the model: at most, for modules; what native heads take is not known.
+    pub(in crate::engine) fn bench_bytes(&self) -> usize {
+        let heads = self.heads.iter();
+        let of = |head: &PlacedHead| {
+            let labels = head.guard.about().labels.len();
+            let answers = FLOWS_AT_ONCE * labels * size_of::<f32>();
+            let is_here = !head.is_stateful();
+            answers + usize::from(is_here) * head.guard.head().instance_bytes_max()
+        };
+        heads.map(of).fold(0, usize::saturating_add)
+    }
+
+    /// Bytes that it takes beside: code, and the heads that all threads share.
+    pub(in crate::engine) fn bytes(&self) -> usize {
+        let heads = self.heads.iter();
+        let of = |head: &PlacedHead| {
+            let (head, is_shared) = (head.guard.head(), head.is_stateful());
+            head.bytes() + usize::from(is_shared) * head.instance_bytes_max()
+        };
+        heads.map(of).fold(0, usize::saturating_add)
     }
 
     /// How many there are.
