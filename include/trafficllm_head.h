@@ -64,13 +64,16 @@
  *
  * A head that traps, uses up its fuel, returns a negative number, or writes a block that breaks a rule below gives no verdict: the flows of that
  * call are said to be abstained, with the reason. After a number of faults in a row that the operator sets the head is switched off until the
- * operator switches it on. The verdicts of the model itself go out in any case.
+ * operator switches it on. A flow that comes when there is no time left, or no room for a head, has no verdict of it either, which is not held
+ * against it. The verdicts of the model itself go out in any case.
  *
  * WHAT IS KEPT BETWEEN CALLS
  *
  * Nothing, in a module: after each call its memory and its globals are put back to what they were after `begin`. A head that says
- * TLLM_HEAD_STATEFUL keeps them, if the operator allows it: there is one of it, and it sees all flows in the order in which they end. Native
- * heads keep what they keep. After a fault a module begins anew.
+ * TLLM_HEAD_STATEFUL keeps them, if the operator allows it: there is one of it for the flows that a host submits, which it sees in the order in
+ * which they are judged, and one for each detection, which it sees in the order in which they end; each begins anew with other heads or another
+ * model. Native heads keep what they keep. After a fault a module begins anew, and after a call in which its memory has grown, unless it keeps
+ * what it knows. A head that begins anew far more often than it answers 16 flows is switched off as after faults in a row.
  *
  * WHAT A MODULE MAY CONSIST OF
  *

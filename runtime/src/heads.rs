@@ -44,7 +44,8 @@ pub struct HeadOptions {
     pub fuel_per_flow: u64,
     /// Bytes of memory of each instance of a module.
     pub memory_bytes_max: usize,
-    /// After so many faults in a row a head is switched off; 0 means never.
+    /// After so many faults in a row a head is switched off; 0 means never. A head that begins anew, after faults or because its memory
+    /// grows, so often and more than once for 16 flows that it answers is switched off as well.
     pub faults_in_a_row_max: u32,
     /// Whether modules may keep what they know from flow to flow.
     pub allows_state: bool,
@@ -122,7 +123,9 @@ pub struct HeadStatus {
     pub abstained: u64,
     /// Calls that ended in a fault.
     pub faults: u64,
-    /// How often it was switched off because of them.
+    /// How often it began anew on a thread: after a fault, or because its memory had grown.
+    pub restarts: u64,
+    /// How often it was switched off because of either.
     pub switched_off: u64,
     /// Lines that it logged and that were not kept.
     pub log_lines_lost: u64,

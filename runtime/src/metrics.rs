@@ -160,7 +160,11 @@ impl Metrics<'_> {
         each(out, ["head_faults_total", "counter", help], |head| {
             head.faults
         })?;
-        let help = "How often a head was switched off because of faults in a row.";
+        let help = "How often a head began anew on a thread, after a fault or because its memory had grown.";
+        each(out, ["head_restarts_total", "counter", help], |head| {
+            head.restarts
+        })?;
+        let help = "How often a head was switched off because of faults in a row or because it began anew too often.";
         let head = ["head_switched_off_total", "counter", help];
         each(out, head, |head| head.switched_off)?;
         let help = "Lines that a head logged and that were not kept.";

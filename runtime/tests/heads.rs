@@ -275,6 +275,29 @@ fn heads_answer_alike_on_every_way_in_and_on_any_number_of_threads() {
     assert!(engine.verdicts_max() >= classified.iter().map(Vec::len).max().unwrap());
 }
 
+#[test]
+fn a_head_that_always_fails_is_switched_off_once_whatever_the_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small_model(|_| ());
+    let division = module(folder.path(), &plugins().join("attacks/division.wat"));
+    let captures = files(&["http.pcap", "tls.pcapng", "smtp.pcap", "ssh.pcap"]);
+    for workers in 0..=3_u64 {
+        let mut options = with(std::slice::from_ref(&division), workers as usize);
+        options.heads.faults_in_a_row_max = 3;
+        let (found, heads) = detected(&model, options, &captures);
+        let head = &heads[0];
+        assert_eq!((head.is_enabled, head.switched_off), (false, 1));
+        // Which flows those are is chance; each worker can be in one call when it is switched off.
+        let failed = without(head, "trap");
+        assert!((3..=3 + workers).contains(&failed), "{failed}");
+        assert_eq!(
+            failed + without(head, "switched_off"),
+            found.len() as u64,
+            "{workers} workers"
+        );
+    }
+}
+
 /// The verdicts of each of these flows, which a host gives one call of a classifier.
 fn classified(engine: &Engine, flows: &[Flow]) -> Vec<Vec<String>> {
     let all: Vec<&Flow> = flows.iter().collect();

@@ -102,6 +102,10 @@ pub struct Guard {
     options: GuardOptions,
     is_off: AtomicBool,
     faults_in_a_row: AtomicU32,
+    /// Since it was last switched on: how often it began anew, and flows that it answered.
+    restarts_since: AtomicU64,
+    flows_since: AtomicU64,
+    restarts: AtomicU64,
     verdicts: AtomicU64,
     abstained: AtomicU64,
     faults: AtomicU64,
@@ -119,7 +123,9 @@ pub struct GuardCounters {
     pub abstained: u64,
     /// Calls that ended in a fault.
     pub faults: u64,
-    /// How often the head was switched off because of them.
+    /// How often it began anew on a thread: after a fault, or because its memory had grown.
+    pub restarts: u64,
+    /// How often the head was switched off because of either.
     pub switched_off: u64,
     /// Flows without a verdict, by [`Reason::ALL`].
     pub without: [u64; Reason::ALL.len()],
@@ -151,6 +157,9 @@ impl Guard {
             options,
             is_off: AtomicBool::new(false),
             faults_in_a_row: AtomicU32::new(0),
+            restarts_since: AtomicU64::new(0),
+            flows_since: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
             verdicts: AtomicU64::new(0),
             abstained: AtomicU64::new(0),
             faults: AtomicU64::new(0),
@@ -180,6 +189,8 @@ impl Guard {
     /// Switches the head on or off; on with no fault held against it.
     pub fn set_enabled(&self, is_enabled: bool) {
         self.faults_in_a_row.store(0, Ordering::Relaxed);
+        self.restarts_since.store(0, Ordering::Relaxed);
+        self.flows_since.store(0, Ordering::Relaxed);
         self.is_off.store(!is_enabled, Ordering::Release);
     }
 
@@ -191,6 +202,7 @@ impl Guard {
             verdicts: get(&self.verdicts),
             abstained: get(&self.abstained),
             faults: get(&self.faults),
+            restarts: get(&self.restarts),
             switched_off: get(&self.switched_off),
             without: self.without.each_ref().map(get),
         }
@@ -219,6 +231,32 @@ impl Guard {
             tracing::warn!(head = name, %fault, in_a_row, "a head is switched off");
         }
     }
+
+    /// Counts flows that it answered.
+    fn note_verdicts(&self, flows: usize) {
+        self.faults_in_a_row.store(0, Ordering::Relaxed);
+        self.verdicts.fetch_add(flows as u64, Ordering::Relaxed);
+        self.flows_since.fetch_add(flows as u64, Ordering::Relaxed);
+    }
+
+    /// Counts that it begins anew on a thread, which costs as much as many flows: a head that fails, or grows, with every other flow must
+    /// not go on for ever because it never fails twice in a row.
+    fn note_restart(&self) {
+        self.restarts.fetch_add(1, Ordering::Relaxed);
+        let restarts = self.restarts_since.fetch_add(1, Ordering::Relaxed) + 1;
+        let (name, most) = (&self.about().name, self.options.faults_in_a_row_max);
+        let answered = self.flows_since.load(Ordering::Relaxed);
+        let is_often = restarts > u64::from(most) + answered / limits::FLOWS_PER_RESTART;
+        if most != 0 && is_often && !self.is_off.swap(true, Ordering::AcqRel) {
+            self.switched_off.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                head = name,
+                restarts,
+                answered,
+                "a head begins anew too often: it is switched off"
+            );
+        }
+    }
 }
 
 /// A head's place on one thread: answers every flow, whatever the head does.
@@ -227,6 +265,8 @@ pub struct Station {
     conditions: Arc<Conditions>,
     /// Made when the first flow comes, and again after a fault.
     instance: Option<Box<dyn HeadInstance>>,
+    /// The head was at work here since it was switched on.
+    has_begun: bool,
 }
 
 impl std::fmt::Debug for Station {
@@ -247,6 +287,7 @@ impl Station {
             guard,
             conditions,
             instance: None,
+            has_begun: false,
         }
     }
 
@@ -285,6 +326,7 @@ impl Station {
             if !self.guard.is_enabled() {
                 // What it knew is from before it was switched off.
                 self.instance = None;
+                self.has_begun = false;
                 self.answer_none(rest.len(), Reason::SwitchedOff, answers);
                 return;
             }
@@ -311,14 +353,19 @@ impl Station {
         let before = answers.len();
         match self.guarded(flows, answers) {
             Ok(()) => {
-                self.guard.faults_in_a_row.store(0, Ordering::Relaxed);
+                self.guard.note_verdicts(flows.len());
                 let abstained = (before..answers.len()).filter(|&number| {
                     matches!(answers.get(number), Some(Answer::Verdict(verdict)) if verdict.abstained)
                 });
                 let abstained = abstained.count() as u64;
                 self.guard.abstained.fetch_add(abstained, Ordering::Relaxed);
-                let verdicts = flows.len() as u64;
-                self.guard.verdicts.fetch_add(verdicts, Ordering::Relaxed);
+                if self
+                    .instance
+                    .as_ref()
+                    .is_some_and(|instance| instance.is_spent())
+                {
+                    self.instance = None;
+                }
             }
             Err(fault @ Fault::TooLarge { .. }) => {
                 answers.truncate(before);
@@ -359,6 +406,9 @@ impl Station {
             let started = catch_unwind(work)
                 .unwrap_or_else(|panic| Err(Fault::Panic(panic_text(&*panic))))?;
             self.instance = Some(started);
+            if std::mem::replace(&mut self.has_begun, true) {
+                self.guard.note_restart();
+            }
         }
         let instance = self.instance.as_deref_mut();
         instance.ok_or_else(|| Fault::Unavailable("no instance".to_owned()))

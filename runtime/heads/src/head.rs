@@ -46,6 +46,11 @@ pub trait HeadInstance: Send {
         limits::FLOWS_MAX
     }
 
+    /// Whether it has to begin anew before the next call, which costs as much as starting it.
+    fn is_spent(&self) -> bool {
+        false
+    }
+
     /// Fuel that the last call took; `None` where that is not measured.
     fn fuel_used(&self) -> Option<u64> {
         None

@@ -45,5 +45,9 @@ pub const GLOBALS_MAX: u32 = 64;
 pub const TABLE_ELEMENTS_MAX: usize = 4_096;
 /// Heads whose instances one sandbox has room for at the same time.
 pub const INSTANCES_MAX: u32 = 4_096;
+/// Bytes of a module's memory that are put back after a call for one unit of fuel.
+pub const RESTORED_BYTES_PER_FUEL: usize = 64;
+/// A head may begin anew once for so many flows that it answers, and as often as faults in a row are allowed beside; then it is switched off.
+pub const FLOWS_PER_RESTART: u64 = 16;
 /// Fuel that a log line costs, beside its call.
 pub const LOG_FUEL: u64 = 1_000;

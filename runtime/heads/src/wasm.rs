@@ -63,7 +63,8 @@ pub struct SandboxOptions {
     pub memory_bytes_max: usize,
     /// Bytes of the thread's stack that a module may use; threads need somewhat more.
     pub stack_bytes_max: usize,
-    /// Fuel for each flow of a call: one unit is about one instruction, a byte that is copied or filled at once counts as one.
+    /// Fuel for each flow of a call: one unit is about one instruction, a byte that is copied or filled at once counts as one. Memory
+    /// that has to be put back after the call is paid for before it: one unit for each 64 bytes.
     pub fuel_per_flow: u64,
     /// Fuel to be loaded, or started, with.
     pub fuel_to_start: u64,

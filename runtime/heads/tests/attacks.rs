@@ -319,6 +319,42 @@ fn a_flow_that_is_too_large_costs_no_other_and_is_no_fault() {
 }
 
 #[test]
+fn a_head_that_begins_anew_all_the_time_is_switched_off_and_one_that_does_so_now_and_then_is_not() {
+    let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();
+    let bytes = wat::parse_file(plugins().join("attacks/leaks_growth.wat")).unwrap();
+    let grows = Arc::new(sandbox.load("leaks_growth", &bytes, &[]).unwrap());
+    let mut hostile = station(Arc::clone(&grows) as Arc<dyn Head>, 4);
+    // Each flow but the first has it begin anew: 4 times are free, and for a fifth it has not answered enough.
+    let answers = judged(&mut hostile, &[1; 40]);
+    assert_eq!(answers[..5], [Ok(0); 5]);
+    assert_eq!(answers[39], Err(Reason::SwitchedOff));
+    let counters = hostile.guard().counters();
+    assert_eq!((counters.restarts, counters.verdicts), (5, 5 + 1));
+    assert_eq!((counters.faults, counters.switched_off), (0, 1));
+    // Fails with every other flow.
+    let text = std::fs::read_to_string(plugins().join("examples/good.wat")).unwrap();
+    let score = "(f32.const 0.75)";
+    assert!(text.contains(score));
+    let failing = "(select (f32.const 0.75) (f32.const 9) (i64.eq (i64.load (i32.add (local.get $in) (i32.const 32))) (i64.const 1)))";
+    let bytes = wat::parse_str(text.replace(score, failing)).unwrap();
+    let head = Arc::new(sandbox.load("failing", &bytes, &[]).unwrap());
+    let mut failing = station(Arc::clone(&head) as Arc<dyn Head>, 4);
+    let alternating: Vec<u64> = (0..40).map(|flow| 1 + flow % 2).collect();
+    let answers = judged(&mut failing, &alternating);
+    assert_eq!(answers[..2], [Ok(0), Err(Reason::Rubbish)]);
+    assert_eq!(answers[39], Err(Reason::SwitchedOff));
+    // Once for 16 flows and more is nothing.
+    let mut seldom = station(head, 2);
+    let flows: Vec<u64> = (0..600)
+        .map(|flow| if flow % 20 == 19 { 2 } else { 1 })
+        .collect();
+    let answers = judged(&mut seldom, &flows);
+    assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 570);
+    assert!(seldom.guard().is_enabled());
+    assert_eq!(seldom.guard().counters().restarts, 29);
+}
+
+#[test]
 fn flows_whose_turn_comes_too_late_are_counted_and_no_fault() {
     use std::time::{Duration, Instant};
     let sandbox = Sandbox::new(SandboxOptions::default()).unwrap();

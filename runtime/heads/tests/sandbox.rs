@@ -134,7 +134,15 @@ fn fuel_is_for_each_flow_and_what_was_used_is_told() {
         (result, instance.fuel_used().unwrap())
     };
     let (one, two) = (run(1_000_000, 1).1, run(1_000_000, 2).1);
-    assert!((20..500).contains(&one) && two < 2 * one, "{one} {two}");
+    // Putting back its 64 KiB is paid for as well.
+    let restored = 65_536 / 64;
+    assert!((20..500).contains(&(one - restored)), "{one}");
+    assert!(two < one + 500, "{one} {two}");
+    assert_eq!(run(restored, 1).0, Err(Fault::Fuel { fuel: restored }));
+    assert_eq!(
+        run(restored - 1, 1).0,
+        Err(Fault::Fuel { fuel: restored - 1 })
+    );
     // Fuel is looked at where functions and loops begin: what is missing for the second flow is noticed there.
     assert_eq!(run(10, 2).0, Err(Fault::Fuel { fuel: 20 }));
     assert_eq!(run(one, 32).0, Ok(()));

@@ -120,6 +120,7 @@ structs! {
         queue_bytes: u64,
         flow_bytes: u64,
         reserved: [u64; 4],
+        head_bytes: u64,
     }
     /// How long judgements took.
     Latency = "tllm_latency" {

@@ -156,6 +156,11 @@ impl Snapshot {
         Self { memory, globals }
     }
 
+    /// What putting it back costs.
+    fn fuel(&self) -> u64 {
+        (self.memory.len() / limits::RESTORED_BYTES_PER_FUEL) as u64
+    }
+
     /// Puts everything back; gives false where that cannot be done because the memory has grown.
     fn restore(&self, running: &mut Running) -> Result<bool, Fault> {
         let memory = running.memory.data_mut(&mut running.store);
@@ -303,7 +308,9 @@ impl HeadInstance for WasmInstance {
         running.fuel = fuel;
         running.store.data_mut().lines_of_call = 0;
         let trapped = |error: wasmtime::Error| fault(&error, fuel);
-        running.store.set_fuel(fuel).map_err(trapped)?;
+        let restored = begun.snapshot.as_ref().map_or(0, Snapshot::fuel);
+        let left = fuel.checked_sub(restored).ok_or(Fault::Fuel { fuel })?;
+        running.store.set_fuel(left).map_err(trapped)?;
         let status = begun
             .judge
             .call(&mut running.store, (begun.head, length as u32))
@@ -334,6 +341,10 @@ impl HeadInstance for WasmInstance {
 
     fn flows_max(&self) -> usize {
         self.conditions.flows_max
+    }
+
+    fn is_spent(&self) -> bool {
+        self.begun.is_none()
     }
 
     fn fuel_used(&self) -> Option<u64> {

@@ -305,6 +305,7 @@ impl HeadSet {
                 verdicts: counters.verdicts,
                 abstained: counters.abstained,
                 faults: counters.faults,
+                restarts: counters.restarts,
                 switched_off: counters.switched_off,
                 log_lines_lost: head.guard.head().log_lines_lost(),
                 error: head.error.clone(),
