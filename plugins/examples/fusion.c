@@ -7,7 +7,7 @@
  */
 
 #define HEAD_NAME "fusion"
-#define HEAD_VERSION "1"
+#define HEAD_VERSION "2"
 #define HEAD_LABELS "harmless", "suspicious"
 #define HEAD_NEEDS TLLM_HEAD_NEEDS_TASKS
 #define HEAD_OUTPUT_BYTES 12288
@@ -17,7 +17,7 @@
 
 #include <stdint.h>
 
-static const char *const GOOD[] = {"normal", "benign", "Benign", "Normal"};
+static const char *const GOOD[] = {"normal", "benign", "Benign", "Normal", "non-doh"};
 
 #define TASKS 64
 #define TASK_LABELS 128

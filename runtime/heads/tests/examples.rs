@@ -102,7 +102,7 @@ fn model() -> Conditions {
                 task("botnet_detection", &["Zeus", "normal", "Neris"]),
                 task(
                     "malicious_doh_detection",
-                    &["benign-dns", "tunnel", "benign-doh"],
+                    &["benign-dns", "tunnel", "non-doh-https"],
                 ),
             ],
         },
