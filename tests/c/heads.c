@@ -7,7 +7,8 @@
 static tllm_engine *with_heads(const char *modules, const char *fuel, const char *state)
 {
     char setting[3][4200];
-    const char *settings[6] = {"engine.workers=0", "heads.faults_in_a_row_max=3", setting[0], setting[1], setting[2], NULL};
+    /* A machine that is busy elsewhere must not decide what comes out: no limit of time. */
+    const char *settings[7] = {"engine.workers=0", "heads.faults_in_a_row_max=3", "heads.batch_us_max=0", setting[0], setting[1], setting[2], NULL};
     snprintf(setting[0], sizeof setting[0], "heads.modules=%s", modules);
     snprintf(setting[1], sizeof setting[1], "heads.fuel_per_flow=%s", fuel);
     snprintf(setting[2], sizeof setting[2], "heads.allow_state=%s", state);

@@ -44,6 +44,17 @@ fn what_was_loaded_for_a_generation_that_is_no_more_is_not_installed() {
 }
 
 #[test]
+fn heads_are_loaded_while_others_hold_the_lock() {
+    let model = Arc::new(Model::open_default().unwrap());
+    let engine = engine(&model, 0);
+    let shared = &engine.shared;
+    // Whoever makes a submitter or a classifier holds it: here this thread, which would wait for itself.
+    let making = shared.lock_making();
+    let loaded = shared.successor(None, Some(&Arc::new(options(7)))).unwrap();
+    assert_eq!(shared.install(making, loaded).unwrap(), Some(2));
+}
+
+#[test]
 fn a_model_that_was_activated_stays_whatever_heads_are_set_meanwhile() {
     const ROUNDS: u64 = 60;
     let models = [(); 2].map(|()| Arc::new(Model::open_default().unwrap()));
