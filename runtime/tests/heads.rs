@@ -921,3 +921,24 @@ fn precompiled_heads_run_only_from_the_bundle_and_with_the_operators_leave() {
         .to_string();
     assert!(refused.contains("good.cwasm: precompiled"), "{refused}");
 }
+
+#[test]
+fn the_command_runs_the_heads_of_a_bundle_unless_told_otherwise() {
+    let wasm = wat::parse_file(plugins().join("examples/good.wat")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("with-head.tllm");
+    let bundle = bundle_with(&wasm, |_| ()).unwrap();
+    bundle.write_packed(&path).unwrap();
+    let path = path.to_str().unwrap();
+    let captured = capture("http.pcap");
+    let detect = |more: &[&str]| {
+        let mut arguments = vec!["detect", "--model", path, "--format", "json"];
+        arguments.extend(more);
+        arguments.push(&captured);
+        let (status, out, error) = common::run(&arguments);
+        assert_eq!(status, 0, "{error}");
+        out
+    };
+    assert!(detect(&[]).contains("\"good\""));
+    assert!(!detect(&["--no-bundled-heads"]).contains("\"good\""));
+}

@@ -135,13 +135,18 @@ pub(super) fn losses(head: &HeadStatus) -> Option<String> {
     if lost.is_empty() {
         return None;
     }
+    let error = if head.error.is_empty() {
+        String::new()
+    } else {
+        format!("; it could not be loaded: {}", printable(&head.error))
+    };
     let off = if head.is_enabled {
         ""
     } else {
         "; it was switched off"
     };
     Some(format!(
-        "head {} ({}): flows without a verdict: {}{off}",
+        "head {} ({}): flows without a verdict: {}{off}{error}",
         printable(&head.name),
         printable(&head.file),
         lost.join(", ")
