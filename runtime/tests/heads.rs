@@ -370,7 +370,7 @@ fn threads_beyond_those_that_a_head_has_room_for_have_no_verdict_of_it() {
     // The caller's own thread, and those beside the workers; twice, for heads that are replaced.
     let room = 2 * (1 + trafficllm::limits::HEAD_THREADS_BESIDE_WORKERS);
     let mut classifiers: Vec<_> = (0..=room).map(|_| engine.classifier().unwrap()).collect();
-    let mut last = |classifier: &mut trafficllm::Classifier| {
+    let last = |classifier: &mut trafficllm::Classifier| {
         let mut reason = None;
         let take = |_, answer: &Answer<'_>| {
             let Judgement::Verdicts(verdicts) = answer.judgement else {
