@@ -468,7 +468,7 @@ const KEY_CHARACTERS_SHOWN: usize = 64;
 const TIMEOUT: [u64; 2] = [TIMEOUT_US_MIN, TIMEOUT_US_MAX];
 const KEPT: FlowConfig = FlowConfig::DEFAULT;
 
-static OPTIONS: [SettingInfo; 28] = [
+static OPTIONS: [SettingInfo; 30] = [
     SettingInfo::integer(
         WORKERS,
         [WORKERS_DEFAULT as u64, 0, WORKERS_MAX as u64],

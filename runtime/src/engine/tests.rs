@@ -132,7 +132,7 @@ fn a_worker_never_waits_into_the_deadline() {
             deadline_us,
             ..EngineOptions::default()
         };
-        let shared = Shared::new(Arc::clone(&model), &options).unwrap();
+        let shared = Shared::new(Arc::clone(&model), model.flow_config(), &options).unwrap();
         assert_eq!(shared.batch_wait, Duration::from_micros(expected_us));
     }
 }
@@ -148,7 +148,7 @@ fn a_batch_is_cut_at_its_limits_and_not_before() {
             queue_flows: waiting,
             ..EngineOptions::default()
         };
-        let shared = Arc::new(Shared::new(Arc::clone(&model), &options).unwrap());
+        let shared = Arc::new(Shared::new(Arc::clone(&model), model.flow_config(), &options).unwrap());
         let mut submitter = Submitter::new(&shared, waiting, true, None).unwrap();
         for id in 0..waiting as u64 {
             submitter.submit_request(REQUEST, id).unwrap();
@@ -188,6 +188,7 @@ fn a_slot_is_as_large_as_is_reported() {
         flow_tokens: 10,
         request_tokens: 20,
         verdicts: 3,
+        ..SlotSizes::default()
     };
     let slot = Slot::new(sizes).unwrap();
     let held = size_of::<Slot>()
@@ -204,7 +205,8 @@ fn what_is_being_made_counts_for_the_flows_that_come_meanwhile() {
         memory_bytes_max: held + 1_000,
         ..EngineOptions::default()
     };
-    let shared = Shared::new(model, &options).unwrap();
+    let flows = model.flow_config();
+    let shared = Shared::new(model, flows, &options).unwrap();
     shared.charge_flow_bytes(300).unwrap();
     let making = shared.lock_making();
     assert!(making.check_budget("a thing", 701).is_err());
