@@ -52,6 +52,7 @@ fn compare(rounds: usize, sequence_tokens: usize) -> Result<(), NetworkError> {
         prefix_tokens: 0,
         query_tokens: 0,
         lora_rank: 0,
+        scales: Vec::new(),
         task_labels: Vec::new(),
         norm_epsilon: 1e-5,
         rotary_base: 10_000.0,

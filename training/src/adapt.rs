@@ -15,9 +15,10 @@ use trafficllm_model::Bundle;
 use self::material::{Answer, Material};
 use self::opened::Opened;
 use crate::adapters::AdapterRecipe;
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::metrics::Scores;
 use crate::network::Network;
+use crate::recipe::in_range;
 
 /// What an adapter may lose by default: less than what one item of a rare label moves the macro-F1 by.
 pub const LOSS_MAX: f64 = 0.02;
@@ -99,7 +100,7 @@ pub struct ListedVersion {
 ///
 /// # Errors
 /// A bundle or data that are not as they should be, a task that is there already, a failed training, and
-/// [`TrainError::AdapterRefused`] for an adapter that is no better than guessing.
+/// [`AdapterRefused`](crate::error::TrainError::AdapterRefused) for an adapter that is no better than guessing.
 pub fn register(options: &AdaptOptions) -> Result<Adapted> {
     options.recipe.check()?;
     let opened = Opened::new(&options.bundle, &options.out)?;
@@ -130,18 +131,18 @@ pub fn register(options: &AdaptOptions) -> Result<Adapted> {
 ///
 /// # Errors
 /// As [`register`]; a share out of its range; labels of the task without training items: without them it would forget them; a group that is trained on in one folder
-/// and held in the other; [`TrainError::AdapterRefused`] for an adapter that is no better than the active one, or worse by more than
+/// and held in the other; [`AdapterRefused`](crate::error::TrainError::AdapterRefused) for an adapter that is no better than the active one, or worse by more than
 /// [`AdaptOptions::loss_max`] on the held items of one folder.
 pub fn update(options: &AdaptOptions) -> Result<Adapted> {
     options.recipe.check()?;
     // Said of "no number" too, which every comparison would let through.
-    if !(0.0..=1.0).contains(&options.loss_max) {
-        return Err(TrainError::RecipeField {
-            field: "loss_max",
-            expected: "a share from 0 to 1",
-            found: options.loss_max.to_string(),
-        });
-    }
+    let is_share = (0.0..=1.0).contains(&options.loss_max);
+    in_range(
+        "loss_max",
+        is_share,
+        "a share from 0 to 1",
+        &options.loss_max,
+    )?;
     let opened = Opened::new(&options.bundle, &options.out)?;
     let Some(index) = opened.place(&options.task) else {
         return Err(opened.wrong(

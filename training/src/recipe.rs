@@ -220,38 +220,21 @@ impl Recipe {
         if let Some(adapters) = &self.adapters {
             adapters.check()?;
         }
-        for (field, count) in [
-            ("requests.variants", Some(self.requests.variants)),
-            (
-                "instructions.variants",
-                self.instructions.map(|recipe| recipe.variants),
-            ),
-            (
-                "instructions.lines_of_pattern",
-                self.instructions.map(|recipe| recipe.lines_of_pattern),
-            ),
-        ] {
-            let count = count.unwrap_or(0);
-            in_range(field, count <= COPIES_MAX, "0 to 1000", &count)?;
-        }
+        let copies =
+            |field, count: usize| in_range(field, count <= COPIES_MAX, "0 to 1000", &count);
+        copies("requests.variants", self.requests.variants)?;
         if let Some(recipe) = &self.instructions {
-            let share = |value: f64| (0.0..=1.0).contains(&value);
-            let (typing, dropout) = (recipe.typing_errors, recipe.word_dropout);
+            copies("instructions.variants", recipe.variants)?;
+            copies("instructions.lines_of_pattern", recipe.lines_of_pattern)?;
+            let typing = recipe.typing_errors;
             let is_fine = (0.0..=100.0).contains(&typing);
             in_range("instructions.typing_errors", is_fine, "0 to 100", &typing)?;
-            in_range(
-                "instructions.word_dropout",
-                share(dropout),
-                "0 to 1",
-                &dropout,
-            )?;
-            let exponent = recipe.task_exponent;
-            in_range(
-                "instructions.task_exponent",
-                share(exponent),
-                "0 to 1",
-                &exponent,
-            )?;
+            for (field, value) in [
+                ("instructions.word_dropout", recipe.word_dropout),
+                ("instructions.task_exponent", recipe.task_exponent),
+            ] {
+                in_range(field, (0.0..=1.0).contains(&value), "0 to 1", &value)?;
+            }
         }
         in_range(
             "shards",

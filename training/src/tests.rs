@@ -167,6 +167,10 @@ fn a_bundle_with_instructions_and_adapters_of_their_own_is_whole() {
         lines_of_pattern: 1,
         ..recipe
     });
+    let remarks = [("limits", "made up"), ("lab", "none"), ("seed", "no")];
+    options.remarks = remarks
+        .map(|(name, text)| (name.into(), text.into()))
+        .into();
     options.recipe.adapters = Some(AdapterRecipe {
         lora_rank: 2,
         phase: PhaseRecipe {
@@ -182,6 +186,9 @@ fn a_bundle_with_instructions_and_adapters_of_their_own_is_whole() {
     assert_eq!(names, ["colours", "requests", "instruction"]);
     let bundle = Bundle::open(&options.out).expect("sound");
     let manifest = bundle.manifest();
+    assert_eq!(manifest.card["limits"], "made up");
+    assert_eq!(manifest.card["lab"], "none");
+    assert_eq!(manifest.card["seed"], 7, "the command's own");
     assert_eq!(
         manifest.tasks.len(),
         2,

@@ -1,6 +1,6 @@
 //! The keywords in rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde_json::Value;
@@ -29,28 +29,27 @@ fn example_rules() -> String {
 
 const LIMIT: &str = "threshold: type limit, track by_flow, count 1, seconds 3600;";
 
+/// Tasks and labels of the verdicts that do not abstain.
+fn answers(verdicts: &Value) -> BTreeSet<(String, String)> {
+    let verdicts = verdicts.as_array().unwrap().iter();
+    let answered = verdicts.filter(|verdict| verdict["abstained"] == false);
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    answered
+        .map(|verdict| (text(&verdict["task"]), text(&verdict["label"])))
+        .collect()
+}
+
 #[test]
 fn a_label_rule_alerts_once_per_flow() {
     const EARLY: usize = 8;
     const WHOLE: usize = 20;
     for host in hosts() {
         let folder = TempDir::new().unwrap();
-        for (name, task, label) in [
-            ("http.pcap", "botnet_detection", "Neris"),
-            ("ssh.pcap", "malicious_doh_detection", "non-doh-https"),
-            ("smtp.pcap", "malware_traffic_detection", "Htbot"),
-        ] {
+        for name in ["http.pcap", "ssh.pcap", "smtp.pcap"] {
             let capture = traffic::capture(name);
             let packets = traffic::read(&capture);
             // What the model says of the first packets, by the command on captures that end there.
-            let says = |verdicts: &Value| {
-                let mut verdicts = verdicts.as_array().unwrap().iter();
-                verdicts.any(|verdict| {
-                    verdict["task"] == task
-                        && verdict["label"] == label
-                        && verdict["abstained"] == false
-                })
-            };
+            let mut reached: Vec<(records::Key, Value)> = Vec::new();
             let mut expected: BTreeMap<records::Key, bool> = BTreeMap::new();
             for most in [EARLY, WHOLE] {
                 let (cut, sizes) = traffic::cut(&packets, most);
@@ -61,12 +60,29 @@ fn a_label_rule_alerts_once_per_flow() {
                     long.iter().any(|&size| size >= most as u64) || most == WHOLE,
                     "{name}: no flow is long enough"
                 );
-                for line in host.detect(&[&path]) {
-                    let is_reached = line["packets"].as_u64().unwrap() >= most as u64;
+                for mut line in host.detect(&[&path]) {
                     let key = key_of_line(&line);
-                    *expected.entry(key).or_default() |= is_reached && says(&line["verdicts"]);
+                    expected.insert(key.clone(), false);
+                    if line["packets"].as_u64().unwrap() >= most as u64 {
+                        reached.push((key, line["verdicts"].take()));
+                    }
                 }
             }
+            // The answer that most flows get, whichever the model gives.
+            let mut flows_of: BTreeMap<(String, String), usize> = BTreeMap::new();
+            for (_, verdicts) in &reached {
+                for answer in answers(verdicts) {
+                    *flows_of.entry(answer).or_default() += 1;
+                }
+            }
+            let most_given = flows_of.into_iter().max_by_key(|(_, flows)| *flows);
+            let (answer, _) = most_given.unwrap_or_else(|| panic!("{name}: no flow is answered"));
+            for (key, verdicts) in &reached {
+                if answers(verdicts).contains(&answer) {
+                    expected.insert(key.clone(), true);
+                }
+            }
+            let (task, label) = answer;
             let expected_flows = expected
                 .values()
                 .filter(|&&is_expected| is_expected)
