@@ -643,13 +643,18 @@ typedef struct tllm_memory {
      */
     uint64_t flow_bytes;
     /**
+     * Code of WebAssembly heads, and the memory of those that keep what they know; that of the others is among the buffers.
+     */
+    uint64_t head_bytes;
+    /**
      * Zero.
      */
-    uint64_t reserved[4];
+    uint64_t reserved[3];
 } tllm_memory;
 
 /**
- * A head at work, and what it did since it was loaded. Each number only grows.
+ * A head at work, and what it did since it was loaded: where heads are replaced, all numbers begin at 0 again, and where the model is
+ * replaced, those of its bundle's heads do.
  */
 typedef struct tllm_head {
     /**
@@ -701,9 +706,21 @@ typedef struct tllm_head {
      */
     uint64_t without_verdict;
     /**
+     * Lines that it logged and that were not kept.
+     */
+    uint64_t log_lines_lost;
+    /**
+     * 1 if it is of the bundle and could not be loaded: it has no verdicts then, for the reason "unavailable".
+     */
+    uint32_t missing;
+    /**
      * Zero.
      */
-    uint64_t reserved[4];
+    uint32_t reserved1;
+    /**
+     * Zero.
+     */
+    uint64_t reserved[2];
 } tllm_head;
 
 /**
@@ -889,18 +906,18 @@ typedef struct tllm_verdict {
      */
     char model_id[TLLM_MODEL_ID_BYTES];
     /**
+     * Zero.
+     */
+    uint64_t reserved[2];
+    /**
      * Why a head has no verdict, with the status TLLM_ABSTAINED: "fuel", "stack", "trap", "panic", "refused", "rubbish", "not_a_number",
-     * "model", "unavailable", "too_large", or "switched_off". Empty else.
+     * "model", "unavailable", "too_large", "late", or "switched_off". Empty else.
      */
     char reason[TLLM_REASON_BYTES];
     /**
      * Why, in words of the head whose verdict it is; empty for the model's tasks.
      */
     char evidence[TLLM_EVIDENCE_BYTES];
-    /**
-     * Zero.
-     */
-    uint64_t reserved[2];
 } tllm_verdict;
 
 /**
@@ -1325,8 +1342,9 @@ int32_t tllm_engine_head_enable(struct tllm_engine *engine,
                                 int32_t enabled);
 
 /**
- * Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files are
- * read again, heads begin anew. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
+ * Replaces the heads while the engine works by those that the "heads." keys of `config` name, and those of the model's bundle: files of
+ * modules are read again, heads begin anew. A native library stays loaded as long as the process: a new version needs a path of its
+ * own, and one that has changed under its path is refused. Flows under way end with the heads before. NULL stands for the keys' defaults. Call it beside
  * the packet path: modules are compiled. On an error the heads before go on.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),

@@ -87,10 +87,10 @@ pub struct tllm_memory {
     pub queue_bytes: u64,
     /// The most that the live flows of the engine can take.
     pub flow_bytes: u64,
-    /// Zero.
-    pub reserved: [u64; 4],
     /// Code of WebAssembly heads, and the memory of those that keep what they know; that of the others is among the buffers.
     pub head_bytes: u64,
+    /// Zero.
+    pub reserved: [u64; 3],
 }
 
 /// How long flows and requests took from submission to their verdicts, since the engine was made.
@@ -517,8 +517,8 @@ pub unsafe extern "C" fn tllm_engine_memory(
             classifier_bytes: read.classifier_bytes as u64,
             queue_bytes: read.queue_bytes as u64,
             flow_bytes: read.flow_bytes as u64,
-            reserved: [0; 4],
             head_bytes: read.head_bytes as u64,
+            reserved: [0; 3],
         };
         // SAFETY: the caller's promise.
         unsafe { write_struct(&described, memory, size, "memory") }?;

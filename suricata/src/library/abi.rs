@@ -119,8 +119,8 @@ structs! {
         classifier_bytes: u64,
         queue_bytes: u64,
         flow_bytes: u64,
-        reserved: [u64; 4],
         head_bytes: u64,
+        reserved: [u64; 3],
     }
     /// How long judgements took.
     Latency = "tllm_latency" {
