@@ -1,7 +1,9 @@
-/* A plugin of Suricata's that bends the packets which another one is shown, and is no more than a test: loaded before and behind it (as
- * two files), it turns a bit of the packet's pointer to its flow over and back, for the first TLLM_BEND packets of flows. So packets look
- * as if this Suricata had another layout, while Suricata itself sees nothing of it.
+/* A plugin of Suricata's that bends the packets which another one is shown, and is no more than a test: loaded before it, it sets the
+ * lowest bit of the packet's pointer to its flow, for the first TLLM_BEND packets of flows; loaded behind it (built with -DBEHIND), it
+ * clears that bit, which no flow's address has. So packets look as if this Suricata had another layout, while Suricata itself sees nothing
+ * of it. The one behind looks at the bit and does not count: Suricata's threads come to it in another order than to the one before.
  */
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -11,21 +13,25 @@
 typedef void (*update_fn)(void *thread, void *flow, void *packet, void *data);
 extern _Bool SCFlowRegisterUpdateCallback(update_fn function, void *data);
 
-static unsigned long left;
+static atomic_ulong seen;
+static unsigned long bent_max;
 
 static void bend(void *thread, void *flow, void *packet, void *data)
 {
     (void)thread, (void)flow, (void)data;
-    if (left == 0)
-        return;
-    left--;
-    *(uintptr_t *)((char *)packet + FLOW) ^= 1;
+    uintptr_t *pointer = (uintptr_t *)((char *)packet + FLOW);
+#ifdef BEHIND
+    *pointer &= ~(uintptr_t)1;
+#else
+    if (atomic_fetch_add(&seen, 1) < bent_max)
+        *pointer |= 1;
+#endif
 }
 
 static void init(void)
 {
     const char *packets = getenv("TLLM_BEND");
-    left = packets ? strtoul(packets, NULL, 10) : 0;
+    bent_max = packets ? strtoul(packets, NULL, 10) : 0;
     SCFlowRegisterUpdateCallback(bend, NULL);
 }
 
