@@ -496,12 +496,13 @@ impl Plugin {
 
     /// A packet whose pointers do not fit to each other. If no packet before looked right, Suricata is another than it seems.
     fn layout_looks_wrong(&self) {
-        let before = self.layout_failures.load(Ordering::Relaxed);
-        if before == u64::MAX {
-            return;
-        }
-        self.layout_failures.store(before + 1, Ordering::Relaxed);
-        if before + 1 >= limits::LAYOUT_FAILURES_MAX {
+        // In one step: another thread may just have seen a packet that looks right.
+        let counted =
+            self.layout_failures
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |failures| {
+                    failures.checked_add(1)
+                });
+        if counted.is_ok_and(|before| before + 1 >= limits::LAYOUT_FAILURES_MAX) {
             plugin::halt("the headers of packets do not stand where this plugin knows them");
         }
     }

@@ -506,8 +506,10 @@ fn packets_of_another_layout_end_the_plugin_and_nothing_else() {
         let around = ["before.so", "behind.so"].map(|name| folder.path().join(name));
         host::compile("bend.c", &around[0], &[]);
         host::compile("bend.c", &around[1], &[Path::new("-DBEHIND")]);
+        // On one thread, where the plugin sees as many bent packets before the first good one as were bent.
         let bent = |packets: u64| {
             let setup = Setup::new()
+                .argument("--runmode=single")
                 .around(around.clone())
                 .environment("TLLM_BEND", &packets.to_string());
             let ran = host::read(&host, &setup, &traffic::capture("http.pcap"));
