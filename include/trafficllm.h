@@ -631,7 +631,7 @@ typedef struct tllm_memory {
      */
     uint64_t worker_bytes;
     /**
-     * Buffers of the sessions that judge synchronously.
+     * Buffers of the sessions that judge synchronously, and heads of detections.
      */
     uint64_t classifier_bytes;
     /**
@@ -643,7 +643,7 @@ typedef struct tllm_memory {
      */
     uint64_t flow_bytes;
     /**
-     * Code of WebAssembly heads, and the memory of those that keep what they know; that of the others is among the buffers.
+     * Code of WebAssembly heads, and all that their memory can grow to, without that on the sessions that judge synchronously.
      */
     uint64_t head_bytes;
     /**
@@ -1333,7 +1333,7 @@ int32_t tllm_engine_head(const struct tllm_engine *engine,
 
 /**
  * Switches the head of that name on, where `enabled` is not 0, with no fault held against it, or off: its verdicts then abstain. A head
- * that was switched off because of its faults stays so until this is called, or heads are replaced.
+ * that was switched off because of its faults stays so until this is called, or heads or model are replaced.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TEXT, TLLM_ERR_TASK (no head of this name), TLLM_ERR_FORKED.
  */

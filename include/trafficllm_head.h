@@ -79,7 +79,8 @@
  *
  * WebAssembly 2.0 with fixed-width SIMD, bulk memory, and memories of any page size; without reference types, threads, exceptions, tail calls
  * and 64-bit or further memories; without table.init, table.copy, elem.drop and data.drop, which would be state that cannot be put back. NaNs are
- * canonical. Limits are those at the end of this file and the operator's: memory, fuel per flow, bytes of stack.
+ * canonical. Limits are those at the end of this file and the operator's: memory, fuel per flow, bytes of stack. Where the host puts the memory
+ * back after each flow, that costs a unit of fuel for each 64 bytes; a head whose memory costs more than a flow's fuel does not begin.
  *
  * BLOCKS
  *

@@ -81,13 +81,13 @@ pub struct tllm_memory {
     pub retired_bytes: u64,
     /// Buffers of the workers.
     pub worker_bytes: u64,
-    /// Buffers of the sessions that judge synchronously.
+    /// Buffers of the sessions that judge synchronously, and heads of detections.
     pub classifier_bytes: u64,
     /// The queue, and what the sessions have reserved.
     pub queue_bytes: u64,
     /// The most that the live flows of the engine can take.
     pub flow_bytes: u64,
-    /// Code of WebAssembly heads, and the memory of those that keep what they know; that of the others is among the buffers.
+    /// Code of WebAssembly heads, and all that their memory can grow to, without that on the sessions that judge synchronously.
     pub head_bytes: u64,
     /// Zero.
     pub reserved: [u64; 3],
@@ -596,7 +596,7 @@ pub unsafe extern "C" fn tllm_engine_head(
 }
 
 /// Switches the head of that name on, where `enabled` is not 0, with no fault held against it, or off: its verdicts then abstain. A head
-/// that was switched off because of its faults stays so until this is called, or heads are replaced.
+/// that was switched off because of its faults stays so until this is called, or heads or model are replaced.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TEXT, TLLM_ERR_TASK (no head of this name), TLLM_ERR_FORKED.
 ///

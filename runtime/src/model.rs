@@ -184,6 +184,16 @@ impl Model {
         self.level
     }
 
+    /// Bytes held for judging: weights, adapters, and the modules of its heads.
+    pub(crate) fn bytes(&self) -> usize {
+        let heads = self.heads.iter();
+        #[cfg(feature = "heads-run")]
+        let heads = heads.map(|head| head.bytes.capacity());
+        #[cfg(not(feature = "heads-run"))]
+        let heads = heads.map(|_| 0);
+        self.core.bytes() + heads.sum::<usize>()
+    }
+
     pub(crate) fn heads(&self) -> &[BundledHead] {
         &self.heads
     }

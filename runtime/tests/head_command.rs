@@ -129,7 +129,7 @@ fn check_says_what_a_head_exports_needs_and_costs() {
     for part in [
         "head             beaconing",
         "labels           none, beacon",
-        "needs            pair",
+        "needs            packets, pair",
         "state            kept",
     ] {
         assert!(out.contains(part), "{out}");

@@ -196,7 +196,7 @@ fn monitoring_shows_all_that_is_held() {
     ] {
         assert!(shown[part] > 0, "{part}");
     }
-    assert_eq!((shown.len(), shown["flows"]), (7, 1_000));
+    assert_eq!((shown.len(), shown["flows"], shown["heads"]), (8, 1_000, 0));
 }
 
 #[test]

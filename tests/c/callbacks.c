@@ -1,9 +1,6 @@
 /* What a callback of tllm_session_each and of tllm_capture_detect may do, and how it ends them. */
 #include "check.h"
 
-/* sizeof(tllm_verdict) in the first header that had it. */
-#define FIRST_VERDICT_BYTES 280
-
 static tllm_engine *engine;
 static tllm_session *session;
 static tllm_flow *flow;

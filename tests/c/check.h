@@ -23,6 +23,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* sizeof(tllm_verdict) in the first header that had it. */
+#define FIRST_VERDICT_BYTES 280
+
 /* A condition that must hold. */
 #define CHECK(condition)                                                                        \
     do {                                                                                        \

@@ -204,7 +204,7 @@ static void capacities(void)
     CHECK(count == 3);
     STATUS(TLLM_ERR_BUFFER, tllm_session_poll(session, verdicts, sizeof verdicts[0], 0, &count));
     count = 77;
-    STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, sizeof verdicts[0] - 1, 8, &count));
+    STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, FIRST_VERDICT_BYTES - 1, 8, &count));
     STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, 0, 8, &count));
     STATUS(TLLM_ERR_STRUCT, tllm_session_poll(session, verdicts, SIZE_MAX, 8, &count));
     STATUS(TLLM_ERR_NULL, tllm_session_poll(session, NULL, sizeof verdicts[0], 8, &count));

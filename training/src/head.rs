@@ -1,8 +1,9 @@
 //! `head fit`: a linear head for a task, out of labelled flows and what a bundle knows of them.
 //!
 //! The head reads the hidden state of one of the bundle's tasks, by rule of another one than the task it is fitted for: that one has learnt the
-//! training flows, so its state and its scores there look better than they are. The bundle's own answer has a voice in the head instead, whose weight is
-//! set and not fitted, for the same reason. Source task and regularisation are chosen on held groups of the training split; `val` is scored at the end and
+//! training flows, so its state and its scores there look better than they are. On flows that the bundle has not learnt, as those of another network or
+//! of later weeks, its own task's state says more, and `from` takes it. The bundle's own answer has a voice in the head, whose weight is set and not
+//! fitted, for the same reason. Source task and regularisation are chosen on held groups of the training split; another split is scored at the end and
 //! decides nothing.
 
 mod examine;
@@ -35,7 +36,7 @@ pub const PENALTIES: [f64; 5] = [3e-2, 1e-2, 3e-3, 1e-3, 3e-4];
 const PENALTY_TO_COMPARE: f64 = 3e-3;
 /// Parts that the groups of the training split are divided into.
 const FOLDS: usize = 5;
-/// Resamples of the groups of `val`.
+/// Resamples of the groups that are scored.
 const RESAMPLES: u64 = 2_000;
 
 /// What is asked for.
@@ -55,8 +56,8 @@ pub struct HeadOptions {
     pub name: Option<String>,
     /// Below this score the head abstains.
     pub threshold: f32,
-    /// Whether there is a `val` split to score.
-    pub scores_val: bool,
+    /// The split to score, if there is one.
+    pub scored: Option<Split>,
     /// Threads; never change a result.
     pub threads: usize,
 }
@@ -72,16 +73,18 @@ pub struct Tried {
     pub macro_f1: f64,
 }
 
-/// The scores of a fitted head on `val`.
+/// The scores of a fitted head on flows that it was not fitted on.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HeadScores {
+    /// The split.
+    pub split: &'static str,
     /// The head.
     pub head: Scores,
     /// The bundle's own answers to the task, where it has it.
     pub bundle: Option<Scores>,
     /// Macro-F1 without the items whose payload stands in the training split too: head, bundle.
     pub unseen: (f64, Option<f64>),
-    /// Head less bundle in macro-F1: the 5th and the 95th of a hundred parts when the groups of `val` are drawn again and again, with replacement, and
+    /// Head less bundle in macro-F1: the 5th and the 95th of a hundred parts when the split's groups are drawn again and again, with replacement, and
     /// the share of draws in which the head is better.
     pub resampled: Option<Resampled>,
 }
@@ -114,7 +117,7 @@ pub struct Fitted {
     pub fitted_on: (usize, usize),
     /// What was tried.
     pub tried: Vec<Tried>,
-    /// The scores on `val`.
+    /// The scores on another split.
     pub scores: Option<HeadScores>,
     /// The module.
     #[serde(skip)]
@@ -212,17 +215,24 @@ pub fn fit(options: &HeadOptions) -> Result<Fitted> {
             "more",
         )
     })?;
-    let scores = if options.scores_val {
-        let val = data::load(&options.data, &options.task, Split::Val)?;
+    let scores = if let Some(split) = options.scored {
+        let scored = data::load(&options.data, &options.task, split)?;
         let known = examine(
             &model,
             &encoder,
-            &val,
+            &scored,
             &sources[place..=place],
             own,
             options.threads,
         )?;
-        Some(score(&model, &linear, &train, &val, &known, own)?)
+        Some(score(
+            &model,
+            &linear,
+            &train,
+            (split, &scored),
+            &known,
+            own,
+        )?)
     } else {
         None
     };
@@ -353,12 +363,12 @@ fn linear_of(
     linear.pooled_with(&options.task, voice).ok_or_else(error)
 }
 
-/// Asks the head itself of every item of `val`.
+/// Asks the head itself of every item of a split.
 fn score(
     model: &Model,
     linear: &Linear,
     train: &TaskData,
-    val: &TaskData,
+    (split, scored): (Split, &TaskData),
     known: &Examined,
     own: Option<usize>,
 ) -> Result<HeadScores> {
@@ -379,12 +389,12 @@ fn score(
     let mut answers = Answers::default();
     let own_labels: Vec<usize> = own.map_or_else(Vec::new, |own| {
         let theirs = model.tasks()[own].labels().iter();
-        let place = |label| val.labels.iter().position(|known| known == label);
+        let place = |label| scored.labels.iter().position(|known| known == label);
         theirs
             .map(|label| place(label).unwrap_or(usize::MAX))
             .collect()
     });
-    let mut found = Vec::with_capacity(val.items.len());
+    let mut found = Vec::with_capacity(scored.items.len());
     for (number, state) in known.states[0].iter().enumerate() {
         let scores = known.own_scores.get(number).map_or(&[][..], Vec::as_slice);
         let task = TaskInput {
@@ -406,7 +416,7 @@ fn score(
         found.push((usize::from(verdict.label), verdict.abstained, bundle));
     }
     let seen = evaluate::fingerprints(train);
-    let is_unseen: Vec<bool> = val
+    let is_unseen: Vec<bool> = scored
         .items
         .iter()
         .map(|item| {
@@ -415,8 +425,9 @@ fn score(
         })
         .collect();
     let table = |of_head: bool, counts: &[u32]| {
-        let mut table = Confusion::new(&val.labels);
-        for ((item, &(head, abstained, bundle)), &count) in val.items.iter().zip(&found).zip(counts)
+        let mut table = Confusion::new(&scored.labels);
+        for ((item, &(head, abstained, bundle)), &count) in
+            scored.items.iter().zip(&found).zip(counts)
         {
             for _ in 0..count {
                 if of_head {
@@ -428,17 +439,21 @@ fn score(
         }
         table.scores()
     };
-    let once = vec![1; val.items.len()];
+    let once = vec![1; scored.items.len()];
     let unseen: Vec<u32> = is_unseen.iter().map(|&unseen| u32::from(unseen)).collect();
     let has_own = own.is_some();
     let resampled = has_own.then(|| {
         let differences = (0..RESAMPLES).map(|number| {
             let mut random = Random::stream(1, 0x4845_4144, number);
-            let mut of_group = vec![0_u32; val.groups.len()];
-            for _ in 0..val.groups.len() {
-                of_group[random.below(val.groups.len())] += 1;
+            let mut of_group = vec![0_u32; scored.groups.len()];
+            for _ in 0..scored.groups.len() {
+                of_group[random.below(scored.groups.len())] += 1;
             }
-            let counts: Vec<u32> = val.items.iter().map(|item| of_group[item.group]).collect();
+            let counts: Vec<u32> = scored
+                .items
+                .iter()
+                .map(|item| of_group[item.group])
+                .collect();
             table(true, &counts).macro_f1 - table(false, &counts).macro_f1
         });
         let mut differences: Vec<f64> = differences.collect();
@@ -455,6 +470,7 @@ fn score(
         }
     });
     Ok(HeadScores {
+        split: split.name(),
         head: table(true, &once),
         bundle: has_own.then(|| table(false, &once)),
         unseen: (

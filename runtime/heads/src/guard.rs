@@ -101,6 +101,8 @@ pub struct Guard {
     head: Arc<dyn Head>,
     options: GuardOptions,
     is_off: AtomicBool,
+    /// Its faults have switched it off, and nobody else.
+    is_off_for_faults: AtomicBool,
     faults_in_a_row: AtomicU32,
     /// Since it was last switched on: how often it began anew, and flows that it answered.
     restarts_since: AtomicU64,
@@ -156,6 +158,7 @@ impl Guard {
             head,
             options,
             is_off: AtomicBool::new(false),
+            is_off_for_faults: AtomicBool::new(false),
             faults_in_a_row: AtomicU32::new(0),
             restarts_since: AtomicU64::new(0),
             flows_since: AtomicU64::new(0),
@@ -191,7 +194,24 @@ impl Guard {
         self.faults_in_a_row.store(0, Ordering::Relaxed);
         self.restarts_since.store(0, Ordering::Relaxed);
         self.flows_since.store(0, Ordering::Relaxed);
+        self.is_off_for_faults.store(false, Ordering::Relaxed);
         self.is_off.store(!is_enabled, Ordering::Release);
+    }
+
+    /// Switches the head on again if its faults have switched it off: it may do better with another model.
+    pub fn forgive(&self) {
+        if self.is_off_for_faults.swap(false, Ordering::AcqRel) {
+            self.set_enabled(true);
+        }
+    }
+
+    fn switch_off_for_faults(&self) -> bool {
+        if self.is_off.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.is_off_for_faults.store(true, Ordering::Release);
+        self.switched_off.fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// What it did so far.
@@ -226,8 +246,7 @@ impl Guard {
             .saturating_add(1);
         let (name, most) = (&self.about().name, self.options.faults_in_a_row_max);
         tracing::debug!(head = name, %fault, in_a_row, "a head failed");
-        if most != 0 && in_a_row >= most && !self.is_off.swap(true, Ordering::AcqRel) {
-            self.switched_off.fetch_add(1, Ordering::Relaxed);
+        if most != 0 && in_a_row >= most && self.switch_off_for_faults() {
             tracing::warn!(head = name, %fault, in_a_row, "a head is switched off");
         }
     }
@@ -247,8 +266,7 @@ impl Guard {
         let (name, most) = (&self.about().name, self.options.faults_in_a_row_max);
         let answered = self.flows_since.load(Ordering::Relaxed);
         let is_often = restarts > u64::from(most) + answered / limits::FLOWS_PER_RESTART;
-        if most != 0 && is_often && !self.is_off.swap(true, Ordering::AcqRel) {
-            self.switched_off.fetch_add(1, Ordering::Relaxed);
+        if most != 0 && is_often && self.switch_off_for_faults() {
             tracing::warn!(
                 head = name,
                 restarts,

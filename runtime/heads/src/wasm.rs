@@ -254,6 +254,9 @@ fn config(options: &SandboxOptions) -> wasmtime::Result<Config> {
     #[cfg(feature = "cranelift")]
     config.cranelift_nan_canonicalization(true);
     if options.execution == Execution::Interpreted {
+        if !cfg!(feature = "pulley") {
+            return Err(wasmtime::Error::msg("this build has no interpreter"));
+        }
         config.target(if cfg!(target_pointer_width = "64") {
             "pulley64"
         } else {

@@ -6,20 +6,11 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{flow, judged, labels, plugins, station};
+use common::{flow, judged, plugins, station};
 use trafficllm_heads::*;
 
 fn good() -> Vec<u8> {
     wat::parse_file(plugins().join("examples/good.wat")).unwrap()
-}
-
-fn module(name: &str) -> Vec<u8> {
-    std::fs::read(
-        plugins()
-            .join("examples/modules")
-            .join(format!("{name}.wasm")),
-    )
-    .unwrap()
 }
 
 fn sandbox(change: impl FnOnce(&mut SandboxOptions)) -> Sandbox {
@@ -58,16 +49,15 @@ fn a_precompiled_module_runs_if_its_hash_is_trusted() {
     }
 }
 
+#[cfg(not(feature = "pulley"))]
 #[test]
-fn what_was_precompiled_for_other_options_is_refused_though_it_is_trusted() {
-    let interpreter = sandbox(|options| options.execution = Execution::Interpreted);
-    let compiler = sandbox(|_| ());
-    for (one, other) in [(&interpreter, &compiler), (&compiler, &interpreter)] {
-        let compiled = one.precompile("good", &good()).unwrap();
-        let refused = other.load("good", &compiled, &[sha256(&compiled)]);
-        assert!(matches!(refused.unwrap_err(), HeadError::Module { .. }));
-        assert!(one.load("good", &compiled, &[sha256(&compiled)]).is_ok());
-    }
+fn a_build_without_the_interpreter_says_so() {
+    let options = SandboxOptions {
+        execution: Execution::Interpreted,
+        ..SandboxOptions::default()
+    };
+    let error = Sandbox::new(options).unwrap_err().to_string();
+    assert!(error.contains("no interpreter"), "{error}");
 }
 
 #[test]
@@ -82,41 +72,6 @@ fn what_is_refused_is_not_precompiled() {
         let bytes = wat::parse_file(plugins().join(format!("attacks/{name}.wat"))).unwrap();
         assert!(sandbox.precompile(name, &bytes).is_err(), "{name}");
     }
-}
-
-#[test]
-fn the_interpreter_gives_the_bytes_of_the_compiler() {
-    let mut all = Vec::new();
-    for execution in [Execution::Native, Execution::Interpreted] {
-        let sandbox = sandbox(|options| options.execution = execution);
-        let linear = (0..64)
-            .map(|number| (number % 13) as f32 / 13.0 - 0.5)
-            .collect();
-        let names = vec!["one".to_owned(), "two".to_owned()];
-        let linear = Linear::new(("linear", "1"), names, 0.5, (linear, vec![0.1, -0.1])).unwrap();
-        let filled = linear.fill(&module("linear")).unwrap();
-        let head = sandbox.load("linear", &filled, &[]).unwrap();
-        let mut conditions = Conditions::default();
-        conditions.model.hidden = 32;
-        let guard = Guard::new(Arc::new(head), GuardOptions::default());
-        let mut station = Station::new(Arc::new(guard), Arc::new(conditions));
-        let mut answers = Answers::default();
-        for number in 0..40 {
-            let hidden: Vec<f32> = (0..32)
-                .map(|value| ((value * number) % 7) as f32 / 3.0)
-                .collect();
-            station.judge(
-                &[FlowInput {
-                    hidden: &hidden,
-                    ..flow(1)
-                }],
-                &mut answers,
-            );
-        }
-        assert!(labels(&answers).iter().all(Result::is_ok));
-        all.push(answers);
-    }
-    assert_eq!(all[0], all[1]);
 }
 
 #[test]
@@ -138,13 +93,22 @@ fn fuel_is_for_each_flow_and_what_was_used_is_told() {
     let restored = 65_536 / 64;
     assert!((20..500).contains(&(one - restored)), "{one}");
     assert!(two < one + 500, "{one} {two}");
-    assert_eq!(run(restored, 1).0, Err(Fault::Fuel { fuel: restored }));
-    assert_eq!(
-        run(restored - 1, 1).0,
-        Err(Fault::Fuel { fuel: restored - 1 })
-    );
-    // Fuel is looked at where functions and loops begin: what is missing for the second flow is noticed there.
-    assert_eq!(run(10, 2).0, Err(Fault::Fuel { fuel: 20 }));
+    let little = restored + 1;
+    assert_eq!(run(little, 1).0, Err(Fault::Fuel { fuel: little }));
+    // What not even pays for the memory is said when it begins.
+    for fuel in [restored, 10] {
+        let sandbox = sandbox(|options| options.fuel_per_flow = fuel);
+        let head = sandbox.load("good", &good(), &[]).unwrap();
+        let Err(fault) = head.start(&Conditions::default()) else {
+            panic!("{fuel} units are enough");
+        };
+        let text = fault.to_string();
+        assert!(
+            text.contains(&format!("the {fuel} units of fuel of a flow")),
+            "{text}"
+        );
+        assert!(text.contains("1024"), "{text}");
+    }
     assert_eq!(run(one, 32).0, Ok(()));
 }
 

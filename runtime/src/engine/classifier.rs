@@ -274,7 +274,7 @@ impl Classifier {
     }
 
     fn buffers_bytes(&self) -> usize {
-        self.judge.bytes() + self.filler.bytes()
+        self.judge.bytes() + self.judge.head_bytes() + self.filler.bytes()
     }
 
     fn count_bytes(&mut self, sizes: SlotSizes) {

@@ -40,10 +40,13 @@ struct Expected {
 struct LetGo {
     shared: Arc<Shared>,
     number: u64,
+    /// What its heads were charged.
+    head_bytes: usize,
 }
 
 impl Drop for LetGo {
     fn drop(&mut self) {
+        self.shared.release_detection(self.head_bytes);
         self.shared.let_go_and_free(self.number);
     }
 }
@@ -74,7 +77,7 @@ pub struct Detection<'e, S: Sink> {
     sources: usize,
     stopped: bool,
     /// Last: what is dropped before holds the generation.
-    _let_go: LetGo,
+    let_go: LetGo,
 }
 
 impl<'e, S: Sink> Detection<'e, S> {
@@ -115,9 +118,10 @@ impl<'e, S: Sink> Detection<'e, S> {
             progress: Progress::default(),
             sources: 0,
             stopped: false,
-            _let_go: LetGo {
+            let_go: LetGo {
                 shared: Arc::clone(&engine.shared),
                 number,
+                head_bytes: 0,
             },
         }
     }
@@ -291,7 +295,11 @@ impl<'e, S: Sink> Detection<'e, S> {
                     what: "a list of outcomes",
                     bytes: slots * size_of::<Expected>(),
                 })?;
-                Submitter::new(&self.engine.shared, slots, false, None)?
+                let submitter = Submitter::new(&self.engine.shared, slots, false, None)?;
+                let head_bytes = self.heads.as_ref().map_or(0, OrderedHeads::bytes);
+                self.engine.shared.charge_detection(head_bytes)?;
+                self.let_go.head_bytes = head_bytes;
+                submitter
             }
         };
         Ok(self.submitter.insert(submitter))

@@ -217,12 +217,14 @@ pub(super) struct HeldBytes {
     pub(super) retired: usize,
     /// Those that no worker has taken yet.
     pub(super) buffers: usize,
-    /// Of all heads: their code, and what all threads share.
+    /// Of all heads: their code, what all threads share, and what they can take on the workers.
     pub(super) heads: usize,
 }
 
 #[derive(Debug)]
 struct Known {
+    /// Each has the heads of one generation.
+    workers: usize,
     current: Arc<Generation>,
     views: Vec<Weak<View>>,
     retired: Vec<Arc<Generation>>,
@@ -233,21 +235,28 @@ impl Known {
     fn bytes(&self) -> HeldBytes {
         let mut buffers = self.current.buffers_bytes();
         let mut retired = 0;
-        let mut heads = self.current.head_bytes().1;
+        let mut heads = self.workers * self.heads_on_each() + self.current.head_bytes().1;
         for (place, generation) in self.retired.iter().enumerate() {
             buffers += generation.buffers_bytes();
             heads += generation.head_bytes().1;
             let mut before = self.retired[..place].iter().chain([&self.current]);
             if !before.any(|before| Arc::ptr_eq(&before.model, &generation.model)) {
-                retired += generation.model.core().bytes();
+                retired += generation.model.bytes();
             }
         }
         HeldBytes {
-            model: self.current.model.core().bytes(),
+            model: self.current.model.bytes(),
             retired,
             buffers,
             heads,
         }
+    }
+
+    /// The most that the heads on a worker can take: it has those of the current generation, or still those of one before.
+    fn heads_on_each(&self) -> usize {
+        let all = self.retired.iter().chain([&self.current]);
+        let each = all.map(|generation| generation.head_bytes().0);
+        each.max().unwrap_or(0)
     }
 
     fn bytes_in_all(&self) -> usize {
@@ -257,11 +266,12 @@ impl Known {
 }
 
 impl Generations {
-    pub(super) fn new(first: Generation) -> Self {
+    pub(super) fn new(first: Generation, workers: usize) -> Self {
         let generations = Self {
             number: AtomicU64::new(first.number),
             verdicts_max: AtomicUsize::new(first.verdicts_max()),
             known: Mutex::new(Known {
+                workers,
                 current: Arc::new(first),
                 views: Vec::new(),
                 retired: Vec::new(),
@@ -369,15 +379,15 @@ impl Generations {
         self.held_bytes.store(known.bytes_in_all(), SeqCst);
     }
 
-    /// Bytes that a model adds to those of [`Self::bytes`].
-    pub(super) fn added_bytes(&self, model: &Arc<Model>) -> usize {
+    /// Bytes that model and heads of a generation add to those of [`Self::bytes`].
+    pub(super) fn added_bytes(&self, next: &Generation) -> usize {
         let known = lock(&self.known);
         let mut all = known.retired.iter().chain([&known.current]);
-        if all.any(|generation| Arc::ptr_eq(&generation.model, model)) {
-            0
-        } else {
-            model.core().bytes()
-        }
+        let has_model = all.any(|generation| Arc::ptr_eq(&generation.model, &next.model));
+        let model = if has_model { 0 } else { next.model.bytes() };
+        let (on_each, beside) = next.head_bytes();
+        let on_workers = known.workers * on_each.saturating_sub(known.heads_on_each());
+        model + on_workers + beside
     }
 }
 

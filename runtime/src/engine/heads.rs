@@ -7,7 +7,8 @@
 //!
 //! A batch of flows that hosts submit waits for heads so long as is configured, and not beyond the first of its deadlines: each head has an
 //! equal part of that, so that a slow one takes no other one's time. A head is not stopped in the middle of a call, so what comes on top
-//! is one call of each head at most. Flows of a detection are asked about to the end; those of hosts in the same batch wait for them.
+//! is one call of each head at most, and its start, if it begins anew. Heads are asked about flows of a detection to the end, which are in
+//! batches of their own therefore.
 
 mod bench;
 mod check;

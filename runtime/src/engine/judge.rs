@@ -83,6 +83,7 @@ impl Judge {
         };
         reserve("a batch", &mut judge.batch, sizes.flows)?;
         judge.prepare(generation)?;
+        judge.start_heads();
         Ok(judge)
     }
 
@@ -91,6 +92,7 @@ impl Judge {
         if self.ready_for == generation.number {
             return Ok(());
         }
+        self.ready_for = 0;
         if generation.number > self.newest {
             self.newest = generation.number;
             if let Some(buffers) = generation.take_buffers() {
@@ -110,6 +112,11 @@ impl Judge {
         self.heads.prepare(heads, core, items, self.sizes.flows)?;
         self.ready_for = generation.number;
         Ok(())
+    }
+
+    /// Starts the heads that have not begun, which takes as long as they like: in a batch they begin within its time.
+    pub(super) fn start_heads(&mut self) {
+        self.heads.start();
     }
 
     /// Gives the buffers of the model back; they are taken again before the next batch.
@@ -225,7 +232,12 @@ impl Judge {
         Ok(())
     }
 
-    /// Bytes held.
+    /// Bytes that the heads at work here can take.
+    pub(super) fn head_bytes(&self) -> usize {
+        self.heads.head_bytes()
+    }
+
+    /// Bytes held, without those of [`Self::head_bytes`].
     pub(super) fn bytes(&self) -> usize {
         self.scratch.bytes()
             + self.heads.bytes()

@@ -93,12 +93,12 @@ pub struct EngineMemory {
     pub spare_bytes: usize,
     /// The buffers of each worker, or of the caller's thread where there is none.
     pub worker_bytes: Vec<usize>,
-    /// The buffers of all classifiers.
+    /// The buffers of all classifiers, and the heads of detections.
     pub classifier_bytes: usize,
     /// The queue, the slots and the other buffers of all submitters; of a fixed size from the start of each, unless a model comes that needs more.
     pub queue_bytes: usize,
-    /// Of WebAssembly heads: their code, and the memory of those that keep what they know. That of the others is among the buffers of
-    /// workers and classifiers, with as much as it can grow to; what native heads take is not known.
+    /// Of WebAssembly heads: their code, and all that their memory can grow to, on the workers and of those that keep what they know. That
+    /// of classifiers and detections is among theirs; what native heads take is not known.
     pub head_bytes: usize,
     /// What a host has charged for the flows that it feeds, by [`crate::Engine::charge_flow_bytes`].
     pub flow_bytes: usize,

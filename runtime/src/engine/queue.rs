@@ -319,6 +319,8 @@ pub(super) struct Taker {
     version: usize,
     /// The lane to begin with: each gets its turn.
     next: usize,
+    /// Whether the lane of the last slot is a limited one.
+    is_at_limited: bool,
 }
 
 impl Taker {
@@ -329,6 +331,7 @@ impl Taker {
             lanes: Vec::with_capacity(SUBMITTERS_MAX),
             version: 0,
             next: 0,
+            is_at_limited: false,
         }
     }
 
@@ -352,12 +355,24 @@ impl Taker {
 
     /// The next slot, one from each lane in turn.
     pub(super) fn take(&mut self, queue: &Queue) -> Option<Ticket> {
+        self.take_where(queue, |_| true)
+    }
+
+    /// As [`Self::take`], from lanes that are limited where that of the slot before was, and not where it was not.
+    pub(super) fn take_alike(&mut self, queue: &Queue) -> Option<Ticket> {
+        let is_limited = self.is_at_limited;
+        self.take_where(queue, |lane| lane.is_limited == is_limited)
+    }
+
+    fn take_where(&mut self, queue: &Queue, is_meant: impl Fn(&Lane) -> bool) -> Option<Ticket> {
         self.refresh(queue);
         let count = self.lanes.len();
         let first = self.next;
         (first..first + count).find_map(|place| {
             let place = place % count;
-            let ticket = queue.take(&self.lanes[place])?;
+            let lane = &self.lanes[place];
+            let ticket = is_meant(lane).then(|| queue.take(lane)).flatten()?;
+            self.is_at_limited = lane.is_limited;
             self.next = (place + 1) % count;
             Some(ticket)
         })
@@ -365,7 +380,7 @@ impl Taker {
 
     /// Whether something waits that no other worker is just taking. Another worker looks itself, by [`Self::pass_on`], when it has
     /// taken what it wants.
-    fn has_waiting(&mut self, queue: &Queue) -> bool {
+    pub(super) fn has_waiting(&mut self, queue: &Queue) -> bool {
         self.refresh(queue);
         self.lanes.iter().any(|lane| lane.is_ready())
     }

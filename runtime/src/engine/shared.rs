@@ -87,7 +87,7 @@ impl Shared {
             (options.deadline_us > 0).then(|| Duration::from_micros(options.deadline_us));
         let batch_wait = Duration::from_micros(options.batch_wait_us);
         let mut first = Generation::new(model, &options.tasks, None)?;
-        let wanted = (&options.heads, &flows, options.workers);
+        let wanted = (&options.heads, &flows, options.workers.max(1));
         let heads = HeadSet::load(wanted, (&first.model, &first.selection), None)?;
         first.set_heads(heads, Arc::new(options.heads.clone()));
         let slot_bytes = first.sizes.bytes();
@@ -98,7 +98,7 @@ impl Shared {
             batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
             deadline,
             memory_bytes_max: or_default(options.memory_bytes_max, usize::MAX),
-            generations: Generations::new(first),
+            generations: Generations::new(first, options.workers.max(1)),
             queue: Queue::new(
                 or_default(options.queue_flows, QUEUE_FLOWS_DEFAULT),
                 options.workers,
@@ -204,20 +204,21 @@ impl Shared {
         next.set_heads(successor.heads, successor.options);
         let workers = self.worker_bytes.len();
         let buffers = next.add_buffers(&current, self.batch_sizes(), workers)?;
-        // A worker gives back the heads before when it takes the next ones.
-        let (on_each, beside) = next.head_bytes();
-        let heads = beside + workers * on_each.saturating_sub(current.head_bytes().0);
         drop(current);
         self.generations.release();
         let (number, slot_bytes) = (next.number, next.sizes.bytes());
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
         let slots = grown * self.slots.load(SeqCst);
-        let added = self.generations.added_bytes(&next.model) + slots + buffers + heads;
+        let added = self.generations.added_bytes(&next) + slots + buffers;
         making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         // From here on it is held: counted twice it would have flows refused that have room.
         let is_held = || self.making_bytes.store(0, SeqCst);
+        let heads = next.heads.clone();
         self.generations.replace(next, is_held);
+        if let Some(heads) = heads {
+            heads.forgive();
+        }
         // Idle workers take their buffers now.
         self.queue.wake_all();
         drop(making);
@@ -385,6 +386,21 @@ impl Shared {
             shared: self,
             _lock: lock,
         }
+    }
+
+    /// Counts what the heads of a detection can take, if it fits into the memory budget.
+    pub(super) fn charge_detection(&self, bytes: usize) -> Result<(), Error> {
+        if bytes > 0 {
+            let making = self.lock_making();
+            making.check_budget("heads of a detection", bytes)?;
+            self.classifier_bytes.fetch_add(bytes, SeqCst);
+        }
+        Ok(())
+    }
+
+    /// The opposite of [`Self::charge_detection`].
+    pub(super) fn release_detection(&self, bytes: usize) {
+        self.classifier_bytes.fetch_sub(bytes, SeqCst);
     }
 
     /// Counts more bytes for the flows of a host, if they fit into the memory budget. Waits for nobody.

@@ -166,6 +166,12 @@ impl Slot {
             .is_none_or(|owner| owner.strong_count() > 0)
     }
 
+    /// Whether there are heads to be asked about its flow.
+    pub(super) fn has_heads(&self) -> bool {
+        let generation = self.generation.as_ref();
+        generation.is_some_and(|generation| generation.heads.is_some())
+    }
+
     /// Number of the generation that judges it.
     pub(super) fn generation_number(&self) -> u64 {
         self.generation

@@ -148,7 +148,8 @@ fn a_batch_is_cut_at_its_limits_and_not_before() {
             queue_flows: waiting,
             ..EngineOptions::default()
         };
-        let shared = Arc::new(Shared::new(Arc::clone(&model), model.flow_config(), &options).unwrap());
+        let shared =
+            Arc::new(Shared::new(Arc::clone(&model), model.flow_config(), &options).unwrap());
         let mut submitter = Submitter::new(&shared, waiting, true, None).unwrap();
         for id in 0..waiting as u64 {
             submitter.submit_request(REQUEST, id).unwrap();

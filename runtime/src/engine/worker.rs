@@ -66,6 +66,8 @@ impl Worker {
     pub(super) fn gather(&mut self, first: Ticket, wait: Duration) {
         let tokens = |ticket: &Ticket| ticket.slot().map_or(0, super::slot::Slot::tokens);
         let generation = |ticket: &Ticket| ticket.slot().map(super::slot::Slot::generation_number);
+        // Heads take their time for flows of a detection, and those of hosts cannot wait for it.
+        let is_apart = first.slot().is_some_and(super::slot::Slot::has_heads);
         let shared = Arc::clone(&self.shared);
         let until = first
             .slot()
@@ -75,7 +77,15 @@ impl Worker {
         let mut batch_tokens = tokens(&first);
         self.judge.batch.push(first);
         while batch_tokens < shared.batch_tokens && self.judge.batch.len() < BATCH_SUBJECTS_MAX {
-            let Some(next) = self.taker.take(&shared.queue) else {
+            let next = if is_apart {
+                self.taker.take_alike(&shared.queue)
+            } else {
+                self.taker.take(&shared.queue)
+            };
+            let Some(next) = next else {
+                if is_apart && self.taker.has_waiting(&shared.queue) {
+                    break;
+                }
                 if shared.is_open() && until.is_some_and(|until| Instant::now() < until) {
                     self.taker.sleep(&shared.queue, until, || !shared.is_open());
                     continue;
@@ -126,6 +136,7 @@ impl Worker {
                 // The first batch tries again, and fails where that does not help either.
                 tracing::warn!(%error, "no buffers for the new model");
             }
+            self.judge.start_heads();
             self.tell_bytes();
         }
     }

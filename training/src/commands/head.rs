@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use trafficllm_train::data::Split;
 use trafficllm_train::error::Result;
 use trafficllm_train::head::{self, Fitted, HeadOptions};
 
@@ -29,7 +30,8 @@ pub(crate) struct FitArguments {
     /// The module to write
     #[arg(long)]
     out: PathBuf,
-    /// The bundle's task whose hidden state the head is given [default: the best on held groups of train, but not the task itself]
+    /// The bundle's task whose hidden state the head is given; the task itself for flows that the bundle was not made from [default: the
+    /// best on held groups of train, but not the task itself]
     #[arg(long, value_name = "TASK")]
     from: Option<String>,
     /// Weight of the bundle's own answer to the task, where it has it; 0: the head decides alone
@@ -41,9 +43,12 @@ pub(crate) struct FitArguments {
     /// Below this score the head abstains
     #[arg(long, default_value_t = 0.0)]
     threshold: f32,
-    /// There is no val split to score
-    #[arg(long)]
-    no_val: bool,
+    /// The split to score, which decides nothing
+    #[arg(long, value_enum, default_value = "val")]
+    split: Split,
+    /// There is no split to score
+    #[arg(long, conflicts_with = "split")]
+    no_scores: bool,
     /// Figures as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -64,7 +69,8 @@ pub(crate) fn run(command: HeadCommand) -> Result<()> {
         voice,
         name,
         threshold,
-        no_val,
+        split,
+        no_scores,
         json,
         threads,
     } = arguments;
@@ -76,7 +82,7 @@ pub(crate) fn run(command: HeadCommand) -> Result<()> {
         voice,
         name,
         threshold,
-        scores_val: !no_val,
+        scored: (!no_scores).then_some(split),
         threads: threads_or_all(threads),
     })?;
     head::write(&fitted, &out)?;
@@ -114,7 +120,7 @@ fn report(fitted: &Fitted, out: &str) -> String {
     let or_none =
         |score: Option<f64>| score.map_or_else(|| "-".into(), |score| format!("{score:.4}"));
     let bundle = scores.bundle.as_ref();
-    let _ = writeln!(text, "{:<32}{:>10}{:>10}", "val", "bundle", "head");
+    let _ = writeln!(text, "{:<32}{:>10}{:>10}", scores.split, "bundle", "head");
     for (name, of_bundle, of_head) in [
         (
             "macro-F1",
@@ -137,7 +143,8 @@ fn report(fitted: &Fitted, out: &str) -> String {
     if let Some(resampled) = scores.resampled {
         let _ = writeln!(
             text,
-            "groups of val drawn again: head less bundle {:+.4} to {:+.4} (90 %), above 0 in {:.1} %",
+            "groups of {} drawn again: head less bundle {:+.4} to {:+.4} (90 %), above 0 in {:.1} %",
+            scores.split,
             resampled.low,
             resampled.high,
             100.0 * resampled.better

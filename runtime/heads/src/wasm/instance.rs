@@ -272,6 +272,14 @@ impl WasmInstance {
         let judge = judge.map_err(|error| fault(&error, running.fuel))?;
         let is_stateful = self.needs.has(Needs::STATEFUL);
         let snapshot = (!is_stateful).then(|| Snapshot::take(&mut running));
+        let restored = snapshot.as_ref().map_or(0, Snapshot::fuel);
+        let per_flow = self.loaded.options.fuel_per_flow;
+        if restored >= per_flow {
+            let expected = format!(
+                "memory that costs less than the {per_flow} units of fuel of a flow to put back"
+            );
+            return Err(AbiError::broken("memory", "tllm_head_begin", expected, restored).into());
+        }
         Ok(Begun {
             running,
             judge,

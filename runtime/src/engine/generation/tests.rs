@@ -66,7 +66,7 @@ fn who_reads_a_view_sees_every_replacement_once_it_is_done_and_goes_never_back()
 fn a_generation_is_released_when_nobody_holds_it() {
     let model = Arc::new(Model::open_default().unwrap());
     let first = Generation::new(Arc::clone(&model), &[], None).unwrap();
-    let generations = Generations::new(first);
+    let generations = Generations::new(first, 1);
     let view = generations.view();
     let held = view.get().unwrap();
     let next = Generation::new(Arc::clone(&model), &[], Some(&held)).unwrap();

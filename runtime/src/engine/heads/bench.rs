@@ -41,7 +41,7 @@ pub(in crate::engine) struct Bench {
 }
 
 impl Bench {
-    /// Starts the heads of a generation on this thread, and makes room for batches of so many items and flows.
+    /// Takes the heads of a generation, and makes room for batches of so many items and flows.
     pub(in crate::engine) fn prepare(
         &mut self,
         set: Option<&Arc<HeadSet>>,
@@ -68,16 +68,19 @@ impl Bench {
                 bytes: FLOWS_AT_ONCE * labels * size_of::<f32>(),
             })?;
             self.answers.push(answers);
-            self.stations.push((!head.is_stateful()).then(|| {
-                let mut station =
-                    Station::new(Arc::clone(&head.guard), Arc::clone(&set.conditions));
-                // Where it fails this is counted, and the first flow tries again.
-                let _counted = station.prepare();
-                station
-            }));
+            let station = || Station::new(Arc::clone(&head.guard), Arc::clone(&set.conditions));
+            self.stations.push((!head.is_stateful()).then(station));
         }
         self.set = Some(Arc::clone(set));
         Ok(())
+    }
+
+    /// Starts the heads that have not begun on this thread.
+    pub(in crate::engine) fn start(&mut self) {
+        for station in self.stations.iter_mut().flatten() {
+            // Where it fails this is counted, and the first flow tries again.
+            let _counted = station.prepare();
+        }
     }
 
     /// What is to be learnt of the model for the heads; `None` where that is nothing.
@@ -106,33 +109,19 @@ impl Bench {
         let Some(set) = self.set.clone() else {
             return;
         };
-        // Flows of hosts first, while there is time. Among those of a kind the order stays.
-        let order = |place: &Place| (place.is_ordered, place.ticket);
-        self.places.sort_unstable_by_key(order);
-        let hurried = self.places.partition_point(|place| !place.is_ordered);
-        let time = time_for_heads(&set, batch, &self.places[..hurried]);
-        self.judge_part((&set, time), batch, verdicts, 0..hurried);
-        self.judge_part((&set, None), batch, verdicts, hurried..self.places.len());
-        self.places.clear();
-    }
-
-    /// As [`Self::judge`], for some of the flows, with so much time for each head.
-    fn judge_part(
-        &mut self,
-        (set, time): (&HeadSet, Option<Duration>),
-        batch: &mut [Ticket],
-        verdicts: &[TaskVerdict],
-        places: Range<usize>,
-    ) {
+        // A batch has flows of hosts, or those of detections, which have all the time that heads want.
+        let is_patient = self.places.iter().any(|place| place.is_ordered);
+        let time = (!is_patient).then(|| time_for_heads(&set, batch, &self.places));
         self.left.clear();
-        self.left.resize(set.heads.len(), time);
-        let mut start = places.start;
-        while start < places.end {
-            let end = places.end.min(start + FLOWS_AT_ONCE);
-            self.ask(set, batch, verdicts, start..end);
-            self.answer(set, batch, verdicts, start..end);
+        self.left.resize(set.heads.len(), time.flatten());
+        let mut start = 0;
+        while start < self.places.len() {
+            let end = self.places.len().min(start + FLOWS_AT_ONCE);
+            self.ask(&set, batch, verdicts, start..end);
+            self.answer(&set, batch, verdicts, start..end);
             start = end;
         }
+        self.places.clear();
     }
 
     /// Forgets flows that were noted, of a batch that failed.
@@ -232,14 +221,18 @@ impl Bench {
         }
     }
 
-    /// Bytes held.
+    /// Bytes that the heads at work here can take.
+    pub(in crate::engine) fn head_bytes(&self) -> usize {
+        self.set.as_ref().map_or(0, |set| set.bench_bytes())
+    }
+
+    /// Bytes held beside.
     pub(in crate::engine) fn bytes(&self) -> usize {
         self.insight.bytes()
             + self.places.capacity() * size_of::<Place>()
             + self.tasks.capacity() * size_of::<TaskInput<'_>>()
             + self.flows.capacity() * size_of::<FlowInput<'_>>()
             + self.left.capacity() * size_of::<Option<Duration>>()
-            + self.set.as_ref().map_or(0, |set| set.bench_bytes())
     }
 }
 

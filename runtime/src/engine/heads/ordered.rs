@@ -36,6 +36,13 @@ impl OrderedHeads {
         })
     }
 
+    /// Bytes that they can take.
+    pub(in crate::engine) fn bytes(&self) -> usize {
+        let heads = self.set.heads.iter().filter(|head| head.is_stateful());
+        let bytes = heads.map(|head| head.guard.head().instance_bytes_max());
+        bytes.fold(0, usize::saturating_add)
+    }
+
     /// Asks them about a flow that the model and the other heads have judged.
     pub(in crate::engine) fn judge(&mut self, slot: &mut Slot) {
         let Self {

@@ -186,6 +186,13 @@ impl HeadSet {
         heads.map(of).fold(0, usize::saturating_add)
     }
 
+    /// Gives those that their faults have switched off another chance.
+    pub(in crate::engine) fn forgive(&self) {
+        for head in &self.heads {
+            head.guard.forgive();
+        }
+    }
+
     /// How many there are.
     pub(in crate::engine) fn count(&self) -> usize {
         self.heads.len()

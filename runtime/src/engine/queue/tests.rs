@@ -116,6 +116,26 @@ fn every_lane_gets_its_turn() {
 }
 
 #[test]
+fn slots_alike_come_from_lanes_that_are_alike() {
+    let queue = Queue::new(100, 0);
+    let lanes = [true, false, true].map(|is_limited| lane(&queue, 10, is_limited));
+    for id in 0..2 {
+        for (number, (lane, _)) in lanes.iter().enumerate() {
+            queue.put(lane, slot(10 * number as u64 + id)).unwrap();
+        }
+    }
+    let mut taker = Taker::new(0);
+    let id = |ticket: Option<Ticket>| ticket.map(|ticket| ticket.slot().unwrap().id);
+    assert_eq!(id(taker.take(&queue)), Some(0));
+    let found: Vec<u64> = std::iter::from_fn(|| id(taker.take_alike(&queue))).collect();
+    assert_eq!(found, [20, 1, 21]);
+    assert!(taker.has_waiting(&queue));
+    assert_eq!(id(taker.take(&queue)), Some(10));
+    assert_eq!(id(taker.take_alike(&queue)), Some(11));
+    assert!(!taker.has_waiting(&queue));
+}
+
+#[test]
 fn a_lane_that_somebody_takes_from_is_passed_by_and_delays_nobody() {
     let queue = Queue::new(100, 0);
     let (one, one_mailbox) = lane(&queue, 10, true);
