@@ -135,6 +135,7 @@ build_plugin() { # FOLDER CMAKE-ARGUMENT...
 
 run_btests() {
     python_tool btest btest || fail "there is a Zeek, and no btest, and PyPI has none for us"
+    export TRAFFICLLM_HEAD=$PWD/plugins/examples/modules/fusion.wasm
     (cd "$work/package/tests" && btest -j "$(nproc)" -d) >"$work/btest.txt" 2>&1 || fail "btest: $(tail -60 "$work/btest.txt")"
     btests=$(sed -n 's/^all \([0-9]*\) tests successful$/\1/p' "$work/btest.txt")
     [ -n "$btests" ] || fail "btest: $(tail -5 "$work/btest.txt")"

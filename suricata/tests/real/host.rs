@@ -89,8 +89,14 @@ impl Host {
 
     /// What `trafficllm detect --format json` prints for captures.
     pub(crate) fn detect(&self, captures: &[&Path]) -> Vec<Value> {
+        self.detect_with(&[], captures)
+    }
+
+    /// The same with further arguments.
+    pub(crate) fn detect_with(&self, more: &[&Path], captures: &[&Path]) -> Vec<Value> {
         let output = Command::new(self.built.join("trafficllm"))
             .args(["detect", "--format", "json"])
+            .args(more)
             .args(captures)
             .output()
             .unwrap();

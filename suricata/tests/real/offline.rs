@@ -119,6 +119,36 @@ fn verdicts_are_those_of_the_command() {
 }
 
 #[test]
+fn heads_of_ones_own_answer_as_in_the_command() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../plugins/examples/modules");
+    let fusion = modules.join("fusion.wasm");
+    for host in hosts() {
+        let (schema, folder) = (Schema::read(), TempDir::new().unwrap());
+        let mut flows = 0;
+        for capture in traffic::captures(folder.path()) {
+            let setup = Setup::new().key("heads", format!("[{}]", fusion.display()));
+            let ran = host::read(&host, &setup, &capture).with_plugin();
+            let mut records = by_key(ran.records("flow"), key_of_record);
+            let lines = host.detect_with(&[Path::new("--head"), &fusion], &[&capture]);
+            for (key, line) in by_key(lines, key_of_line) {
+                let record = records.remove(&key).unwrap();
+                let found = difference(&record["trafficllm"], &line);
+                assert!(found.is_empty(), "{}: {found:?}", capture.display());
+                let object = &record["trafficllm"];
+                assert!(object["fusion_score"].is_number(), "{object}");
+                flows += 1;
+            }
+            schema.hold(&ran.eve());
+        }
+        assert!(flows > 30, "{flows} flows");
+        // A head that cannot be loaded is said, and the model works without it.
+        let setup = Setup::new().key("heads", "[/nowhere/head.wasm]");
+        let ran = host::check(&host, &setup);
+        assert!(ran.log.contains("/nowhere/head.wasm"), "{}", ran.log);
+    }
+}
+
+#[test]
 fn how_a_capture_is_read_changes_no_verdict() {
     let rule =
         "alert ip any any -> any any (msg:\"x\"; trafficllm.score:botnet_detection,>=0.0; sid:1;)";

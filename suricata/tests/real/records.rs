@@ -102,6 +102,10 @@ pub(crate) fn difference(object: &Value, line: &Value) -> Vec<String> {
             let name = format!("{task}_{member}");
             expect(&name, &verdict[member], &object[&name]);
         }
+        for member in ["evidence", "reason"] {
+            let (name, expected) = (format!("{task}_{member}"), verdict.get(member));
+            expect(&name, expected.unwrap_or(&Value::Null), &object[&name]);
+        }
         if verdict["abstained"] == false {
             labels.push(Value::from(format!(
                 "{task}/{}",
