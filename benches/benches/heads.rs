@@ -76,7 +76,11 @@ fn sandbox(isolation: Isolation, execution: Execution) -> Sandbox {
 fn station(head: Arc<dyn Head>) -> Station {
     let mut conditions = Conditions::default();
     conditions.model.hidden = HIDDEN as u32;
-    let guard = Guard::new(head, GuardOptions::default());
+    // Never switched off, though one of them begins anew with every flow.
+    let options = GuardOptions {
+        faults_in_a_row_max: 0,
+    };
+    let guard = Guard::new(head, options);
     let mut station = Station::new(Arc::new(guard), Arc::new(conditions));
     station.prepare().unwrap();
     station
