@@ -105,7 +105,7 @@ found=$("$tools/rustc" -vV | sed -n 's/^release: //p')
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/target}/aarch64"
 export RUSTC="$tools/rustc" CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER
-build=(cargo test --package trafficllm-kernels --all-features --tests --target "$target")
+build=(cargo test --package trafficllm-kernels --features training --tests --target "$target")
 "${build[@]}" --no-run
 
 for processor in "${processors[@]}"; do

@@ -56,8 +56,8 @@ install_tools
 
 target=${CARGO_TARGET_DIR:-$PWD/target}
 cargo build -q --release -p trafficllm -p trafficllm-ffi -p trafficllm-suricata
-# In a folder of its own: the library with faults has the same name.
-cargo build -q --release -p trafficllm-ffi --features faults --target-dir "$target/faults"
+# In a folder of its own: the library with faults has the same name. It needs no heads, and so no compiler of theirs.
+cargo build -q --release -p trafficllm-ffi --no-default-features --features default-bundle,faults --target-dir "$target/faults"
 
 TLLM_SURICATA=$(IFS=:; echo "${trees[*]}")
 export TLLM_SURICATA TLLM_REQUIRE_SURICATA=1 TLLM_SURICATA_BUILT=$target/release TLLM_SURICATA_FAULTS=$target/faults/release/libtrafficllm_ffi.so
