@@ -274,11 +274,14 @@ impl WasmInstance {
         let snapshot = (!is_stateful).then(|| Snapshot::take(&mut running));
         let restored = snapshot.as_ref().map_or(0, Snapshot::fuel);
         let per_flow = self.loaded.options.fuel_per_flow;
+        // No flow could ever be paid for.
         if restored >= per_flow {
-            let expected = format!(
-                "memory that costs less than the {per_flow} units of fuel of a flow to put back"
+            tracing::debug!(
+                restored,
+                per_flow,
+                "putting its memory back costs more fuel than a flow has"
             );
-            return Err(AbiError::broken("memory", "tllm_head_begin", expected, restored).into());
+            return Err(Fault::Fuel { fuel: per_flow });
         }
         Ok(Begun {
             running,
