@@ -135,6 +135,22 @@ impl Conditions {
     }
 }
 
+/// How many bytes of verdicts a head says that it wrote, by what `tllm_head_judge` returned: as many as it has room for at most.
+#[cfg(any(feature = "wasm", feature = "native"))]
+pub(crate) fn judged_bytes(status: i32, room: usize) -> Result<usize, Fault> {
+    let Ok(length) = usize::try_from(status) else {
+        return Err(Fault::Refused {
+            export: "tllm_head_judge",
+            status,
+        });
+    };
+    if length > room {
+        let expected = format!("at most {room} bytes");
+        return Err(abi::AbiError::broken("verdicts", "bytes", expected, length).into());
+    }
+    Ok(length)
+}
+
 /// Starts a head with room for so many flows, or for half as many, and so on: a head has the room that its author gave it.
 #[cfg(any(feature = "native", feature = "wasm"))]
 pub(crate) fn start_with_room<T>(

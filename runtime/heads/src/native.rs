@@ -27,7 +27,7 @@ use crate::abi::{
     verdicts_bytes_max, version_error,
 };
 use crate::error::{Fault, HeadError};
-use crate::head::{Conditions, Head, HeadInstance, start_with_room};
+use crate::head::{Conditions, Head, HeadInstance, judged_bytes, start_with_room};
 use crate::limits;
 use crate::log::LogGate;
 
@@ -425,16 +425,7 @@ impl HeadInstance for NativeInstance {
             .owned
             .loaded
             .within(|_| unsafe { judge(head.as_ptr(), length as u32) });
-        let Ok(length) = usize::try_from(status) else {
-            return Err(Fault::Refused {
-                export: "tllm_head_judge",
-                status,
-            });
-        };
-        if length > self.output_bytes {
-            let expected = format!("at most {} bytes", self.output_bytes);
-            return Err(AbiError::broken("verdicts", "bytes", expected, length).into());
-        }
+        let length = judged_bytes(status, self.output_bytes)?;
         // SAFETY: the head gave room for at least so many bytes, and has written them.
         let output = unsafe { std::slice::from_raw_parts(self.output.as_ptr(), length) };
         decode_verdicts(output, flows.len(), self.about.labels.len(), answers)?;

@@ -1,6 +1,6 @@
 //! Reading and writing little-endian fields at places that are checked.
 
-use super::AbiError;
+use super::{ABI, AbiError, is_compatible};
 
 /// A block that is read.
 #[derive(Clone, Copy, Debug)]
@@ -10,6 +10,28 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    /// A block that begins as one should, and is as long as it says.
+    pub(crate) fn whole(
+        bytes: &'a [u8],
+        block: &'static str,
+        magic: u32,
+    ) -> Result<Self, AbiError> {
+        let block = Self { bytes, block };
+        block.expect("magic", magic.into(), block.u32("magic", 0)?.into())?;
+        block.expect("bytes", bytes.len() as u64, block.u32("bytes", 4)?.into())?;
+        Ok(block)
+    }
+
+    /// The host's block is of a version that is understood.
+    pub(crate) fn expect_abi(&self) -> Result<(), AbiError> {
+        let abi = self.u32("abi", 8)?;
+        if is_compatible(abi) {
+            Ok(())
+        } else {
+            Err(AbiError::broken(self.block, "abi", ABI, abi))
+        }
+    }
+
     /// `count` bytes at `at`.
     pub(crate) fn slice(
         &self,

@@ -2,7 +2,7 @@
 
 use super::about::Needs;
 use super::bytes::{Reader, Writer};
-use super::{ABI, AbiError, is_compatible};
+use super::{ABI, AbiError};
 use crate::limits;
 
 const MAGIC: u32 = 0x4648_4c54;
@@ -271,16 +271,8 @@ pub struct DecodedTask {
 /// # Errors
 /// What breaks a rule of the ABI.
 pub fn decode_flows(bytes: &[u8]) -> Result<Vec<DecodedFlow>, AbiError> {
-    let block = Reader {
-        bytes,
-        block: BLOCK,
-    };
-    block.expect("magic", MAGIC.into(), block.u32("magic", 0)?.into())?;
-    block.expect("bytes", bytes.len() as u64, block.u32("bytes", 4)?.into())?;
-    let abi = block.u32("abi", 8)?;
-    if !is_compatible(abi) {
-        return Err(AbiError::broken(BLOCK, "abi", ABI, abi));
-    }
+    let block = Reader::whole(bytes, BLOCK, MAGIC)?;
+    block.expect_abi()?;
     let count = block.u32("flows", 12)? as usize;
     block.expect_in("flows", 0..=limits::FLOWS_MAX, count)?;
     let mut at = usize::from(block.u16("flows_size", 16)?);

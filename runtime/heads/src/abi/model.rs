@@ -1,7 +1,7 @@
 //! What a head is told of the model before its first call.
 
 use super::bytes::{Reader, Writer};
-use super::{ABI, AbiError, is_compatible};
+use super::{ABI, AbiError};
 use crate::limits;
 
 const MAGIC: u32 = 0x4d48_4c54;
@@ -68,16 +68,8 @@ impl ModelContext {
     /// # Errors
     /// What breaks a rule of the ABI.
     pub fn decode(bytes: &[u8]) -> Result<Self, AbiError> {
-        let block = Reader {
-            bytes,
-            block: BLOCK,
-        };
-        block.expect("magic", MAGIC.into(), block.u32("magic", 0)?.into())?;
-        block.expect("bytes", bytes.len() as u64, block.u32("bytes", 4)?.into())?;
-        let abi = block.u32("abi", 8)?;
-        if !is_compatible(abi) {
-            return Err(AbiError::broken(BLOCK, "abi", ABI, abi));
-        }
+        let block = Reader::whole(bytes, BLOCK, MAGIC)?;
+        block.expect_abi()?;
         let hidden = block.u32("hidden", 12)?;
         block.expect_in("hidden", 0..=limits::HIDDEN_MAX, hidden as usize)?;
         let count = usize::from(block.u16("tasks", 16)?);

@@ -223,12 +223,7 @@ fn read_verdicts(
     labels: usize,
     answers: &mut Answers,
 ) -> Result<(), AbiError> {
-    let block = Reader {
-        bytes,
-        block: BLOCK,
-    };
-    block.expect("magic", MAGIC.into(), block.u32("magic", 0)?.into())?;
-    block.expect("bytes", bytes.len() as u64, block.u32("bytes", 4)?.into())?;
+    let block = Reader::whole(bytes, BLOCK, MAGIC)?;
     block.expect("verdicts", flows as u64, block.u32("verdicts", 8)?.into())?;
     let mut at = HEAD_SIZE;
     for _ in 0..flows {

@@ -13,7 +13,7 @@ use crate::abi::{
     AbiError, Answers, FlowInput, IMPORT, Needs, decode_verdicts, encode_flows, verdicts_bytes_max,
 };
 use crate::error::{Fault, REASON_CHARACTERS_MAX, shown};
-use crate::head::{Conditions, HeadInstance, start_with_room};
+use crate::head::{Conditions, HeadInstance, judged_bytes, start_with_room};
 use crate::limits;
 use crate::log::LogGate;
 
@@ -327,16 +327,7 @@ impl HeadInstance for WasmInstance {
             .call(&mut running.store, (begun.head, length as u32))
             .map_err(trapped)?;
         self.fuel_used = fuel.saturating_sub(running.store.get_fuel().unwrap_or(0));
-        let Ok(length) = usize::try_from(status) else {
-            return Err(Fault::Refused {
-                export: "tllm_head_judge",
-                status,
-            });
-        };
-        if length > self.output_bytes {
-            let expected = format!("at most {} bytes", self.output_bytes);
-            return Err(AbiError::broken("verdicts", "bytes", expected, length).into());
-        }
+        let length = judged_bytes(status, self.output_bytes)?;
         let memory = running.memory.data(&running.store);
         let output = memory.get(begun.output_at..begun.output_at + length);
         decode_verdicts(
