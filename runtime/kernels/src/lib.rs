@@ -14,6 +14,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod error;
 mod fast;
 pub mod half;

@@ -1,0 +1,157 @@
+//! The device's primary context, which the process shares: held while a device is open, current in a thread only during a call.
+
+use std::ffi::c_int;
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{CUcontext, CUdevice};
+
+use super::DeviceError;
+use super::calls::{Driver, Fault, fault};
+
+/// An address by which the driver knows something of its own.
+pub(super) struct Raw<T>(pub(super) *mut T);
+
+// SAFETY: nothing is read or written at the address but by the driver, whose functions may be called from any thread.
+unsafe impl<T> Send for Raw<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Raw<T> {}
+
+/// A context that is held.
+pub(super) struct Context {
+    pub(super) driver: Driver,
+    device: CUdevice,
+    context: Raw<<CUcontext as Pointer>::Target>,
+    /// What the driver does not carry over a fork.
+    process: u32,
+    /// Why the device is of no use any more.
+    lost: OnceLock<String>,
+}
+
+/// What a pointer points at: the driver's types are named as pointers.
+pub(super) trait Pointer {
+    /// It.
+    type Target;
+}
+
+impl<T> Pointer for *mut T {
+    type Target = T;
+}
+
+/// While this is, the context is current in the thread.
+pub(super) struct Entered<'a>(&'a Context);
+
+impl Context {
+    /// Holds the primary context of a device.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub(super) fn hold(driver: Driver, device: CUdevice) -> Result<Self, DeviceError> {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: the driver is started, which gave the device, and there is room for the context.
+        let answer = unsafe { (driver.calls.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
+        if answer != 0 {
+            return Err(DeviceError::Unavailable {
+                reason: format!("the driver does not give the device: {}", driver.describe(answer)),
+            });
+        }
+        Ok(Self {
+            driver,
+            device,
+            context: Raw(context),
+            process: std::process::id(),
+            lost: OnceLock::new(),
+        })
+    }
+
+    /// Makes the context current. What was current, of the process's other users of the driver, is so again afterwards.
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`] after a call that told so, and in a process that was forked from the one that opened the device.
+    pub(super) fn enter(&self) -> Result<Entered<'_>, DeviceError> {
+        if let Some(message) = self.lost.get() {
+            return Err(DeviceError::Lost {
+                message: message.clone(),
+            });
+        }
+        if !self.is_own() {
+            return Err(DeviceError::Lost {
+                message: "this process was forked from the one that opened it".to_owned(),
+            });
+        }
+        // SAFETY: the context is held.
+        let answer = unsafe { (self.driver.calls.cuCtxPushCurrent_v2)(self.context.0) };
+        self.check("cuCtxPushCurrent", answer)?;
+        Ok(Entered(self))
+    }
+
+    /// As [`Context::enter`], to give something back, which may work with a lost device too; nothing where it does not work.
+    pub(super) fn enter_to_end(&self) -> Option<Entered<'_>> {
+        if !self.is_own() {
+            return None;
+        }
+        // SAFETY: the context is held.
+        let answer = unsafe { (self.driver.calls.cuCtxPushCurrent_v2)(self.context.0) };
+        (answer == 0).then_some(Entered(self))
+    }
+
+    fn is_own(&self) -> bool {
+        std::process::id() == self.process
+    }
+
+    /// What an answer of the driver is as a result; remembers what is for good.
+    ///
+    /// # Errors
+    /// All answers but 0.
+    pub(super) fn check(&self, call: &'static str, answer: c_int) -> Result<(), DeviceError> {
+        if answer == 0 {
+            return Ok(());
+        }
+        let message = self.driver.describe(answer);
+        Err(match fault(answer) {
+            Fault::Lost => {
+                let message = format!("{call}: {message}");
+                DeviceError::Lost {
+                    message: self.lost.get_or_init(|| message).clone(),
+                }
+            }
+            Fault::Memory => DeviceError::Memory {
+                what: call,
+                bytes: 0,
+                left: self.free_bytes().unwrap_or(0),
+            },
+            Fault::Call => DeviceError::Driver { call, message },
+        })
+    }
+
+    /// Bytes that are free. The context is current.
+    pub(super) fn free_bytes(&self) -> Result<u64, DeviceError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: there is room for both numbers.
+        let answer = unsafe { (self.driver.calls.cuMemGetInfo_v2)(&raw mut free, &raw mut total) };
+        if answer == 0 {
+            return Ok(free as u64);
+        }
+        // Not by way of `check`, which comes here.
+        Err(DeviceError::Driver {
+            call: "cuMemGetInfo",
+            message: self.driver.describe(answer),
+        })
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut context = std::ptr::null_mut();
+        // SAFETY: there is room for the context; what is taken off is what `enter` put on, as calls between them leave what is current.
+        unsafe { (self.0.driver.calls.cuCtxPopCurrent_v2)(&raw mut context) };
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        if self.is_own() {
+            // SAFETY: it was retained once, and nothing made in it by this library is left, since all of that holds this.
+            unsafe { (self.driver.calls.cuDevicePrimaryCtxRelease_v2)(self.device) };
+        }
+    }
+}
