@@ -2,6 +2,26 @@
 
 use crate::KernelError;
 
+/// What a device needs and this system does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Missing {
+    /// The driver's library.
+    Driver,
+    /// A driver that is new enough.
+    DriverVersion,
+    /// The library that compiles kernels.
+    Compiler,
+    /// One that is new enough.
+    CompilerVersion,
+    /// A device, or one of that number.
+    Device,
+    /// A device of capability 8.0 or more.
+    Capability,
+    /// The driver's leave to use it.
+    Context,
+}
+
 /// Errors of devices.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -9,6 +29,8 @@ pub enum DeviceError {
     /// There is no device to be used.
     #[error("no CUDA device: {reason}")]
     Unavailable {
+        /// What is missing.
+        missing: Missing,
         /// Why.
         reason: String,
     },
@@ -23,27 +45,38 @@ pub enum DeviceError {
         left: u64,
     },
     /// A kernel could not be compiled or loaded.
-    #[error("kernel {kernel}: {log}")]
+    #[error("kernel {kernel} for {target}: {log}")]
     Compile {
         /// Its name and defines.
         kernel: String,
+        /// What it was compiled for.
+        target: String,
         /// What the compiler says.
         log: String,
     },
     /// The device failed for good: nothing that it holds can be used any more.
-    #[error("the device is lost: {message}")]
+    #[error("the device is lost: {call}: {reason} ({code})")]
     Lost {
+        /// The call that said so.
+        call: &'static str,
+        /// The driver's number for it.
+        code: i32,
         /// What the driver says.
-        message: String,
+        reason: String,
     },
-    /// A call of the driver failed.
-    #[error("{call}: {message}")]
+    /// A call of the driver failed; the device goes on.
+    #[error("{call}: {reason} ({code})")]
     Driver {
         /// The call.
         call: &'static str,
+        /// The driver's number for it.
+        code: i32,
         /// What the driver says.
-        message: String,
+        reason: String,
     },
+    /// The process that opened the device has forked, and this is the child: the driver cannot be used here.
+    #[error("the device was opened before this process forked")]
+    Forked,
     /// Something does not have the size that goes with the rest.
     #[error("{what}: expected {expected}, found {found}")]
     Size {
@@ -91,7 +124,7 @@ impl DeviceError {
     /// Whether the device is of no use any more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. })
+        matches!(self, Self::Lost { .. } | Self::Forked)
     }
 
     /// The same, with a better name for what memory was for.

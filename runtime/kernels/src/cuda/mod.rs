@@ -9,7 +9,7 @@ mod source;
 mod variants;
 
 pub use device::{Address, Device, DeviceFacts, Handle, Launch};
-pub use error::DeviceError;
+pub use error::{DeviceError, Missing};
 pub use source::{HEADERS, KernelSource};
 pub use variants::{
     Define, Epilogue, HEAD_DIM_MAX, HEAD_DIMS, ProductVariant, QUERY_TILE, RowKind, TILE_ROWS,
