@@ -75,93 +75,128 @@ struct NormedRow {
     const float* input;
     const float* weight;  // or null
     float factor;
+    uint32_t columns;
 };
 
-TLLM_DEVICE Floats4 values_at(const NormedRow& row, uint32_t column) {
-    Floats4 values = four(row.input + column);
-    if (row.weight != nullptr) {
-        const Floats4 weights = four(row.weight + column);
-        TLLM_UNROLL
-        for (uint32_t at = 0; at < LANE_VALUES; ++at) {
-            values.at[at] = values.at[at] * row.factor * weights.at[at];
+// What a lane takes of a row at once: loads that are under way together. LANE_VALUES values at each of STEPS columns.
+constexpr uint32_t STEPS = 4;
+constexpr uint32_t STEP_COLUMNS = WARP * LANE_VALUES;
+struct LanePart {
+    Floats4 steps[STEPS];
+};
+
+// The part from `column` on; zeros past the last column.
+TLLM_DEVICE LanePart part_of(const NormedRow& row, uint32_t column) {
+    LanePart part = {};
+    TLLM_UNROLL
+    for (uint32_t step = 0; step < STEPS; ++step) {
+        if (column + step * STEP_COLUMNS < row.columns) {
+            part.steps[step] = four(row.input + column + step * STEP_COLUMNS);
         }
     }
-    return values;
+    if (row.weight != nullptr) {
+        TLLM_UNROLL
+        for (uint32_t step = 0; step < STEPS; ++step) {
+            if (column + step * STEP_COLUMNS < row.columns) {
+                const Floats4 weights = four(row.weight + column + step * STEP_COLUMNS);
+                TLLM_UNROLL
+                for (uint32_t at = 0; at < LANE_VALUES; ++at) {
+                    part.steps[step].at[at] = part.steps[step].at[at] * row.factor * weights.at[at];
+                }
+            }
+        }
+    }
+    return part;
 }
 
+struct Quantisation {
+    float scale;
+    float factor;  // what values are multiplied by; 0 makes every value 0
+};
+
 // Scale = largest magnitude / 127. A row with NaN or infinity gets the scale NaN, so that every product with it is NaN too.
-TLLM_DEVICE void quantise_int8(const QuantiseArguments& arguments, const NormedRow& input, uint32_t row) {
-    const uint32_t lane = tllm_lane();
+TLLM_DEVICE Quantisation quantisation(const NormedRow& input) {
+    constexpr uint32_t INFINITY_BITS = 0x7f800000;
     // Magnitudes order like their bits, and NaN comes last.
     uint32_t largest_bits = 0;
-    for (uint32_t column = lane * LANE_VALUES; column < arguments.columns; column += WARP * LANE_VALUES) {
-        const Floats4 values = values_at(input, column);
+    for (uint32_t column = tllm_lane() * LANE_VALUES; column < input.columns; column += STEPS * STEP_COLUMNS) {
+        const LanePart part = part_of(input, column);
         TLLM_UNROLL
-        for (uint32_t at = 0; at < LANE_VALUES; ++at) {
-            const uint32_t bits = tllm_bits(values.at[at]) & 0x7fffffff;
+        for (uint32_t at = 0; at < STEPS * LANE_VALUES; ++at) {
+            const uint32_t bits = tllm_bits(part.steps[at / LANE_VALUES].at[at % LANE_VALUES]) & 0x7fffffff;
             largest_bits = bits > largest_bits ? bits : largest_bits;
         }
     }
-    constexpr uint32_t INFINITY_BITS = 0x7f800000;
     largest_bits = tllm_warp_max(largest_bits);
-    const float largest = tllm_float_of_bits(largest_bits);
-    float scale = tllm_divide(largest, 127.0f);
-    float factor = tllm_divide(127.0f, largest);
     if (largest_bits >= INFINITY_BITS) {
-        scale = tllm_float_of_bits(0x7fc00000);
-        factor = 0.0f;
-    } else if (tllm_bits(factor) >= INFINITY_BITS) {
-        // Zeros, and rows so small that the factor overflows.
-        scale = 0.0f;
-        factor = 0.0f;
+        return {tllm_float_of_bits(0x7fc00000), 0.0f};
     }
+    const float largest = tllm_float_of_bits(largest_bits);
+    const float factor = tllm_divide(127.0f, largest);
+    // Zeros, and rows so small that the factor overflows.
+    const bool is_zero = tllm_bits(factor) >= INFINITY_BITS;
+    return {is_zero ? 0.0f : tllm_divide(largest, 127.0f), is_zero ? 0.0f : factor};
+}
+
+TLLM_DEVICE void quantise_int8(const QuantiseArguments& arguments, const NormedRow& input, uint32_t row) {
+    const uint32_t lane = tllm_lane();
+    const Quantisation quantisation_of_row = quantisation(input);
     if (lane == 0) {
-        arguments.scales[row] = scale;
+        arguments.scales[row] = quantisation_of_row.scale;
     }
     int8_t* output = static_cast<int8_t*>(arguments.values) + static_cast<uint64_t>(row) * arguments.stride;
-    // All lanes take part in the sums of groups: `stride` is a multiple of what a warp takes at once.
-    for (uint32_t column = lane * LANE_VALUES; column < arguments.stride; column += WARP * LANE_VALUES) {
-        uint32_t word = 0;
-        int32_t sum = 0;
-        if (column < arguments.columns) {
-            const Floats4 values = values_at(input, column);
+    for (uint32_t first = lane * LANE_VALUES; first < arguments.stride; first += STEPS * STEP_COLUMNS) {
+        const LanePart part = part_of(input, first);
+        TLLM_UNROLL
+        for (uint32_t step = 0; step < STEPS; ++step) {
+            // All lanes take part or none: `stride` is a multiple of the columns of a step.
+            const uint32_t column = first + step * STEP_COLUMNS;
+            if (column >= arguments.stride) {
+                break;
+            }
+            uint32_t word = 0;
+            int32_t sum = 0;
             TLLM_UNROLL
             for (uint32_t at = 0; at < LANE_VALUES; ++at) {
                 // Infinity times the factor 0 is NaN, and that becomes 0.
-                const int32_t value = tllm_round(values.at[at] * factor);
+                const int32_t value = tllm_round(part.steps[step].at[at] * quantisation_of_row.factor);
                 word |= (static_cast<uint32_t>(value) & 0xff) << 8 * at;
                 sum += value;
             }
-        }
-        *reinterpret_cast<uint32_t*>(output + column) = word;
-        if (arguments.group_sums != nullptr) {
-            TLLM_UNROLL
-            for (uint32_t distance = GROUP_LANES / 2; distance > 0; distance /= 2) {
-                sum += tllm_shuffle_xor(sum, distance);
-            }
-            if (lane % GROUP_LANES == 0) {
-                arguments.group_sums[static_cast<uint64_t>(row) * (arguments.stride / GROUP) + column / GROUP] = sum;
+            *reinterpret_cast<uint32_t*>(output + column) = word;
+            if (arguments.group_sums != nullptr) {
+                TLLM_UNROLL
+                for (uint32_t distance = GROUP_LANES / 2; distance > 0; distance /= 2) {
+                    sum += tllm_shuffle_xor(sum, distance);
+                }
+                if (lane % GROUP_LANES == 0) {
+                    arguments.group_sums[static_cast<uint64_t>(row) * (arguments.stride / GROUP) + column / GROUP] = sum;
+                }
             }
         }
     }
 }
 
-TLLM_DEVICE void store_bf16(const QuantiseArguments& arguments, const NormedRow& input, uint32_t row) {
-    uint16_t* output = static_cast<uint16_t*>(arguments.values) + static_cast<uint64_t>(row) * arguments.stride;
-    for (uint32_t column = tllm_lane() * LANE_VALUES; column < arguments.stride; column += WARP * LANE_VALUES) {
-        Words2 words = {0, 0};
-        if (column < arguments.columns) {
-            const Floats4 values = values_at(input, column);
-            words = {tllm_bf16_pair(values.at[0], values.at[1]), tllm_bf16_pair(values.at[2], values.at[3])};
+// bf16 or, as it is, f32.
+template <bool is_bf16>
+TLLM_DEVICE void store_floats(const QuantiseArguments& arguments, const NormedRow& input, uint32_t row) {
+    const uint64_t start = static_cast<uint64_t>(row) * arguments.stride;
+    for (uint32_t first = tllm_lane() * LANE_VALUES; first < arguments.stride; first += STEPS * STEP_COLUMNS) {
+        const LanePart part = part_of(input, first);
+        TLLM_UNROLL
+        for (uint32_t step = 0; step < STEPS; ++step) {
+            const uint32_t column = first + step * STEP_COLUMNS;
+            const Floats4& values = part.steps[step];
+            if (column >= arguments.stride) {
+                break;
+            }
+            if (is_bf16) {
+                const Words2 words = {tllm_bf16_pair(values.at[0], values.at[1]), tllm_bf16_pair(values.at[2], values.at[3])};
+                *reinterpret_cast<Words2*>(static_cast<uint16_t*>(arguments.values) + start + column) = words;
+            } else {
+                store_four(static_cast<float*>(arguments.values) + start + column, values);
+            }
         }
-        *reinterpret_cast<Words2*>(output + column) = words;
-    }
-}
-
-TLLM_DEVICE void store_f32(const QuantiseArguments& arguments, const NormedRow& input, uint32_t row) {
-    float* output = static_cast<float*>(arguments.values) + static_cast<uint64_t>(row) * arguments.stride;
-    for (uint32_t column = tllm_lane() * LANE_VALUES; column < arguments.stride; column += WARP * LANE_VALUES) {
-        store_four(output + column, column < arguments.columns ? values_at(input, column) : Floats4{});
     }
 }
 
@@ -173,14 +208,15 @@ TLLM_KERNEL_BOUNDS(quantise, QuantiseArguments, 128, 1) {
     }
     const float* input = arguments.input + static_cast<uint64_t>(row) * arguments.input_stride;
     const bool has_norm = arguments.weight != nullptr;
-    const NormedRow normed = {input, arguments.weight, has_norm ? rms_factor(input, arguments.columns, arguments.epsilon) : 1.0f};
+    const float factor = has_norm ? rms_factor(input, arguments.columns, arguments.epsilon) : 1.0f;
+    const NormedRow normed = {input, arguments.weight, factor, arguments.columns};
     switch (arguments.form) {
         case FORM_INT8:
             return quantise_int8(arguments, normed, row);
         case FORM_BF16:
-            return store_bf16(arguments, normed, row);
+            return store_floats<true>(arguments, normed, row);
         default:
-            return store_f32(arguments, normed, row);
+            return store_floats<false>(arguments, normed, row);
     }
 }
 
