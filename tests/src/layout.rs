@@ -75,6 +75,8 @@ fn the_crates_depend_on_each_other_one_way() {
             ],
         ),
         ("trafficllm-tests", vec![]),
+        // Only tests use it.
+        ("trafficllm-cuda-emulator", vec!["trafficllm-kernels"]),
         // The plugin reaches the library through its C ABI, at run time.
         ("trafficllm-suricata", vec![]),
     ]);
@@ -265,6 +267,7 @@ fn the_members_of_the_workspace_are_those_of_the_design() {
     let expected = [
         "trafficllm",
         "trafficllm-benches",
+        "trafficllm-cuda-emulator",
         "trafficllm-ffi",
         "trafficllm-head-linear",
         "trafficllm-head-sdk",

@@ -193,13 +193,7 @@ template <int groups>
 TLLM_DEVICE void tllm_wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(groups) : "memory");
 }
-// How a matrix lies: rows of 128 bytes one after the other, the eight 16-byte chunks c of row r at c ^ (r & 7). `rows` is the first row of a
-// tile that starts at a multiple of 1024, plus 32 for each step of 32 values of k.
-TLLM_DEVICE uint64_t tllm_wgmma_descriptor(const void* rows) {
-    const uint64_t eight_rows = 1024 >> 4;
-    const uint64_t swizzle_128 = 1;
-    return ((tllm_shared_address(rows) & 0x3ffff) >> 4) | (1ull << 16) | (eight_rows << 32) | (swizzle_128 << 62);
-}
+TLLM_DEVICE uint64_t tllm_wgmma_descriptor(const void* rows);
 // sums += a x b: 64 x 32 signed bytes at `a` (64 rows), 32 x 128 at `b` (128 rows of 32). Warp w of the group holds rows 16 w ..+ 16: lane l in
 // sums[4 j ..+ 4] values (l / 4, 8 j + 2 (l % 4)), the next one, and the two of row l / 4 + 8.
 TLLM_DEVICE void tllm_wgmma_s8(int32_t (&sums)[64], const void* a, const void* b) {
@@ -229,6 +223,14 @@ TLLM_DEVICE void tllm_wgmma_s8(int32_t (&sums)[64], const void* a, const void* b
 
 // From here on plain C++ on top of these.
 
+// How a matrix lies: rows of 128 bytes one after the other, the eight 16-byte chunks c of row r at c ^ (r & 7). `rows` is the first row of a
+// tile that starts at a multiple of 1024, plus 32 for each step of 32 values of k.
+TLLM_DEVICE uint64_t tllm_wgmma_descriptor(const void* rows) {
+    const uint64_t eight_rows = 1024 >> 4;
+    const uint64_t swizzle_128 = 1;
+    return ((tllm_shared_address(rows) & 0x3ffff) >> 4) | (1ull << 16) | (eight_rows << 32) | (swizzle_128 << 62);
+}
+
 TLLM_DEVICE uint32_t tllm_lane() { return tllm_thread() % 32; }
 TLLM_DEVICE uint32_t tllm_warp() { return tllm_thread() / 32; }
 
@@ -238,6 +240,9 @@ struct alignas(8) Floats2 {
 };
 struct alignas(16) Floats4 {
     float at[4];
+};
+struct alignas(8) Words2 {
+    uint32_t at[2];
 };
 struct alignas(16) Words4 {
     uint32_t at[4];
@@ -272,6 +277,14 @@ TLLM_DEVICE uint32_t tllm_warp_max(uint32_t value) {
         value = other > value ? other : value;
     }
     return value;
+}
+
+// Keeps the compiler from moving the sums to other registers, or reading them, while wgmma may still be adding to them.
+TLLM_DEVICE void tllm_wgmma_hold(int32_t (&sums)[64]) {
+    TLLM_UNROLL
+    for (uint32_t at = 0; at < 64; at++) {
+        asm volatile("" : "+r"(sums[at])::"memory");
+    }
 }
 
 // Within the range of finite f16 values; NaN stays NaN.
