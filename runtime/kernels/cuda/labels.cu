@@ -7,10 +7,11 @@ constexpr uint32_t BLOCK_LOGITS = 128 / LANES;
 constexpr uint32_t WARP = 32;
 constexpr float LOG2_E = 1.44269504f;
 
-// The product of two rows, for all lanes of half a warp. `columns` is a multiple of 16.
+// The product of two rows, for all lanes of half a warp: the lanes' sums one after the other, then columns past the last whole 16.
 TLLM_DEVICE float dot(const float* a, const float* b, uint32_t columns) {
+    const uint32_t whole = columns / LANES * LANES;
     float sum = 0.0f;
-    for (uint32_t column = tllm_lane() % LANES; column < columns; column += LANES) {
+    for (uint32_t column = tllm_lane() % LANES; column < whole; column += LANES) {
         sum += a[column] * b[column];
     }
     const uint32_t first = tllm_lane() / LANES * LANES;
@@ -19,7 +20,11 @@ TLLM_DEVICE float dot(const float* a, const float* b, uint32_t columns) {
     for (uint32_t lane = 1; lane < LANES; ++lane) {
         total += tllm_shuffle(sum, first + lane);
     }
-    return total;
+    float rest = -0.0f;
+    for (uint32_t column = whole; column < columns; ++column) {
+        rest += a[column] * b[column];
+    }
+    return total + rest;
 }
 
 struct Choice {
