@@ -286,7 +286,7 @@ fn panel_channels(kernels: Kernels) -> usize {
 }
 
 /// The parts as one matrix.
-fn stack(parts: &[&WeightMatrix]) -> Result<WeightMatrix, KernelError> {
+pub(crate) fn stack(parts: &[&WeightMatrix]) -> Result<WeightMatrix, KernelError> {
     let columns = parts.first().map_or(0, |part| part.columns());
     for part in parts {
         part.validate()?;
@@ -358,7 +358,7 @@ fn stack_int8(parts: &[&WeightMatrix], columns: usize) -> Result<QuantisedMatrix
 }
 
 /// The rows of the first and of the second half of a matrix, `panel` of either in turn.
-fn take_turns(matrix: &WeightMatrix, panel: usize) -> Result<WeightMatrix, KernelError> {
+pub(crate) fn take_turns(matrix: &WeightMatrix, panel: usize) -> Result<WeightMatrix, KernelError> {
     Ok(match matrix {
         WeightMatrix::Int8(matrix) => WeightMatrix::Int8(QuantisedMatrix {
             rows: matrix.rows,

@@ -44,7 +44,7 @@ pub struct Launch {
 ///
 /// # Safety
 /// An address that [`Device::allocate`] gave stands for that many bytes, and a pointer of [`Device::allocate_pinned`] too, until
-/// they are freed.
+/// they are freed. Both are multiples of 64.
 pub unsafe trait Device: Send + Sync + std::fmt::Debug {
     /// What is known of it.
     fn facts(&self) -> &DeviceFacts;

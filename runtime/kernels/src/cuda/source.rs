@@ -5,10 +5,24 @@ use std::hash::{Hash, Hasher};
 
 use super::variants::Define;
 
+macro_rules! headers {
+    ($($name:literal),*) => {
+        [$(($name, include_str!(concat!("../../cuda/", $name)))),*]
+    };
+}
+
 /// The headers that the texts include, by name.
-pub const HEADERS: [(&str, &str); 2] = [
-    ("device.cuh", include_str!("../../cuda/device.cuh")),
-    ("arguments.cuh", include_str!("../../cuda/arguments.cuh")),
+pub const HEADERS: [(&str, &str); 10] = headers![
+    "arguments.cuh",
+    "attention.cuh",
+    "device.cuh",
+    "norm.cuh",
+    "product_bf16.cuh",
+    "product_epilogue.cuh",
+    "product_int4.cuh",
+    "product_int8.cuh",
+    "product_tile.cuh",
+    "product_warp.cuh"
 ];
 
 /// One kernel: a text, the name of the kernel in it, and what is defined for it.
@@ -121,5 +135,38 @@ impl fmt::Display for KernelSource {
         self.defines
             .iter()
             .try_for_each(|(name, value)| write!(formatter, " {name}={value}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is compiled at run time has no folder to look in: a header that is not part of the library would be missed only there.
+    #[test]
+    fn all_headers_are_part_of_the_library() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
+        let mut found: Vec<String> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".cuh"))
+            .collect();
+        found.sort();
+        let known: Vec<&str> = HEADERS.iter().map(|(name, _text)| *name).collect();
+        assert_eq!(found, known);
+    }
+
+    #[test]
+    fn kernels_are_told_apart_and_named() {
+        let one = KernelSource::from_text("a.cu", "text", "a", &[("ONE", 1)]);
+        let other = KernelSource::from_text("a.cu", "text", "a", &[("ONE", 2)]);
+        assert_ne!(one, other);
+        assert_eq!(one, one.clone());
+        assert_ne!(
+            one,
+            KernelSource::from_text("a.cu", "other", "a", &[("ONE", 1)])
+        );
+        assert_eq!(other.to_string(), "a ONE=2");
+        assert_eq!(other.options().collect::<Vec<_>>(), ["-DONE=2"]);
     }
 }

@@ -113,6 +113,61 @@ impl ProductVariant {
     }
 }
 
+/// Threads of the blocks of all kernels but those of products.
+pub(super) const THREADS: u32 = 128;
+/// Input channels of a tile of a product.
+const TILE_COLUMNS: u32 = 128;
+/// Output channels of a block of a product.
+pub(super) const TILE_CHANNELS: u32 = 128;
+
+impl ProductVariant {
+    /// Threads of a block.
+    pub(super) fn threads(&self) -> u32 {
+        if self.tile_rows == 16 { 128 } else { 256 }
+    }
+
+    /// Bytes of shared memory of a block, as `product_tile.cuh` has them: some tiles of rows and weights at the same time.
+    pub(super) fn shared_bytes(&self) -> u32 {
+        let is_int8 = self.rows == RowKind::Int8;
+        let rows = self.tile_rows * TILE_COLUMNS * if is_int8 { 1 } else { 2 };
+        let groups = TILE_COLUMNS / 32;
+        let scales = groups * TILE_CHANNELS * 4;
+        let sums = if is_int8 {
+            self.tile_rows * groups * 4
+        } else {
+            0
+        };
+        let weights = match self.weights {
+            WeightKind::Int8 => TILE_CHANNELS * TILE_COLUMNS,
+            WeightKind::Int4 => TILE_CHANNELS * TILE_COLUMNS / 2 + scales,
+            WeightKind::Int4Minimums => TILE_CHANNELS * TILE_COLUMNS / 2 + 2 * scales + sums,
+        };
+        let stages = match (self.tile_rows, self.rows) {
+            (16, _) => 4,
+            (128, RowKind::Bf16) => 2,
+            _ => 3,
+        };
+        stages * (rows + weights)
+    }
+}
+
+/// Bytes of shared memory of a block of attention, as `attention.cuh` has them: some blocks of keys and of values at the same time.
+pub(super) fn attention_shared_bytes(head_dim: u32, tile: u32) -> u32 {
+    let heads_apart = tile == QUERY_TILE;
+    let key_block = match head_dim {
+        0..=64 if heads_apart => 32,
+        0..=64 => 64,
+        65..=192 if !heads_apart => 32,
+        _ => 16,
+    };
+    let buffers = match head_dim {
+        _ if !heads_apart => 4,
+        0..=176 => 16,
+        _ => 8,
+    };
+    buffers * key_block * (head_dim + 8) * 2
+}
+
 /// The kernel of attention for tiles of [`TOKEN_TILE`] or [`QUERY_TILE`] rows.
 #[must_use]
 pub fn attention(head_dim: u32, tile: u32) -> KernelSource {
