@@ -25,6 +25,8 @@ use crate::AttentionShape;
 
 /// Rows, or queries, of a block of the kernels that work row by row: one for each warp.
 const BLOCK_ROWS: usize = 4;
+/// Shared memory of a block of `low_rank_coefficients`: the factors of its rows' norms.
+const NORM_BYTES: u32 = 16;
 /// Heads of a block of attention of query tiles.
 const BLOCK_HEADS: usize = 4;
 
@@ -370,7 +372,7 @@ impl Run<'_> {
         memory.extend(table.allocations());
         let (grid, source) = (self.row_grid(set), KernelSource::low_rank_coefficients());
         // SAFETY: sizes are checked above against rows of the batch's capacity, and tasks of rows against the table.
-        unsafe { self.launch(&source, grid, 0, &arguments, &memory) }
+        unsafe { self.launch(&source, grid, NORM_BYTES, &arguments, &memory) }
     }
 
     /// Attention of tiles of rows: f32 `[rows, heads * head_dim]` from f16 queries of the same size.

@@ -244,6 +244,25 @@ impl Activations {
         self.kind
     }
 
+    /// The rows: bytes, or 16-bit brain floats. After [`Run::quantise`](super::Run::quantise) the distance of rows is their columns,
+    /// padded with zeros to a multiple of 128.
+    #[must_use]
+    pub fn values(&self) -> &Buffer<u8> {
+        &self.values
+    }
+
+    /// The scale of each row of bytes.
+    #[must_use]
+    pub fn scales(&self) -> Option<&Buffer<f32>> {
+        self.scales.as_ref()
+    }
+
+    /// The sums of 32 bytes each, padding too.
+    #[must_use]
+    pub fn group_sums(&self) -> Option<&Buffer<i32>> {
+        self.group_sums.as_ref()
+    }
+
     /// Bytes of the device's memory held.
     #[must_use]
     pub fn bytes(&self) -> usize {
