@@ -157,6 +157,10 @@ pub enum ModelError {
         /// Label and score computed.
         found: String,
     },
+    /// A device failed, or has no room.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Device(#[from] trafficllm_kernels::cuda::DeviceError),
     /// The forward pass refused its input.
     #[error("forward pass: {message}")]
     Forward {

@@ -154,6 +154,12 @@ impl LabelTrie {
         })
     }
 
+    /// How many places there are where a decision is taken.
+    #[must_use]
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// How many labels there are.
     #[must_use]
     pub fn labels(&self) -> usize {

@@ -33,5 +33,11 @@ pub use labels::{Child, LabelTrie, Step};
 pub use model::{
     Insight, Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
 };
+#[cfg(feature = "cuda")]
+pub use model::{DeviceModel, Lane};
 pub use trafficllm_kernels::Level;
+#[cfg(feature = "cuda")]
+pub use trafficllm_kernels::cuda::{Device, DeviceError, DeviceFacts};
+#[cfg(feature = "cuda")]
+pub use transformer::{Activations, DeviceOptions};
 pub use transformer::TransformerConfig;

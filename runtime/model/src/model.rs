@@ -1,7 +1,15 @@
 //! A loaded model: from token ids to labels with scores.
 
+mod answers;
+mod asked;
 mod classify;
+#[cfg(feature = "cuda")]
+mod device;
 mod insight;
+mod scratch;
+
+#[cfg(feature = "cuda")]
+use std::sync::Arc;
 
 use trafficllm_kernels::Level;
 
@@ -12,10 +20,14 @@ use crate::gguf::{Gguf, load_weights};
 use crate::labels::{Child, LabelTrie};
 use crate::limits;
 use crate::memory::{self, try_with_capacity};
+#[cfg(feature = "cuda")]
+use crate::transformer::TransformerWeights;
 use crate::transformer::{TaskLora, TaskPrefix, Transformer, TransformerConfig, TransformerError};
 
-pub use classify::{Scratch, emptied};
+#[cfg(feature = "cuda")]
+pub use device::{DeviceModel, Lane};
 pub use insight::Insight;
+pub use scratch::{Scratch, emptied};
 
 /// How far a self-test's score may be from the one in the manifest. A target without fused
 /// multiply-add may round otherwise, and where an activation lies between two int8 steps that decides
@@ -187,6 +199,12 @@ pub struct Model {
     tasks: Vec<Task>,
     has_instruction: bool,
     self_tests: Vec<SelfTest>,
+    /// Tells it from all others, also from one of the same bundle.
+    #[cfg(feature = "cuda")]
+    identity: Arc<()>,
+    /// What a device will be given.
+    #[cfg(feature = "cuda")]
+    device_weights: Option<TransformerWeights>,
 }
 
 impl Model {
@@ -229,7 +247,34 @@ impl Model {
             tasks,
             has_instruction: instruction.is_some(),
             self_tests: manifest.self_test.clone(),
+            #[cfg(feature = "cuda")]
+            identity: Arc::default(),
+            #[cfg(feature = "cuda")]
+            device_weights: None,
         })
+    }
+
+    /// As [`Model::load`], and keeps the weights as they are stored as well, so that [`DeviceModel::new`] can give them to a device later:
+    /// a device is opened by the process that uses it, and that may be a child of this one.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    #[cfg(feature = "cuda")]
+    pub fn load_for_device(bundle: &Bundle, level: Level) -> Result<Self, ModelError> {
+        let mut model = Self::load(bundle, level)?;
+        let base = &bundle.manifest().base.file;
+        let mut weights = load_weights(&Gguf::parse(base, bundle.file(base)?)?)?;
+        // No device makes next-token logits.
+        weights.output = None;
+        model.device_weights = Some(weights);
+        Ok(model)
+    }
+
+    /// Whether a device can be given this model.
+    #[cfg(feature = "cuda")]
+    #[must_use]
+    pub fn is_for_device(&self) -> bool {
+        self.device_weights.is_some()
     }
 
     /// The identity of the bundle: [`Bundle::id`].
@@ -267,7 +312,10 @@ impl Model {
     /// Bytes of memory held by weights and adapters.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.transformer.bytes() + self.tasks.iter().map(Task::bytes).sum::<usize>()
+        let bytes = self.transformer.bytes() + self.tasks.iter().map(Task::bytes).sum::<usize>();
+        #[cfg(feature = "cuda")]
+        let bytes = bytes + self.device_weights.as_ref().map_or(0, TransformerWeights::bytes);
+        bytes
     }
 
     /// The most tokens an item may have, whichever tasks it asks.
@@ -283,7 +331,10 @@ impl Model {
     /// [`ModelError::SelfTest`] for the first that differs, [`ModelError::Input`] for one that
     /// cannot be run.
     pub fn self_test(&self) -> Result<(), ModelError> {
-        let mut scratch = Scratch::default();
+        self.self_test_with(&mut Scratch::default())
+    }
+
+    fn self_test_with(&self, scratch: &mut Scratch) -> Result<(), ModelError> {
         let mut verdicts = Vec::new();
         for (index, test) in self.self_tests.iter().enumerate() {
             // The manifest has been checked: the task is there.
@@ -297,7 +348,7 @@ impl Model {
                 tokens: &test.tokens,
                 tasks: &tasks,
             };
-            self.classify(&[item], &mut scratch, &mut verdicts)?;
+            self.classify(&[item], scratch, &mut verdicts)?;
             let Some(verdict) = verdicts.first() else {
                 return Err(self_test_error(index, test, "no verdict".to_owned()));
             };
@@ -337,6 +388,16 @@ fn self_test_error(index: usize, test: &SelfTest, found: String) -> ModelError {
         ),
         found,
     }
+}
+
+fn forward_error(error: &TransformerError) -> ModelError {
+    let memory = match error {
+        TransformerError::Kernels(source) => memory::refused(source),
+        _ => None,
+    };
+    memory.unwrap_or_else(|| ModelError::Forward {
+        message: error.to_string(),
+    })
 }
 
 /// The dot product of two rows of equal length, summed in a fixed order.

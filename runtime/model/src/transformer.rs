@@ -8,6 +8,8 @@
 
 mod beginning;
 mod config;
+#[cfg(feature = "cuda")]
+mod device;
 mod error;
 mod lora;
 mod pass;
@@ -17,6 +19,11 @@ mod tests;
 
 pub use beginning::Beginning;
 pub use config::{CONTEXT_MAX, LayerWeights, TransformerConfig, TransformerWeights};
+#[cfg(feature = "cuda")]
+pub use device::{
+    Activations, Decided, DeviceBase, DeviceBeginning, DeviceOptions, DeviceQuery, DeviceSequence,
+    DeviceTask, DeviceTransformer, LaneSizes, TransformerLane,
+};
 pub use error::TransformerError;
 pub use lora::{LoraFactors, TaskLora};
 pub use pass::{chunk_rows, tile_rows};

@@ -1,128 +1,13 @@
-//! From items to verdicts. Whatever a batch needs beside its answers is kept from call to call: once the buffers have grown,
-//! nothing is allocated.
+//! From items to verdicts. Once the buffers have grown, nothing is allocated.
 
-use super::{Insight, Item, Model, Task, TaskLogits, TaskVerdict};
+use super::answers::Answer;
+use super::asked::Asked;
+use super::scratch::{BUFFERS, Scratch};
+use super::{Insight, Item, Model, TaskLogits, TaskVerdict};
 use crate::calibration::softmax;
 use crate::error::ModelError;
 use crate::labels::{LabelTrie, Step, highest};
-use crate::memory::{self, try_hold};
-use crate::transformer::{self, BatchSizes, Query, Sequence, TransformerError};
-
-/// What errors call the buffers of a batch.
-const BUFFERS: &str = "buffers of a batch";
-
-/// Buffers of [`Model::classify`]; one per thread, kept between calls.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    transformer: transformer::Scratch,
-    states: Vec<f32>,
-    logits: Vec<f32>,
-    /// Empty between calls: only their memory is kept.
-    queries: Vec<Query<'static>>,
-    sequences: Vec<Sequence<'static>>,
-    pending: Round,
-    next: Round,
-}
-
-impl Scratch {
-    /// Makes room for every batch of at most `items` items that have at most `tokens` tokens in all and ask each task of the model at
-    /// most once: [`Model::classify`] then allocates nothing, whatever they hold.
-    ///
-    /// # Errors
-    /// [`ModelError::Memory`].
-    pub fn try_reserve(
-        &mut self,
-        model: &Model,
-        tokens: usize,
-        items: usize,
-    ) -> Result<(), ModelError> {
-        let (tasks, hidden) = (model.tasks(), model.config().hidden);
-        let longest = tokens.min(model.item_tokens_max());
-        let query_rows = tasks.iter().map(Task::rows_max);
-        let query_rows_max = query_rows.clone().max().unwrap_or(0);
-        let prefix_tokens = tasks.iter().map(|task| task.prefix.prefix_tokens);
-        let queries = items * tasks.len();
-        let sizes = BatchSizes {
-            // Labels of several words run their sequence again, so that tokens do not bound the rows: only chunks do.
-            rows: usize::MAX,
-            sequence_rows: longest + query_rows.sum::<usize>(),
-            positions: longest + query_rows_max,
-            tokens: longest,
-            query_rows: query_rows_max,
-            queries,
-            prefixes: tasks.len(),
-            prefix_tokens: prefix_tokens.max().unwrap_or(0),
-            lora: tasks.iter().any(|task| task.lora.is_some()),
-        };
-        let transformer = &mut self.transformer;
-        let reserved = transformer.try_reserve(model.transformer(), &sizes);
-        reserved.map_err(|error| forward_error(&error))?;
-        let children = tasks.iter().map(|task| task.trie.children_max());
-        try_hold(BUFFERS, &mut self.states, queries * hidden)?;
-        try_hold(BUFFERS, &mut self.logits, children.max().unwrap_or(0))?;
-        try_hold(BUFFERS, &mut self.queries, queries)?;
-        try_hold(BUFFERS, &mut self.sequences, queries.max(items))?;
-        let deep = tasks.iter().filter(|task| task.trie.depth() > 1);
-        let rows = deep.clone().map(Task::rows_max).sum::<usize>();
-        for round in [&mut self.pending, &mut self.next] {
-            // One row more than a label ever has: a round makes room before it knows which labels need no further word.
-            let labels = items * deep.clone().count();
-            round.try_reserve(labels, (items * rows + labels) * hidden)?;
-        }
-        Ok(())
-    }
-
-    /// Bytes of memory held.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let floats = self.states.capacity() + self.logits.capacity();
-        self.transformer.bytes()
-            + floats * size_of::<f32>()
-            + self.queries.capacity() * size_of::<Query<'_>>()
-            + self.sequences.capacity() * size_of::<Sequence<'_>>()
-            + self.pending.bytes()
-            + self.next.bytes()
-    }
-}
-
-/// The labels that need one more word.
-#[derive(Debug, Default)]
-struct Round {
-    labels: Vec<Pending>,
-    /// `[rows of all labels, hidden]`: each label has its task's query rows and those of the words chosen so far.
-    rows: Vec<f32>,
-}
-
-impl Round {
-    /// Makes room for so many labels, and for so many values of all their rows.
-    fn try_reserve(&mut self, labels: usize, values: usize) -> Result<(), ModelError> {
-        try_hold(BUFFERS, &mut self.labels, labels)?;
-        try_hold(BUFFERS, &mut self.rows, values)
-    }
-
-    fn clear(&mut self) {
-        self.labels.clear();
-        self.rows.clear();
-    }
-
-    fn bytes(&self) -> usize {
-        self.labels.capacity() * size_of::<Pending>() + self.rows.capacity() * size_of::<f32>()
-    }
-}
-
-/// A label that is still being decoded.
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    item: usize,
-    task: usize,
-    /// Where its verdict goes.
-    verdict: usize,
-    node: usize,
-    score: f32,
-    /// Where its rows stand in [`Round::rows`]; nowhere before the first word.
-    rows_start: usize,
-    rows_end: usize,
-}
+use crate::memory::try_hold;
 
 impl Model {
     /// Classifies items as one batch. `verdicts` is cleared and gets one entry per item and task,
@@ -169,51 +54,26 @@ impl Model {
         mut insight: Option<&mut Insight>,
     ) -> Result<(), ModelError> {
         verdicts.clear();
-        self.run_queries(items, scratch)?;
-        let Scratch {
-            states,
-            logits,
-            pending,
-            ..
-        } = &mut *scratch;
-        let hidden = self.config().hidden;
-        let deep = pairs(items).map(|(_, task)| &self.tasks[task]);
-        let deep = deep.filter(|task| task.trie.depth() > 1);
-        let rows = deep.clone().map(Task::rows_max).sum::<usize>();
-        pending.clear();
-        pending.try_reserve(deep.count(), rows * hidden)?;
-        try_hold("verdicts", verdicts, pairs(items).count())?;
+        let wants_states = insight.as_ref().is_some_and(|insight| insight.wants_states());
+        self.ask_first(items, scratch)?;
+        self.answer(items, scratch, wants_states)?;
+        try_hold("verdicts", verdicts, scratch.pending.len())?;
         if let Some(insight) = &mut insight {
             let tasks = pairs(items).map(|(_, task)| &self.tasks[task]);
-            insight.begin(hidden, states, tasks)?;
+            insight.begin(self.config().hidden, &scratch.answers.states, tasks)?;
         }
-        for ((item, task), state) in pairs(items).zip(states.chunks_exact(hidden)) {
-            let verdict = verdicts.len();
-            verdicts.push(TaskVerdict {
-                item,
-                task,
-                label: 0,
-                score: 0.0,
-                abstained: true,
-            });
-            let start = Pending {
-                item,
-                task,
-                verdict,
-                node: LabelTrie::ROOT,
-                score: 1.0,
-                rows_start: 0,
-                rows_end: 0,
-            };
-            let query_rows = &self.tasks[task].query_embedding;
-            self.step(start, query_rows, state, logits, verdicts, pending);
-            if let Some(insight) = &mut insight {
-                // The step has left probabilities there.
-                insight.take_scores(&self.tasks[task], logits);
-            }
-        }
-        while !scratch.pending.labels.is_empty() {
-            self.decode_further(items, scratch, verdicts)
+        verdicts.extend(scratch.pending.iter().map(|asked| TaskVerdict {
+            item: asked.item,
+            task: asked.task,
+            label: 0,
+            score: 0.0,
+            abstained: true,
+        }));
+        self.step(scratch, verdicts, insight)
+            .inspect_err(|_| verdicts.clear())?;
+        while !scratch.pending.is_empty() {
+            self.answer(items, scratch, false)
+                .and_then(|()| self.step(scratch, verdicts, None))
                 .inspect_err(|_| verdicts.clear())?;
         }
         Ok(())
@@ -231,9 +91,10 @@ impl Model {
         out: &mut Vec<TaskLogits>,
     ) -> Result<(), ModelError> {
         out.clear();
-        self.run_queries(items, scratch)?;
-        try_hold("logits", out, pairs(items).count())?;
-        let states = scratch.states.chunks_exact(self.config().hidden);
+        self.ask_first(items, scratch)?;
+        self.answer(items, scratch, true)?;
+        try_hold("logits", out, scratch.pending.len())?;
+        let states = scratch.answers.states.chunks_exact(self.config().hidden);
         for ((item, task), state) in pairs(items).zip(states) {
             let mut logits = Vec::new();
             let children = self.tasks[task].trie.children(LabelTrie::ROOT);
@@ -243,165 +104,87 @@ impl Model {
         Ok(())
     }
 
-    /// Checks the items and leaves the final state of every item's every query, `[queries,
-    /// hidden]`, in the scratch.
-    fn run_queries(&self, items: &[Item<'_>], scratch: &mut Scratch) -> Result<(), ModelError> {
+    /// Checks the items, and asks for the first word of every label.
+    fn ask_first(&self, items: &[Item<'_>], scratch: &mut Scratch) -> Result<(), ModelError> {
         for (index, item) in items.iter().enumerate() {
             self.check_item(index, item)?;
         }
-        try_hold(BUFFERS, &mut scratch.queries, pairs(items).count())?;
-        try_hold(BUFFERS, &mut scratch.sequences, items.len())?;
-        let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
-        queries.extend(pairs(items).map(|(_, task)| {
-            let Task {
-                prefix,
-                query_embedding,
-                lora,
-                ..
-            } = &self.tasks[task];
-            Query {
-                prefix,
-                embeddings: query_embedding,
-                lora: lora.as_ref(),
-            }
-        }));
-        let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
-        let mut rest = queries.as_slice();
-        sequences.extend(items.iter().map(|item| {
-            let queries;
-            (queries, rest) = rest.split_at(item.tasks.len());
-            Sequence {
-                beginning: None,
-                tokens: item.tokens,
-                queries,
-            }
-        }));
-        let result = self.forward(&sequences, &mut scratch.transformer, &mut scratch.states);
-        scratch.sequences = emptied(sequences);
-        scratch.queries = emptied(queries);
-        result
+        #[cfg(feature = "cuda")]
+        scratch.begin_batch();
+        scratch.pending.clear();
+        try_hold(BUFFERS, &mut scratch.pending, pairs(items).count())?;
+        let first = pairs(items).enumerate();
+        let first = first.map(|(verdict, (item, task))| Asked::first(item, task, verdict));
+        scratch.pending.extend(first);
+        Ok(())
     }
 
-    /// Runs one more row for every label that is not decoded yet. The sequence runs again from its
-    /// start: deep tries are rare and their labels short, so keeping keys and values between rounds
-    /// would cost more memory than it saves time.
-    fn decode_further(
+    /// Takes the likeliest child of every question's node: either a label, which completes the verdict, or a node, from where decoding has
+    /// to go on. Leaves the questions for that.
+    fn step(
         &self,
-        items: &[Item<'_>],
         scratch: &mut Scratch,
         verdicts: &mut [TaskVerdict],
+        mut insight: Option<&mut Insight>,
     ) -> Result<(), ModelError> {
         let Scratch {
-            transformer,
-            states,
+            answers,
             logits,
             pending,
             next,
             ..
         } = scratch;
         next.clear();
-        let more = pending.labels.len();
-        let hidden = self.config().hidden;
-        // One more row each, but never more than its task's longest label has.
-        let values = pending.labels.iter().map(|label| {
-            let longest = self.tasks[label.task].rows_max() * hidden;
-            (label.rows_end - label.rows_start + hidden).min(longest)
-        });
-        next.try_reserve(more, values.sum())?;
-        try_hold(BUFFERS, &mut scratch.queries, more)?;
-        try_hold(BUFFERS, &mut scratch.sequences, more)?;
-        let mut queries: Vec<Query<'_>> = std::mem::take(&mut scratch.queries);
-        queries.extend(pending.labels.iter().map(|label| Query {
-            prefix: &self.tasks[label.task].prefix,
-            embeddings: &pending.rows[label.rows_start..label.rows_end],
-            lora: self.tasks[label.task].lora.as_ref(),
-        }));
-        let mut sequences: Vec<Sequence<'_>> = std::mem::take(&mut scratch.sequences);
-        let labels = pending.labels.iter().zip(&queries);
-        sequences.extend(labels.map(|(label, query)| Sequence {
-            beginning: None,
-            tokens: items[label.item].tokens,
-            queries: std::slice::from_ref(query),
-        }));
-        let result = self.forward(&sequences, transformer, states);
-        scratch.sequences = emptied(sequences);
-        scratch.queries = emptied(queries);
-        result?;
-        let states = states.chunks_exact(self.config().hidden);
-        for (&label, state) in pending.labels.iter().zip(states) {
-            let rows = &pending.rows[label.rows_start..label.rows_end];
-            self.step(label, rows, state, logits, verdicts, next);
+        let deep = |asked: &&Asked| self.tasks[asked.task].trie.depth() > 1;
+        try_hold(BUFFERS, next, pending.iter().filter(deep).count())?;
+        for (&asked, answer) in pending.iter().zip(answers.each(self.config().hidden)) {
+            let task = &self.tasks[asked.task];
+            let best = self.choose(&asked, answer, logits);
+            if let Some(insight) = &mut insight {
+                insight.take_scores(task, logits);
+            }
+            let mut asked = asked;
+            asked.score *= logits[best];
+            let child = task.trie.children(asked.node)[best];
+            match child.next {
+                Step::Label(index) => {
+                    let verdict = &mut verdicts[asked.verdict];
+                    verdict.label = index;
+                    // Absurd weights overflow to a score that is no number: such a verdict knows
+                    // nothing, whatever the threshold.
+                    let is_number = asked.score.is_finite();
+                    verdict.score = if is_number { asked.score } else { 0.0 };
+                    verdict.abstained = !is_number || asked.score < task.threshold;
+                }
+                Step::Node(node) => {
+                    asked.choose(child.word, node);
+                    next.push(asked);
+                }
+            }
         }
         std::mem::swap(pending, next);
         Ok(())
     }
 
-    /// Takes the likeliest child: either a label, which completes the verdict, or a node, from
-    /// where decoding has to go on. `rows` are those that the state comes from.
-    fn step(
-        &self,
-        mut label: Pending,
-        rows: &[f32],
-        state: &[f32],
-        logits: &mut Vec<f32>,
-        verdicts: &mut [TaskVerdict],
-        next: &mut Round,
-    ) {
-        let task = &self.tasks[label.task];
-        let children = task.trie.children(label.node);
-        task.logits(children, state, logits);
-        // The choice is taken on the logits: far behind the comma two different logits can have
-        // equal probabilities.
-        let best = highest(logits);
-        softmax(logits, task.temperature);
-        label.score *= logits[best];
-        match children[best].next {
-            Step::Label(index) => {
-                let verdict = &mut verdicts[label.verdict];
-                verdict.label = index;
-                // Absurd weights overflow to a score that is no number: such a verdict knows
-                // nothing, whatever the threshold.
-                let is_number = label.score.is_finite();
-                verdict.score = if is_number { label.score } else { 0.0 };
-                verdict.abstained = !is_number || label.score < task.threshold;
+    /// The likeliest child of a question's node; leaves the probabilities of all children.
+    fn choose(&self, asked: &Asked, answer: Answer<'_>, probabilities: &mut Vec<f32>) -> usize {
+        let task = &self.tasks[asked.task];
+        match answer {
+            Answer::State(state) => {
+                task.logits(task.trie.children(asked.node), state, probabilities);
+                // The choice is taken on the logits: far behind the comma two different logits can have
+                // equal probabilities.
+                let best = highest(probabilities);
+                softmax(probabilities, task.temperature);
+                best
             }
-            Step::Node(node) => {
-                label.node = node;
-                label.rows_start = next.rows.len();
-                next.rows.extend_from_slice(rows);
-                let word = children[best].word as usize;
-                next.rows
-                    .extend_from_slice(&task.label_embedding[word * state.len()..][..state.len()]);
-                label.rows_end = next.rows.len();
-                next.labels.push(label);
+            #[cfg(feature = "cuda")]
+            Answer::Choice(best, given) => {
+                probabilities.clear();
+                probabilities.extend_from_slice(given);
+                best
             }
         }
-    }
-
-    /// Replaces `states` by the final states of all queries, `[queries, hidden]`.
-    fn forward(
-        &self,
-        sequences: &[Sequence<'_>],
-        scratch: &mut transformer::Scratch,
-        states: &mut Vec<f32>,
-    ) -> Result<(), ModelError> {
-        states.clear();
-        self.transformer
-            .forward(sequences, scratch, states)
-            .map_err(|error| forward_error(&error))?;
-        let queries: usize = sequences
-            .iter()
-            .map(|sequence| sequence.queries.len())
-            .sum();
-        let expected = queries * self.config().hidden;
-        if states.len() != expected {
-            let message = format!(
-                "expected {expected} values of hidden state, found {}",
-                states.len()
-            );
-            return Err(ModelError::Forward { message });
-        }
-        Ok(())
     }
 
     fn check_item(&self, index: usize, item: &Item<'_>) -> Result<(), ModelError> {
@@ -441,27 +224,8 @@ impl Model {
     }
 }
 
-fn forward_error(error: &TransformerError) -> ModelError {
-    let memory = match error {
-        TransformerError::Kernels(source) => memory::refused(source),
-        _ => None,
-    };
-    memory.unwrap_or_else(|| ModelError::Forward {
-        message: error.to_string(),
-    })
-}
-
 /// The index of every item with each of its tasks.
 fn pairs(items: &[Item<'_>]) -> impl Iterator<Item = (usize, usize)> + Clone {
     let with_tasks = items.iter().enumerate();
     with_tasks.flat_map(|(index, item)| item.tasks.iter().map(move |task| (index, *task)))
-}
-
-/// A vector without entries in the memory of one whose entries borrowed something, such as the [`Item`]s of a batch that is
-/// over: the standard library collects into the vector that it consumes. Should it ever stop doing so, the result is the same
-/// and the test that counts allocations fails.
-#[must_use]
-pub fn emptied<From, To>(mut used: Vec<From>) -> Vec<To> {
-    used.clear();
-    used.into_iter().filter_map(|_| None).collect()
 }

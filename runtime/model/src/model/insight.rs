@@ -37,6 +37,11 @@ impl Insight {
         }
     }
 
+    /// Whether hidden states are asked for.
+    pub(super) fn wants_states(&self) -> bool {
+        self.wants_states
+    }
+
     /// Makes room for so many items, each of which asks each task of the model at most once: [`Model::classify_with`] then allocates
     /// nothing for what is asked here.
     ///

@@ -162,7 +162,35 @@ pub struct TransformerWeights {
     pub output: Option<WeightMatrix>,
 }
 
+impl LayerWeights {
+    /// Bytes of memory held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let matrices = [
+            &self.query,
+            &self.key,
+            &self.value,
+            &self.output,
+            &self.gate,
+            &self.up,
+            &self.down,
+        ];
+        let norms = self.attention_norm.capacity() + self.mlp_norm.capacity();
+        matrices.map(WeightMatrix::bytes).iter().sum::<usize>() + norms * size_of::<f32>()
+    }
+}
+
 impl TransformerWeights {
+    /// Bytes of memory held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let output = self.output.as_ref().map_or(0, WeightMatrix::bytes);
+        self.layers.iter().map(LayerWeights::bytes).sum::<usize>()
+            + self.token_embedding.bytes()
+            + self.output_norm.capacity() * size_of::<f32>()
+            + output
+    }
+
     /// Checks the configuration, and every tensor's shape and numbers against it.
     ///
     /// # Errors
@@ -170,8 +198,7 @@ impl TransformerWeights {
     pub fn validate(&self) -> Result<(), TransformerError> {
         let config = &self.config;
         config.validate()?;
-        let (hidden, query_size, key_size) =
-            (config.hidden, config.query_size(), config.key_size());
+        let hidden = config.hidden;
         if self.layers.len() != config.layers {
             return config_error(
                 "layers",
@@ -186,16 +213,7 @@ impl TransformerWeights {
             hidden,
         )?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let name = |tensor: &str| format!("layer {index}, {tensor}");
-            check_norm(name("attention_norm"), &layer.attention_norm, hidden)?;
-            check_matrix(name("query"), &layer.query, query_size, hidden)?;
-            check_matrix(name("key"), &layer.key, key_size, hidden)?;
-            check_matrix(name("value"), &layer.value, key_size, hidden)?;
-            check_matrix(name("output"), &layer.output, hidden, query_size)?;
-            check_norm(name("mlp_norm"), &layer.mlp_norm, hidden)?;
-            check_matrix(name("gate"), &layer.gate, config.feed_forward, hidden)?;
-            check_matrix(name("up"), &layer.up, config.feed_forward, hidden)?;
-            check_matrix(name("down"), &layer.down, hidden, config.feed_forward)?;
+            check_layer(config, index, layer)?;
         }
         check_norm("output_norm".to_owned(), &self.output_norm, hidden)?;
         match &self.output {
@@ -205,7 +223,26 @@ impl TransformerWeights {
     }
 }
 
-fn check_matrix(
+/// Checks the tensors of one layer.
+pub(super) fn check_layer(
+    config: &TransformerConfig,
+    index: usize,
+    layer: &LayerWeights,
+) -> Result<(), TransformerError> {
+    let (hidden, query_size, key_size) = (config.hidden, config.query_size(), config.key_size());
+    let name = |tensor: &str| format!("layer {index}, {tensor}");
+    check_norm(name("attention_norm"), &layer.attention_norm, hidden)?;
+    check_matrix(name("query"), &layer.query, query_size, hidden)?;
+    check_matrix(name("key"), &layer.key, key_size, hidden)?;
+    check_matrix(name("value"), &layer.value, key_size, hidden)?;
+    check_matrix(name("output"), &layer.output, hidden, query_size)?;
+    check_norm(name("mlp_norm"), &layer.mlp_norm, hidden)?;
+    check_matrix(name("gate"), &layer.gate, config.feed_forward, hidden)?;
+    check_matrix(name("up"), &layer.up, config.feed_forward, hidden)?;
+    check_matrix(name("down"), &layer.down, hidden, config.feed_forward)
+}
+
+pub(super) fn check_matrix(
     tensor: String,
     matrix: &WeightMatrix,
     rows: usize,
@@ -224,7 +261,7 @@ fn check_matrix(
         .map_err(|source| TransformerError::Matrix { tensor, source })
 }
 
-fn check_norm(tensor: String, values: &[f32], size: usize) -> Result<(), TransformerError> {
+pub(super) fn check_norm(tensor: String, values: &[f32], size: usize) -> Result<(), TransformerError> {
     if values.len() != size {
         return Err(TransformerError::Shape {
             tensor,

@@ -97,4 +97,8 @@ pub enum TransformerError {
         /// The same of what was given.
         found: String,
     },
+    /// The device failed, or has no room.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Device(#[from] trafficllm_kernels::cuda::DeviceError),
 }

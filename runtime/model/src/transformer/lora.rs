@@ -46,7 +46,7 @@ impl TaskLora {
     }
 
     /// What is wrong with the sizes: the matrix, what was expected and what was found.
-    pub(super) fn mismatch(
+    pub(in crate::transformer) fn mismatch(
         &self,
         config: &TransformerConfig,
     ) -> Option<(&'static str, String, usize)> {
