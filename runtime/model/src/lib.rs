@@ -30,14 +30,14 @@ pub use bundle::{
 };
 pub use error::ModelError;
 pub use labels::{Child, LabelTrie, Step};
+#[cfg(feature = "cuda")]
+pub use model::{DeviceModel, Lane};
 pub use model::{
     Insight, Item, Model, SELF_TEST_TOLERANCE, Scratch, Task, TaskLogits, TaskVerdict, emptied,
 };
-#[cfg(feature = "cuda")]
-pub use model::{DeviceModel, Lane};
 pub use trafficllm_kernels::Level;
 #[cfg(feature = "cuda")]
 pub use trafficllm_kernels::cuda::{Device, DeviceError, DeviceFacts};
+pub use transformer::TransformerConfig;
 #[cfg(feature = "cuda")]
 pub use transformer::{Activations, DeviceOptions};
-pub use transformer::TransformerConfig;

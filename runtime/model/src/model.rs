@@ -314,7 +314,11 @@ impl Model {
     pub fn bytes(&self) -> usize {
         let bytes = self.transformer.bytes() + self.tasks.iter().map(Task::bytes).sum::<usize>();
         #[cfg(feature = "cuda")]
-        let bytes = bytes + self.device_weights.as_ref().map_or(0, TransformerWeights::bytes);
+        let bytes = bytes
+            + self
+                .device_weights
+                .as_ref()
+                .map_or(0, TransformerWeights::bytes);
         bytes
     }
 

@@ -100,7 +100,11 @@ impl Model {
         let values = pending.iter().map(row_values).sum();
         try_hold(BUFFERS, &mut scratch.rows, values)?;
         try_hold(BUFFERS, &mut scratch.queries, pending.len())?;
-        try_hold(BUFFERS, &mut scratch.sequences, sequences_of(pending).count())?;
+        try_hold(
+            BUFFERS,
+            &mut scratch.sequences,
+            sequences_of(pending).count(),
+        )?;
         scratch.rows.clear();
         for asked in pending.iter().filter(|asked| !asked.words().is_empty()) {
             let task = &self.tasks[asked.task];
@@ -132,7 +136,9 @@ impl Model {
         sequences.extend(sequences_of(pending).map(|asked| {
             let queries;
             (queries, rest) = rest.split_at(asked.len());
-            let tokens = asked.first().map_or(&[][..], |asked| items[asked.item].tokens);
+            let tokens = asked
+                .first()
+                .map_or(&[][..], |asked| items[asked.item].tokens);
             Sequence {
                 beginning: None,
                 tokens,

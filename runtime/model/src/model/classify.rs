@@ -54,7 +54,9 @@ impl Model {
         mut insight: Option<&mut Insight>,
     ) -> Result<(), ModelError> {
         verdicts.clear();
-        let wants_states = insight.as_ref().is_some_and(|insight| insight.wants_states());
+        let wants_states = insight
+            .as_ref()
+            .is_some_and(|insight| insight.wants_states());
         self.ask_first(items, scratch)?;
         self.answer(items, scratch, wants_states)?;
         try_hold("verdicts", verdicts, scratch.pending.len())?;

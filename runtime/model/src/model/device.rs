@@ -215,7 +215,9 @@ impl Model {
         sequences.extend(sequences_of(pending).map(|asked| {
             let queries;
             (queries, rest) = rest.split_at(asked.len());
-            let tokens = asked.first().map_or(&[][..], |asked| items[asked.item].tokens);
+            let tokens = asked
+                .first()
+                .map_or(&[][..], |asked| items[asked.item].tokens);
             DeviceSequence { tokens, queries }
         }));
         let ran = lane

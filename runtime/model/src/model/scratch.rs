@@ -97,7 +97,10 @@ impl Scratch {
     }
 
     #[cfg(not(feature = "cuda"))]
-    #[expect(clippy::unused_self, reason = "with a device there is something to count")]
+    #[expect(
+        clippy::unused_self,
+        reason = "with a device there is something to count"
+    )]
     fn lane_bytes(&self) -> usize {
         0
     }

@@ -261,7 +261,11 @@ pub(super) fn check_matrix(
         .map_err(|source| TransformerError::Matrix { tensor, source })
 }
 
-pub(super) fn check_norm(tensor: String, values: &[f32], size: usize) -> Result<(), TransformerError> {
+pub(super) fn check_norm(
+    tensor: String,
+    values: &[f32],
+    size: usize,
+) -> Result<(), TransformerError> {
     if values.len() != size {
         return Err(TransformerError::Shape {
             tensor,

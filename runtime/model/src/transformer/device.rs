@@ -110,7 +110,7 @@ impl DeviceTransformer {
             head_dim: config.head_dim,
         };
         let memory = DeviceMemory::new(device, options.memory_bytes_max);
-        let operations = Operations::new(&memory)?;
+        let operations = Operations::new(&memory);
         let mut stream = Stream::new(&memory)?;
         let base = Base::upload(&mut stream, &base)?;
         let mut uploaded = Vec::new();
@@ -126,7 +126,7 @@ impl DeviceTransformer {
         }
         let tasks = Tasks::upload(&mut stream, config, tasks)?;
         operations.prepare_common()?;
-        operations.prepare_attention(&shape)?;
+        operations.prepare_attention(shape)?;
         Ok(Self {
             shape,
             activations: options.activations.into(),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use trafficllm_kernels::cuda::{
-    Batch, BatchBounds, Buffer, Class, DeviceError, Epilogue, Pinned, QUERY_TILE, Stream, TILE_ROWS,
-    TOKEN_TILE,
+    Batch, BatchBounds, Buffer, Class, DeviceError, Epilogue, Pinned, QUERY_TILE, Stream,
+    TILE_ROWS, TOKEN_TILE,
 };
 
 use super::classes::{class_of, sum};
@@ -35,11 +35,12 @@ impl LaneSizes {
     fn capacity(&self) -> Class {
         let tiles = |rows: usize, tile: u32| rows / tile as usize;
         Class {
-            tokens: self.tokens.max(1),
+            tokens: self.tokens.max(self.beginning_tokens).max(1),
             query_rows: self.query_rows.max(1),
             queries: self.queries.max(1),
             // Each sequence and each query may end inside a tile.
-            token_tiles: tiles(self.tokens, TOKEN_TILE) + self.sequences.max(1),
+            token_tiles: tiles(self.tokens.max(self.beginning_tokens), TOKEN_TILE)
+                + self.sequences.max(1),
             query_tiles: tiles(self.query_rows, QUERY_TILE) + self.queries.max(1),
         }
     }
@@ -97,11 +98,7 @@ impl Answers {
                 Pinned::zeroed(memory, ANSWERS, probabilities)?,
             ),
             stride,
-            states: Pinned::zeroed(
-                memory,
-                ANSWERS,
-                queries.saturating_mul(model.config.hidden),
-            )?,
+            states: Pinned::zeroed(memory, ANSWERS, queries.saturating_mul(model.config.hidden))?,
         })
     }
 
@@ -126,7 +123,11 @@ impl TransformerLane {
             vocabulary: base.token_embedding.vocabulary(),
             query_embeddings: tasks.embedding_rows,
             positions: base.rotary.positions(),
-            tasks: if tasks.factors.is_empty() { 0 } else { tasks.rows.len() },
+            tasks: if tasks.factors.is_empty() {
+                0
+            } else {
+                tasks.rows.len()
+            },
             nodes: tasks.labels.nodes(),
             prefix_rows: tasks.prefix_rows,
             beginning_rows: sizes.beginning_tokens,
@@ -156,14 +157,22 @@ impl TransformerLane {
             let tile = tile as usize;
             [tile - 1, tile, tile + 1]
         });
-        let rows: Vec<usize> = around.filter(|rows| *rows <= most).chain([1, most]).collect();
+        let rows: Vec<usize> = around
+            .filter(|rows| *rows <= most)
+            .chain([1, most])
+            .collect();
         let low_rank: &[bool] = if model.tasks.factors.is_empty() {
             &[false]
         } else {
             &[false, true]
         };
         for layer in &model.layers {
-            let epilogues = [Epilogue::Rotary, Epilogue::Add, Epilogue::Gated, Epilogue::Add];
+            let epilogues = [
+                Epilogue::Rotary,
+                Epilogue::Add,
+                Epilogue::Gated,
+                Epilogue::Add,
+            ];
             for (matrix, epilogue) in layer.matrices().into_iter().zip(epilogues) {
                 for &low_rank in low_rank {
                     let (operations, rows) = (&model.operations, rows.iter().copied());
@@ -265,7 +274,6 @@ impl TransformerLane {
             buffers: &self.buffers,
             run: model.operations.on(&mut self.stream, &self.batch, class)?,
             purpose: Purpose::Beginning(&beginning),
-            class,
             has_lora: false,
         };
         pass.ask()?;
@@ -338,7 +346,6 @@ impl TransformerLane {
                     buffers,
                     run: model.operations.on(stream, batch, class)?,
                     purpose: Purpose::Queries(beginning),
-                    class,
                     has_lora: key.has_lora,
                 };
                 pass.ask()?;

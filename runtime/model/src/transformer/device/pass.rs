@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use trafficllm_kernels::cuda::{
     Activations, Buffer, Class, DeviceError, DeviceMemory, FactorTable, Floats, KeySources,
-    LOW_RANK_MAX, LowRankRows, Norm, RowSet, Run, Then, Tiles,
+    KeysValuesBuffers, LOW_RANK_MAX, LowRankRows, Norm, Rotated, RowSet, Run, Then, Tiles,
 };
 
 use super::weights::Layer;
@@ -120,12 +120,10 @@ pub(super) struct Pass<'a, 'r> {
     pub(super) buffers: &'a Buffers,
     pub(super) run: Run<'r>,
     pub(super) purpose: Purpose<'a>,
-    /// Rows in all of the class: what is not there is not asked for.
-    pub(super) class: Class,
     pub(super) has_lora: bool,
 }
 
-impl Pass<'_, '_> {
+impl<'a> Pass<'a, '_> {
     /// Asks for all of it; leaves the states in the buffers.
     pub(super) fn ask(mut self) -> Result<(), DeviceError> {
         let (model, buffers) = (self.model, self.buffers);
@@ -168,30 +166,26 @@ impl Pass<'_, '_> {
             (index, QUERY_KEY_VALUE),
         )?;
         let (keys, values) = self.own_keys(index);
-        let then = |keys_only| Then::Rotary {
-            queries: &buffers.queries,
-            keys,
-            values,
-            rotary: &model.base.rotary,
-            shape: model.shape,
-            keys_only,
+        let then = |keys_only| {
+            Then::Rotary(Rotated {
+                queries: &buffers.queries,
+                keys,
+                values,
+                rotary: &model.base.rotary,
+                shape: model.shape,
+                keys_only,
+            })
         };
         let (activations, matrix) = (&buffers.activations, &layer.query_key_value);
-        if !is_last {
-            let then = then(false);
-            return self
-                .run
-                .product(RowSet::All, activations, matrix, then, low_rank);
-        }
-        if self.class.tokens > 0 {
+        let rows = if is_last {
             self.run
                 .product(RowSet::Tokens, activations, matrix, then(true), None)?;
-        }
-        if self.class.query_rows > 0 {
-            self.run
-                .product(RowSet::Queries, activations, matrix, then(false), low_rank)?;
-        }
-        Ok(())
+            RowSet::Queries
+        } else {
+            RowSet::All
+        };
+        self.run
+            .product(rows, activations, matrix, then(false), low_rank)
     }
 
     /// Attention of all rows; in the last layer only of query rows.
@@ -209,21 +203,20 @@ impl Pass<'_, '_> {
             }
             None => None,
         };
+        let own = self.own_keys(index);
         let sources = KeySources {
-            own: self.own_keys(index),
+            own,
             prefixes: prefixes.as_ref().map(|(keys, values)| (keys, values)),
-            beginnings,
+            // Where no sequence follows a beginning nobody looks there, but the batch was made for one.
+            beginnings: beginnings.or(Some(own)),
         };
         let (queries, output) = (&buffers.queries, &buffers.attended);
-        if !is_last && self.class.token_tiles > 0 {
+        if !is_last {
             self.run
                 .attend(Tiles::Tokens, model.shape, queries, sources, output)?;
         }
-        if self.class.query_tiles > 0 {
-            self.run
-                .attend(Tiles::Queries, model.shape, queries, sources, output)?;
-        }
-        Ok(())
+        self.run
+            .attend(Tiles::Queries, model.shape, queries, sources, output)
     }
 
     /// Attention output, norm and gated MLP, added to the residual stream; in the last layer of the last row of each query.
@@ -279,7 +272,7 @@ impl Pass<'_, '_> {
         input: Floats<'_>,
         norm: Option<Norm<'_>>,
         (layer, matrix): (usize, usize),
-    ) -> Result<Option<LowRankRows<'_>>, DeviceError> {
+    ) -> Result<Option<LowRankRows<'a>>, DeviceError> {
         let factors: Option<&FactorTable> =
             self.model.tasks.factors.get(layer).map(|of| &of[matrix]);
         let both = factors.zip(self.buffers.coefficients.as_ref());
@@ -295,7 +288,7 @@ impl Pass<'_, '_> {
     }
 
     /// Where the keys and values of the batch's rows go.
-    fn own_keys(&self, layer: usize) -> (&Buffer<u16>, &Buffer<u16>) {
+    fn own_keys(&self, layer: usize) -> KeysValuesBuffers<'a> {
         let own = match self.purpose {
             Purpose::Beginning(beginning) => beginning.layer(layer),
             Purpose::Queries(_) => None,

@@ -3,9 +3,7 @@
 //! Rows of a batch: the tokens of all its sequences, then the query rows of all its sequences, as on the processor.
 
 use trafficllm_kernels::KernelError;
-use trafficllm_kernels::cuda::{
-    AttentionTile, BatchRows, Class, KeyRange, QUERY_TILE, TOKEN_TILE,
-};
+use trafficllm_kernels::cuda::{AttentionTile, BatchRows, Class, KeyRange, QUERY_TILE, TOKEN_TILE};
 use trafficllm_kernels::memory::try_hold;
 
 use super::DeviceSequence;

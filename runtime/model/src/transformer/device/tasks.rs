@@ -1,6 +1,8 @@
 //! What a device keeps of tasks: their rows, prefixes, factors and labels, each kind in one table for all of them.
 
-use trafficllm_kernels::cuda::{Buffer, DeviceError, FactorTable, Factors, LabelNode, LabelTable, Stream};
+use trafficllm_kernels::cuda::{
+    Buffer, DeviceError, FactorTable, Factors, LabelNode, LabelTable, Stream,
+};
 use trafficllm_kernels::half;
 use trafficllm_kernels::memory::try_with_capacity;
 
@@ -96,7 +98,9 @@ impl Tasks {
             check(config, task)?;
         }
         let mut rows = Vec::new();
-        let of_rows = tasks.iter().map(|task| task.query_embedding.len() + task.label_embedding.len());
+        let of_rows = tasks
+            .iter()
+            .map(|task| task.query_embedding.len() + task.label_embedding.len());
         let mut embeddings = try_with_capacity("query rows", of_rows.sum())?;
         let of_words = tasks.iter().map(|task| task.label_weight.len());
         let mut label_weight = try_with_capacity("label words", of_words.sum())?;
@@ -174,7 +178,10 @@ fn check(config: &TransformerConfig, task: &DeviceTask<'_>) -> Result<(), Device
         });
     }
     let named = (0..task.trie.nodes()).flat_map(|node| task.trie.children(node));
-    let words = named.map(|child| child.word as usize + 1).max().unwrap_or(0);
+    let words = named
+        .map(|child| child.word as usize + 1)
+        .max()
+        .unwrap_or(0);
     if task.label_weight.len() < words * hidden {
         let found = task.label_weight.len();
         return Err(size("values of label words", words * hidden, found));
