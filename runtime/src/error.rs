@@ -89,6 +89,22 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The device that was chosen cannot be used: which, and why.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// As it was chosen.
+        device: String,
+        /// What is missing or went wrong.
+        reason: String,
+    },
+    /// A device was chosen, and this build has only the processor.
+    #[error(
+        "device {device}: this build runs models on the processor only (it was built without the feature cuda)"
+    )]
+    NoDevices {
+        /// As it was chosen.
+        device: String,
+    },
     /// A flow was lost to a defect in the model or in a worker; the detection is over.
     #[error("a worker failed: {message}")]
     Worker {

@@ -33,6 +33,7 @@
 
 #![forbid(unsafe_code)]
 
+mod device;
 mod engine;
 mod error;
 mod heads;
@@ -46,6 +47,7 @@ mod outcome;
 pub mod report;
 mod settings;
 
+pub use device::{DeviceActivations, DeviceChoice, DeviceOptions, DeviceState, DeviceStatus};
 #[cfg(feature = "heads-run")]
 pub use engine::heads::{HeadReport, check_head};
 pub use engine::{

@@ -24,6 +24,14 @@ pub const BATCH_SUBJECTS_MAX: usize = 1_024;
 pub const DETECTION_FLOWS_PER_WORKER: usize = 64;
 /// Flows that a detection may have under way beside those of [`DETECTION_FLOWS_PER_WORKER`].
 pub const DETECTION_FLOWS: usize = 256;
+/// Tokens after which a batch is cut where a device runs it, unless configured: it takes so many rows to keep all of it at work.
+pub const DEVICE_BATCH_TOKENS_DEFAULT: usize = 16_384;
+/// Flows that a detection may have under way for each worker where a device runs the model: one batch that runs and one that is gathered.
+pub const DEVICE_DETECTION_FLOWS_PER_WORKER: usize = 2 * BATCH_SUBJECTS_MAX;
+/// Workers that keep a device busy: one copies while another's batch runs. More only take memory of the device.
+pub const DEVICE_WORKERS: usize = 4;
+/// The highest number of a CUDA device.
+pub const CUDA_ORDINAL_MAX: usize = 63;
 /// Flows that a classifier runs together at most.
 pub const CLASSIFIER_FLOWS: usize = 64;
 /// Submitters and detections of one engine at a time: a worker looks through the lanes of all of them.

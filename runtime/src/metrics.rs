@@ -4,6 +4,7 @@ use std::fmt::{Display, Formatter, Result};
 
 use trafficllm_traffic::RecorderCounters;
 
+use crate::device::{DeviceState, DeviceStatus};
 use crate::engine::{EngineCounters, Latency};
 use crate::heads::HeadStatus;
 
@@ -28,6 +29,10 @@ pub(crate) struct Metrics<'a> {
     pub(crate) packets: RecorderCounters,
     /// Bytes by what holds them.
     pub(crate) memory_bytes: &'a [(&'a str, usize)],
+    /// What became of the device that was chosen.
+    pub(crate) device: &'a DeviceStatus,
+    /// Bytes of the device's memory.
+    pub(crate) device_bytes: u64,
     /// How long judged flows took.
     pub(crate) latency: Latency,
     /// Heads and what they did.
@@ -49,6 +54,7 @@ impl Display for Metrics<'_> {
         self.write_flows(out)?;
         self.write_packets(out)?;
         self.write_memory(out)?;
+        self.write_device(out)?;
         self.write_latency(out)?;
         self.write_heads(out)
     }
@@ -132,6 +138,30 @@ impl Metrics<'_> {
             sample(out, head[0], "", &[("part", part)], &bytes)?;
         }
         Ok(())
+    }
+
+    fn write_device(&self, out: &mut Formatter<'_>) -> Result {
+        if self.device.state == DeviceState::Cpu {
+            return Ok(());
+        }
+        let info = [
+            ("device", self.device.name.as_str()),
+            ("state", self.device.state.name()),
+        ];
+        let help = "The device that was chosen to run the model, and what became of it.";
+        metric(out, ["device_info", "gauge", help], &[(&info, 1)])?;
+        let help = "Whether the device runs the model that is at work; else the processor does.";
+        let is_active = u64::from(self.device.state == DeviceState::Active);
+        single(out, ["device_active", "gauge", help], is_active)?;
+        let help = "Memory of the device that models and buffers take.";
+        let head = ["device_memory_bytes", "gauge", help];
+        single(out, head, self.device_bytes)?;
+        let help = "Batches that the device ran.";
+        let head = ["device_batches_total", "counter", help];
+        single(out, head, self.counters.device_batches)?;
+        let help = "Batches that the device could not run: the processor ran them.";
+        let head = ["device_failures_total", "counter", help];
+        single(out, head, self.counters.device_failures)
     }
 
     fn write_heads(&self, out: &mut Formatter<'_>) -> Result {
@@ -282,7 +312,7 @@ mod tests {
         }
     }
 
-    fn metrics() -> Metrics<'static> {
+    fn metrics(device: &DeviceStatus) -> Metrics<'_> {
         Metrics {
             model: "0123456789abcdef",
             profile: "clean",
@@ -298,6 +328,8 @@ mod tests {
                 worker_panics: 6,
                 swaps: 7,
                 swaps_failed: 8,
+                device_batches: 15,
+                device_failures: 16,
                 ..EngineCounters::default()
             },
             queue_flows: 9,
@@ -309,14 +341,48 @@ mod tests {
                 time_backwards: 14,
             },
             memory_bytes: &[("model", 1_000), ("queue", 200)],
+            device,
+            device_bytes: 17,
             latency: latency(),
             heads: &[],
         }
     }
 
+    fn device() -> DeviceStatus {
+        DeviceStatus {
+            state: DeviceState::Active,
+            name: "cuda:0 A".to_owned(),
+            reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_device_is_told_of_where_one_was_chosen() {
+        let text = metrics(&DeviceStatus::default()).to_string();
+        assert!(!text.contains("device"), "{text}");
+        let mut device = device();
+        for (state, active) in [(DeviceState::Active, 1), (DeviceState::Lost, 0)] {
+            device.state = state;
+            let text = metrics(&device).to_string();
+            for line in [
+                format!(
+                    "device_info{{device=\"cuda:0 A\",state=\"{}\"}} 1",
+                    state.name()
+                ),
+                format!("device_active {active}"),
+                "device_memory_bytes 17".to_owned(),
+                "device_batches_total 15".to_owned(),
+                "device_failures_total 16".to_owned(),
+            ] {
+                let line = format!("trafficllm_{line}");
+                assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+            }
+        }
+    }
+
     #[test]
     fn every_value_is_there() {
-        let text = metrics().to_string();
+        let text = metrics(&DeviceStatus::default()).to_string();
         for line in [
             "model_info{model=\"0123456789abcdef\",profile=\"clean\",level=\"avx2\"} 1",
             "model_generation 2",
@@ -354,7 +420,7 @@ mod tests {
     /// What a scraper holds the text to: each metric in one piece behind its own HELP and TYPE, no sample twice, numbers as values.
     #[test]
     fn the_text_is_of_the_exposition_format() {
-        let text = metrics().to_string();
+        let text = metrics(&device()).to_string();
         assert!(text.ends_with('\n'));
         let (mut metric, mut seen, mut samples) = ("", BTreeSet::new(), BTreeSet::new());
         let mut lines = text.lines();
@@ -381,9 +447,10 @@ mod tests {
 
     #[test]
     fn labels_cannot_break_out_of_their_quotes() {
+        let device = device();
         let metrics = Metrics {
             profile: "a\"b\\c\nd",
-            ..metrics()
+            ..metrics(&device)
         };
         let text = metrics.to_string();
         assert!(text.contains("profile=\"a\\\"b\\\\c\\nd\""), "{text}");

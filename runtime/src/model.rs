@@ -87,8 +87,28 @@ impl Model {
     /// # Errors
     /// Weights, adapters, tokenizer or profile that are broken or do not fit together; a self-test that fails.
     pub fn load(bundle: &Bundle, level: Level) -> Result<Self, Error> {
-        let manifest = bundle.shared_manifest();
+        Self::of_core(bundle, level, trafficllm_model::Model::load(bundle, level)?)
+    }
+
+    /// As [`Model::load`], and keeps what a device is given of it: for an engine whose [`crate::DeviceOptions::choice`] is one. It takes
+    /// the memory of its weights a second time. In a build without the feature `cuda` it is [`Model::load`].
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_for_device(bundle: &Bundle, level: Level) -> Result<Self, Error> {
+        #[cfg(feature = "cuda")]
+        let core = trafficllm_model::Model::load_for_device(bundle, level)?;
+        #[cfg(not(feature = "cuda"))]
         let core = trafficllm_model::Model::load(bundle, level)?;
+        Self::of_core(bundle, level, core)
+    }
+
+    fn of_core(
+        bundle: &Bundle,
+        level: Level,
+        core: trafficllm_model::Model,
+    ) -> Result<Self, Error> {
+        let manifest = bundle.shared_manifest();
         core.self_test()?;
         let file = &manifest.tokenizer.file;
         let tokenizer =

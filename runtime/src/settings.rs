@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use trafficllm_kernels::Level;
+use trafficllm_model::Bundle;
 use trafficllm_model::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX};
 use trafficllm_traffic::FlowConfig;
 use trafficllm_traffic::limits::{FLOW_PACKETS_MAX, PACKET_PAYLOAD_BYTES_MAX};
 use trafficllm_traffic::limits::{FLOWS_MAX, TIMEOUT_US_MAX, TIMEOUT_US_MIN};
 
+use crate::device::{DeviceActivations, DeviceChoice, DeviceOptions};
 use crate::engine::EngineOptions;
 use crate::error::Error;
 use crate::heads::{HeadFile, HeadOptions};
@@ -26,6 +28,9 @@ const QUEUE_FLOWS: &str = "engine.queue_flows";
 const BATCH_WAIT: &str = "engine.batch_wait_us";
 const DEADLINE: &str = "engine.deadline_us";
 const MEMORY: &str = "engine.memory_bytes_max";
+const DEVICE: &str = "engine.device";
+const DEVICE_MEMORY: &str = "engine.device_memory_bytes_max";
+const DEVICE_ACTIVATIONS: &str = "engine.device_activations";
 const STOP_TIMEOUT: &str = "engine.stop_timeout_us";
 const FLOW_HANDLES: &str = "engine.flows_max";
 const MIN_PACKETS: &str = "flow.min_packets";
@@ -147,7 +152,7 @@ impl SettingInfo {
         match self.kind {
             SettingKind::Integer => self.parse_integer(text),
             SettingKind::List => self.parse_list(text),
-            SettingKind::Text => self.parse_level(text),
+            SettingKind::Text => self.parse_word(text),
         }
     }
 
@@ -179,14 +184,33 @@ impl SettingInfo {
         Ok(Value::List(names))
     }
 
-    /// The only text there is names a level; whether this processor has it is asked when it is used.
-    fn parse_level(&self, text: &str) -> Result<Value, SettingError> {
-        if text.is_empty() || Level::ALL.iter().any(|level| level.name() == text) {
+    /// Whether this processor has a level, and this system a device, is asked when it is used.
+    fn parse_word(&self, text: &str) -> Result<Value, SettingError> {
+        let (is_known, expected) = match self.key {
+            DEVICE => (DeviceChoice::parse(text).is_some(), DeviceChoice::EXPECTED),
+            DEVICE_ACTIVATIONS => (
+                DeviceActivations::parse(text).is_some(),
+                DeviceActivations::EXPECTED,
+            ),
+            _ => {
+                let is_level = Level::ALL.iter().any(|level| level.name() == text);
+                return if text.is_empty() || is_level {
+                    Ok(Value::Text(text.to_owned()))
+                } else {
+                    Err(SettingError::Level {
+                        key: self.key,
+                        known: Level::ALL.map(Level::name).join(", "),
+                        found: text.to_owned(),
+                    })
+                };
+            }
+        };
+        if text.is_empty() || is_known {
             return Ok(Value::Text(text.to_owned()));
         }
-        Err(SettingError::Level {
+        Err(SettingError::Word {
             key: self.key,
-            known: Level::ALL.map(Level::name).join(", "),
+            expected,
             found: text.to_owned(),
         })
     }
@@ -236,6 +260,16 @@ pub enum SettingError {
         /// The text that was given.
         found: String,
     },
+    /// None of the words that a setting takes.
+    #[error("{key}: expected nothing or {expected}, found {found:?}")]
+    Word {
+        /// Which setting.
+        key: &'static str,
+        /// The known words.
+        expected: &'static str,
+        /// The text that was given.
+        found: String,
+    },
     /// A text that no setting is that long.
     #[error("{key}: expected at most {limit_bytes} bytes, found {found_bytes}")]
     TooLong {
@@ -279,15 +313,14 @@ impl Value {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// One for each of [`Settings::OPTIONS`], in its order.
-    values: Vec<Value>,
+    /// One for each of [`Settings::OPTIONS`], in its order; `None` where it was not set.
+    values: Vec<Option<Value>>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let values = Self::OPTIONS.iter().map(SettingInfo::default_value);
         Self {
-            values: values.collect(),
+            values: vec![None; Self::OPTIONS.len()],
         }
     }
 }
@@ -303,7 +336,7 @@ impl Settings {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
         let position = position(key)?;
         let parsed = OPTIONS[position].parse(value)?;
-        self.values[position] = parsed;
+        self.values[position] = Some(parsed);
         Ok(())
     }
 
@@ -312,7 +345,9 @@ impl Settings {
     /// # Errors
     /// An unknown key.
     pub fn get(&self, key: &str) -> Result<String, SettingError> {
-        Ok(self.values[position(key)?].to_text())
+        let position = position(key)?;
+        let set = self.values[position].as_ref();
+        Ok(set.map_or_else(|| OPTIONS[position].default_text(), Value::to_text))
     }
 
     /// The settings of an engine that runs this model.
@@ -321,13 +356,29 @@ impl Settings {
         EngineOptions {
             workers: self.size(WORKERS),
             tasks: self.list(TASKS).to_vec(),
-            batch_tokens: self.size(BATCH_TOKENS),
+            // With a device the default is another.
+            batch_tokens: self
+                .value(BATCH_TOKENS)
+                .map_or(0, |_| self.size(BATCH_TOKENS)),
             flows: Some(self.flow_config(model)),
             queue_flows: self.size(QUEUE_FLOWS),
             batch_wait_us: self.number(BATCH_WAIT),
             deadline_us: self.number(DEADLINE),
             memory_bytes_max: self.memory_bytes_max(),
+            device: self.device_options(),
             heads: self.head_options(),
+        }
+    }
+
+    /// The device that runs the model.
+    #[must_use]
+    pub fn device_options(&self) -> DeviceOptions {
+        DeviceOptions {
+            choice: DeviceChoice::parse(self.text(DEVICE)).unwrap_or_default(),
+            memory_bytes_max: self.number(DEVICE_MEMORY),
+            activations: DeviceActivations::parse(self.text(DEVICE_ACTIVATIONS))
+                .unwrap_or_default(),
+            ..DeviceOptions::default()
         }
     }
 
@@ -387,6 +438,18 @@ impl Settings {
         }
     }
 
+    /// Makes a model of a verified bundle on [`Settings::level`], with what a device needs of it where one is chosen.
+    ///
+    /// # Errors
+    /// Those of [`Settings::level`] and [`Model::load`].
+    pub fn load(&self, bundle: &Bundle) -> Result<Model, Error> {
+        let level = self.level()?;
+        match self.device_options().choice {
+            DeviceChoice::Cpu => Model::load(bundle, level),
+            DeviceChoice::Auto | DeviceChoice::Cuda(_) => Model::load_for_device(bundle, level),
+        }
+    }
+
     /// Most bytes that an engine may take; 0 means no budget.
     #[must_use]
     pub fn memory_bytes_max(&self) -> usize {
@@ -411,14 +474,15 @@ impl Settings {
         self.number(MIN_PACKETS)
     }
 
+    /// What a key was set to.
     fn value(&self, key: &str) -> Option<&Value> {
-        self.values.get(position(key).ok()?)
+        self.values.get(position(key).ok()?)?.as_ref()
     }
 
     fn number(&self, key: &str) -> u64 {
         match self.value(key) {
             Some(Value::Integer(number)) => *number,
-            _ => 0,
+            _ => position(key).map_or(0, |position| OPTIONS[position].default),
         }
     }
 
@@ -468,7 +532,7 @@ const KEY_CHARACTERS_SHOWN: usize = 64;
 const TIMEOUT: [u64; 2] = [TIMEOUT_US_MIN, TIMEOUT_US_MAX];
 const KEPT: FlowConfig = FlowConfig::DEFAULT;
 
-static OPTIONS: [SettingInfo; 30] = [
+static OPTIONS: [SettingInfo; 33] = [
     SettingInfo::integer(
         WORKERS,
         [WORKERS_DEFAULT as u64, 0, WORKERS_MAX as u64],
@@ -488,7 +552,7 @@ static OPTIONS: [SettingInfo; 30] = [
             BATCH_TOKENS_MAX as u64,
         ],
         "tokens",
-        "Tokens after which a batch is cut; verdicts do not depend on it.",
+        "Tokens after which a batch is cut, on a device 16384 unless set; verdicts do not depend on it.",
     ),
     SettingInfo::integer(
         QUEUE_FLOWS,
@@ -513,6 +577,22 @@ static OPTIONS: [SettingInfo; 30] = [
         [0, 0, isize::MAX as u64],
         "bytes",
         "Most memory of models, workers, queue, sessions and flows together; 0 means no budget.",
+    ),
+    SettingInfo::words(
+        DEVICE,
+        SettingKind::Text,
+        "What runs the model: cpu (also where empty), cuda:N, or auto for a CUDA device if one can be used.",
+    ),
+    SettingInfo::integer(
+        DEVICE_MEMORY,
+        [0, 0, isize::MAX as u64],
+        "bytes",
+        "Most memory of the device that models and buffers take together; 0 means no budget.",
+    ),
+    SettingInfo::words(
+        DEVICE_ACTIVATIONS,
+        SettingKind::Text,
+        "What a device multiplies its weights with: int8 (also where empty) as the processor does, or bf16.",
     ),
     SettingInfo::integer(
         STOP_TIMEOUT,

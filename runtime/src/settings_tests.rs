@@ -93,6 +93,37 @@ fn a_level_is_named_as_the_kernels_name_it() {
 }
 
 #[test]
+fn a_device_is_a_word_or_a_number() {
+    for good in ["", "cpu", "auto", "cuda", "cuda:0", "cuda:63"] {
+        assert_eq!(set(DEVICE, good), Ok(good.to_owned()));
+    }
+    for bad in ["cuda:64", "gpu", "portable"] {
+        let error = set(DEVICE, bad).unwrap_err().to_string();
+        let expected = "engine.device: expected nothing or cpu, auto, cuda or cuda:N with N from 0 to 63, found";
+        assert_eq!(error, format!("{expected} {bad:?}"));
+    }
+    let error = set(DEVICE_ACTIVATIONS, "int4").unwrap_err().to_string();
+    let expected = "engine.device_activations: expected nothing or int8 or bf16, found \"int4\"";
+    assert_eq!(error, expected);
+    let mut settings = Settings::default();
+    let none = settings.device_options();
+    assert_eq!(none.choice, DeviceChoice::Cpu);
+    assert_eq!(none.activations, DeviceActivations::Int8);
+    assert_eq!(none.memory_bytes_max, 0);
+    for (key, value) in [
+        (DEVICE, "cuda:3"),
+        (DEVICE_MEMORY, "1000"),
+        (DEVICE_ACTIVATIONS, "bf16"),
+    ] {
+        settings.set(key, value).unwrap();
+    }
+    let options = settings.device_options();
+    assert_eq!(options.choice, DeviceChoice::Cuda(3));
+    assert_eq!(options.activations, DeviceActivations::Bf16);
+    assert_eq!(options.memory_bytes_max, 1_000);
+}
+
+#[test]
 fn a_level_of_another_processor_is_no_level_here() {
     let elsewhere = Level::ALL
         .into_iter()
@@ -117,6 +148,16 @@ fn an_unknown_key_is_told_what_was_meant() {
     assert!(error.to_string().len() < 200);
 }
 
+/// A text other than the default one.
+#[cfg(feature = "default-bundle")]
+fn word_of(key: &str) -> &'static str {
+    match key {
+        DEVICE => "auto",
+        DEVICE_ACTIVATIONS => "bf16",
+        _ => "portable",
+    }
+}
+
 #[cfg(feature = "default-bundle")]
 #[test]
 fn options_are_what_was_set() {
@@ -129,10 +170,15 @@ fn options_are_what_was_set() {
                 .min(option.maximum)
                 .to_string(),
             SettingKind::List => "vpn,botnet".to_owned(),
-            SettingKind::Text => "portable".to_owned(),
+            SettingKind::Text => word_of(option.key).to_owned(),
         };
         settings.set(option.key, &value).unwrap();
     }
+    assert_eq!(
+        Settings::default().engine_options(&model).batch_tokens,
+        0,
+        "a device's default is another"
+    );
     let options = settings.engine_options(&model);
     let number = |key: &str| settings.get(key).unwrap().parse::<u64>().unwrap();
     assert_eq!(options.workers as u64, number(WORKERS));
@@ -152,6 +198,8 @@ fn options_are_what_was_set() {
         closed_timeout_us: number(CLOSED),
     };
     assert_eq!(options.flows, Some(expected));
+    assert_eq!(options.device.choice, DeviceChoice::Auto);
+    assert_eq!(options.device.memory_bytes_max, number(DEVICE_MEMORY));
     assert_eq!(expected.validate(), Ok(()));
     assert_eq!(settings.memory_bytes_max() as u64, number(MEMORY));
     assert_eq!(

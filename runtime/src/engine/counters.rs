@@ -29,6 +29,10 @@ pub struct EngineCounters {
     pub swaps: u64,
     /// Models that it refused.
     pub swaps_failed: u64,
+    /// Batches of [`Self::batches`] that a device ran.
+    pub device_batches: u64,
+    /// Batches that a device could not run: the processor ran them.
+    pub device_failures: u64,
 }
 
 impl EngineCounters {
@@ -53,6 +57,8 @@ pub(super) struct Counts {
     pub(super) worker_panics: AtomicU64,
     pub(super) swaps: AtomicU64,
     pub(super) swaps_failed: AtomicU64,
+    pub(super) device_batches: AtomicU64,
+    pub(super) device_failures: AtomicU64,
 }
 
 impl Counts {
@@ -82,6 +88,8 @@ impl Counts {
             worker_panics: self.worker_panics.load(SeqCst),
             swaps: self.swaps.load(SeqCst),
             swaps_failed: self.swaps_failed.load(SeqCst),
+            device_batches: self.device_batches.load(SeqCst),
+            device_failures: self.device_failures.load(SeqCst),
         }
     }
 }

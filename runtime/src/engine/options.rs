@@ -2,6 +2,7 @@
 
 use trafficllm_traffic::FlowConfig;
 
+use crate::device::DeviceOptions;
 use crate::error::Error;
 use crate::heads::HeadOptions;
 use crate::limits::{
@@ -16,7 +17,7 @@ pub struct EngineOptions {
     pub workers: usize,
     /// The tasks to ask, by name; none means all. A model that is to replace the first one must have them too.
     pub tasks: Vec<String>,
-    /// Tokens after which a batch is cut; 0 means the default. Verdicts do not depend on it.
+    /// Tokens after which a batch is cut; 0 means the default, which is larger where a device runs the model. Verdicts do not depend on it.
     pub batch_tokens: usize,
     /// Settings of the flow table; `None` means those of [`crate::Model::flow_config`].
     pub flows: Option<FlowConfig>,
@@ -33,6 +34,8 @@ pub struct EngineOptions {
     /// ([`crate::Engine::charge_flow_bytes`]) may take together; what would exceed it is refused when it is made. 0 means no
     /// limit.
     pub memory_bytes_max: usize,
+    /// What runs the model.
+    pub device: DeviceOptions,
     /// Heads of one's own.
     pub heads: HeadOptions,
 }
@@ -102,10 +105,12 @@ pub struct EngineMemory {
     pub head_bytes: usize,
     /// What a host has charged for the flows that it feeds, by [`crate::Engine::charge_flow_bytes`].
     pub flow_bytes: usize,
+    /// Memory of the device: models and buffers. It is no part of the others, and [`crate::DeviceOptions::memory_bytes_max`] limits it.
+    pub device_bytes: u64,
 }
 
 impl EngineMemory {
-    /// Each part with its name, as monitoring shows it; together they are all of it.
+    /// Each part of the host's memory with its name, as monitoring shows it; together they are all of it.
     pub(crate) fn parts(&self) -> [(&'static str, usize); 8] {
         [
             ("model", self.model_bytes),
@@ -119,7 +124,7 @@ impl EngineMemory {
         ]
     }
 
-    /// All of it.
+    /// All of the host's memory.
     #[must_use]
     pub fn total_bytes(&self) -> usize {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
