@@ -7,6 +7,11 @@
 mod classifier;
 mod counters;
 mod detection;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(not(feature = "cuda"))]
+#[path = "engine/no_device.rs"]
+mod device;
 #[cfg(any(test, feature = "faults"))]
 mod faults;
 mod generation;
@@ -37,6 +42,7 @@ use trafficllm_kernels::Level;
 use trafficllm_model::Bundle;
 use trafficllm_traffic::{FlowConfig, RecorderCounters};
 
+use crate::device::DeviceStatus;
 use crate::error::Error;
 use crate::heads::{HeadOptions, HeadStatus};
 use crate::metrics::Metrics;
@@ -104,11 +110,20 @@ impl Engine {
         })
     }
 
-    /// Starts the workers; where they are started already, or where there are none, there is nothing to do.
+    /// Opens the device that [`EngineOptions::device`] chooses, gives it the model and runs the model's self-test there; starts the
+    /// workers. What was done before is not done again, so where there is neither device nor worker there is nothing to do.
+    ///
+    /// The device is opened here and not before because it does not survive a fork, and because its driver starts threads of its own; they
+    /// have the signal mask of the caller. With [`crate::DeviceChoice::Auto`] a device that cannot be used is no error:
+    /// [`Engine::device_status`] says what is the matter.
     ///
     /// # Errors
-    /// [`Error::Stopped`]; a thread that the system does not give: those before it run, and another call starts the others.
+    /// [`Error::Stopped`]; [`Error::Device`] and [`Error::MemoryBudget`], and no worker is started then; a thread that the system does not
+    /// give: those before it run, and another call starts the others.
     pub fn start(&self) -> Result<(), Error> {
+        if self.shared.is_open() {
+            self.shared.start_device()?;
+        }
         let mut pool = self.lock_pool();
         if self.shared.is_open() {
             pool.start(&self.shared)
@@ -177,7 +192,8 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
-    /// fit, [`Error::Memory`], [`Error::Stopped`]. Nothing changes then, and [`EngineCounters::swaps_failed`] counts it.
+    /// fit, [`Error::Device`] where both do not fit the device that was chosen by number, [`Error::Memory`], [`Error::Stopped`]. Nothing
+    /// changes then, and [`EngineCounters::swaps_failed`] counts it.
     pub fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
         self.activate_with(|| Ok(model))
     }
@@ -188,7 +204,12 @@ impl Engine {
     /// Those of [`Bundle::open`], [`Model::load`] and [`Engine::activate`]. Nothing changes then, and
     /// [`EngineCounters::swaps_failed`] counts it.
     pub fn activate_bundle(&self, path: &Path, level: Level) -> Result<u64, Error> {
-        self.activate_with(|| Model::load(&Bundle::open(path)?, level).map(Arc::new))
+        let load = if self.shared.device.is_chosen() {
+            Model::load_for_device
+        } else {
+            Model::load
+        };
+        self.activate_with(|| load(&Bundle::open(path)?, level).map(Arc::new))
     }
 
     /// As [`Engine::activate`], with the model that `open` gives: whatever goes wrong in it counts as a model that was refused, a panic as
@@ -326,6 +347,13 @@ impl Engine {
         self.shared.counts.read()
     }
 
+    /// Which device runs the current model, or why none does.
+    #[must_use]
+    pub fn device_status(&self) -> DeviceStatus {
+        let current = self.shared.generations.current();
+        self.shared.device.status(current.placement())
+    }
+
     /// How long judged flows took.
     #[must_use]
     pub fn latency(&self) -> Latency {
@@ -373,6 +401,8 @@ impl Engine {
             live_flows,
             packets,
             memory_bytes: &memory.parts(),
+            device: &self.device_status(),
+            device_bytes: memory.device_bytes,
             latency: self.latency(),
             heads: &self.heads(),
         };

@@ -46,7 +46,7 @@ impl Classifier {
         let slots_bytes = CLASSIFIER_FLOWS * current.sizes.bytes();
         making.check_budget("a classifier", slots_bytes)?;
         let sizes = BatchSizes {
-            tokens: shared.batch_tokens,
+            tokens: shared.batch_sizes().tokens,
             flows: CLASSIFIER_FLOWS,
         };
         let mut classifier = Self {
@@ -116,7 +116,7 @@ impl Classifier {
         flows: &mut impl Iterator<Item = (usize, &'f &'f Flow)>,
     ) -> Result<(), SubmitError> {
         let mut batch_tokens = 0;
-        while batch_tokens < self.shared.batch_tokens
+        while batch_tokens < self.shared.batch_tokens()
             && self.judge.batch.len() < CLASSIFIER_FLOWS
             && let Some((index, flow)) = flows.next()
         {
@@ -168,7 +168,7 @@ impl Classifier {
 
     /// Takes the buffers that a new model needs, if the memory budget has room for them.
     fn make_ready(&mut self, generation: &Generation) -> Result<(), SubmitError> {
-        if self.judge.is_ready_for(generation.number) {
+        if self.judge.is_ready_for(generation) {
             return Ok(());
         }
         let shared = Arc::clone(&self.shared);

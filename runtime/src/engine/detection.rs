@@ -18,7 +18,8 @@ use super::submitter::{Filler, Submitter, name_verdicts};
 use super::{Engine, LineError};
 use crate::error::Error;
 use crate::limits::{
-    BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS,
+    BATCH_SUBJECTS_MAX, DETECTION_FLOWS, DETECTION_FLOWS_PER_WORKER,
+    DEVICE_DETECTION_FLOWS_PER_WORKER, PROGRESS_PACKETS, QUEUE_FLOWS_MAX,
 };
 use crate::model::Model;
 use crate::outcome::{FlowInfo, Outcome, Subject, Tally, TaskTally, Verdict};
@@ -285,11 +286,7 @@ impl<'e, S: Sink> Detection<'e, S> {
         let submitter = match self.submitter.take() {
             Some(submitter) => submitter,
             None => {
-                let slots = if self.engine.workers == 0 {
-                    BATCH_SUBJECTS_MAX
-                } else {
-                    DETECTION_FLOWS + self.engine.workers * DETECTION_FLOWS_PER_WORKER
-                };
+                let slots = slots(self.engine.workers, self.engine.shared.device.is_active());
                 let reserved = self.expected.try_reserve_exact(slots);
                 reserved.map_err(|_| Error::Memory {
                     what: "a list of outcomes",
@@ -375,7 +372,7 @@ impl<'e, S: Sink> Detection<'e, S> {
             subject,
             answer: None,
         });
-        let is_batch = self.waiting_tokens >= self.engine.shared.batch_tokens;
+        let is_batch = self.waiting_tokens >= self.engine.shared.batch_tokens();
         if self.engine.workers == 0 && is_batch {
             self.await_answers()
         } else {
@@ -462,6 +459,17 @@ impl<'e, S: Sink> Detection<'e, S> {
     }
 }
 
+/// Flows that a detection may have under way.
+fn slots(workers: usize, has_device: bool) -> usize {
+    match (workers, has_device) {
+        (0, _) => BATCH_SUBJECTS_MAX,
+        (_, false) => DETECTION_FLOWS + workers * DETECTION_FLOWS_PER_WORKER,
+        (_, true) => {
+            (DETECTION_FLOWS + workers * DEVICE_DETECTION_FLOWS_PER_WORKER).min(QUEUE_FLOWS_MAX)
+        }
+    }
+}
+
 fn count_verdict(tally: &mut TaskTally, label: &str, abstained: bool) {
     tally.verdicts += 1;
     if abstained {
@@ -476,5 +484,21 @@ fn count_verdict(tally: &mut TaskTally, label: &str, abstained: bool) {
 fn count_not_applicable(tally: &mut Tally, places: &[Option<usize>], tasks: &[usize]) {
     for place in tasks.iter().filter_map(|&task| places[task]) {
         tally.tasks[place].not_applicable += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::WORKERS_MAX;
+
+    #[test]
+    fn what_a_detection_has_under_way_fills_the_batches_of_a_device() {
+        for workers in [1, 2, 4] {
+            assert!(slots(workers, true) >= 2 * workers * BATCH_SUBJECTS_MAX);
+            assert!(slots(workers, false) < slots(workers, true));
+        }
+        assert_eq!(slots(WORKERS_MAX, true), QUEUE_FLOWS_MAX);
+        assert_eq!(slots(0, true), slots(0, false));
     }
 }

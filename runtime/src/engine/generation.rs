@@ -5,10 +5,11 @@
 //! must not lose.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 
 use trafficllm_model::{Scratch, TaskKind};
 
+use super::device::Placement;
 use super::heads::HeadSet;
 use super::judge::BatchSizes;
 use super::slot::SlotSizes;
@@ -79,6 +80,8 @@ pub(super) struct Generation {
     pub(super) head_options: Arc<HeadOptions>,
     /// Buffers for each worker, where it needs larger ones than the generation before.
     buffers: Mutex<Vec<Scratch>>,
+    /// Where its model runs, once a device was opened.
+    placement: OnceLock<Placement>,
 }
 
 impl Generation {
@@ -105,7 +108,19 @@ impl Generation {
             heads: None,
             head_options: Arc::default(),
             buffers: Mutex::default(),
+            placement: OnceLock::new(),
         })
+    }
+
+    /// Where its model runs: on the processor, as long as this is `None`.
+    pub(super) fn placement(&self) -> Option<&Placement> {
+        self.placement.get()
+    }
+
+    /// Says where its model runs. That does not change any more.
+    pub(super) fn place(&self, placement: Placement) {
+        // Who places it holds a lock, and has looked whether that was done.
+        let _first = self.placement.set(placement);
     }
 
     /// Gives it its heads.
@@ -158,7 +173,11 @@ impl Generation {
 
     /// Bytes of the buffers that no worker has taken yet.
     fn buffers_bytes(&self) -> usize {
-        lock(&self.buffers).iter().map(Scratch::bytes).sum()
+        let buffers = lock(&self.buffers)
+            .iter()
+            .map(Scratch::bytes)
+            .sum::<usize>();
+        buffers + self.placement().map_or(0, Placement::host_bytes)
     }
 }
 
@@ -377,6 +396,14 @@ impl Generations {
     pub(super) fn count_bytes(&self) {
         let known = lock(&self.known);
         self.held_bytes.store(known.bytes_in_all(), SeqCst);
+    }
+
+    /// Tells of where every generation's model runs that is alive, as far as that is known.
+    pub(super) fn each_placement(&self, mut take: impl FnMut(&Placement)) {
+        let known = lock(&self.known);
+        let all = known.retired.iter().chain([&known.current]);
+        all.filter_map(|generation| generation.placement())
+            .for_each(|placement| take(placement));
     }
 
     /// Bytes that model and heads of a generation add to those of [`Self::bytes`].

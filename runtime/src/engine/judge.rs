@@ -7,6 +7,7 @@ use std::time::Instant;
 use trafficllm_model::{Item, ModelError, Scratch, TaskVerdict, emptied};
 
 use super::counters::Counts;
+use super::device::Lanes;
 use super::generation::{Generation, Selection};
 use super::heads::Bench;
 use super::shared::Shared;
@@ -24,7 +25,7 @@ pub(super) struct BatchSizes {
 
 impl BatchSizes {
     /// Most runs of tokens: a flow has up to one of each kind, and each has a token at least.
-    fn items(self) -> usize {
+    pub(super) fn items(self) -> usize {
         (2 * self.flows).min(self.tokens + 1)
     }
 
@@ -61,6 +62,7 @@ pub(super) struct Judge {
     items: Vec<Item<'static>>,
     verdicts: Vec<TaskVerdict>,
     scratch: Scratch,
+    lanes: Lanes,
     heads: Bench,
 }
 
@@ -79,6 +81,7 @@ impl Judge {
             items: Vec::new(),
             verdicts: Vec::new(),
             scratch: Scratch::default(),
+            lanes: Lanes::default(),
             heads: Bench::default(),
         };
         reserve("a batch", &mut judge.batch, sizes.flows)?;
@@ -89,14 +92,14 @@ impl Judge {
 
     /// Makes the buffers ready for a generation, which was given some for it where it needs more than the one before.
     pub(super) fn prepare(&mut self, generation: &Generation) -> Result<(), Error> {
-        if self.ready_for == generation.number {
+        if self.is_ready_for(generation) {
             return Ok(());
         }
         self.ready_for = 0;
         if generation.number > self.newest {
             self.newest = generation.number;
             if let Some(buffers) = generation.take_buffers() {
-                self.scratch = buffers;
+                self.lanes.move_to(buffers, &mut self.scratch);
             }
         }
         let items = self.sizes.items();
@@ -110,6 +113,9 @@ impl Judge {
         self.sizes.reserve(&mut self.scratch, generation)?;
         let (heads, core) = (generation.heads.as_ref(), generation.model.core());
         self.heads.prepare(heads, core, items, self.sizes.flows)?;
+        let is_worker = self.newest != u64::MAX;
+        let sizes = (self.sizes, is_worker);
+        self.lanes.prepare(&mut self.scratch, generation, sizes);
         self.ready_for = generation.number;
         Ok(())
     }
@@ -122,13 +128,24 @@ impl Judge {
     /// Gives the buffers of the model back; they are taken again before the next batch.
     pub(super) fn forget(&mut self) {
         self.scratch = Scratch::default();
+        self.lanes = Lanes::default();
         self.heads = Bench::default();
         self.ready_for = 0;
     }
 
-    /// Whether the buffers are ready for the generation with this number.
-    pub(super) fn is_ready_for(&self, number: u64) -> bool {
-        self.ready_for == number
+    /// Whether the buffers are ready for a generation.
+    pub(super) fn is_ready_for(&self, generation: &Generation) -> bool {
+        self.ready_for == generation.number && !self.lanes.wants(&self.scratch, generation)
+    }
+
+    /// Whether [`Self::forget_retired`] has something to do.
+    pub(super) fn has_retired(&self) -> bool {
+        self.lanes.has_other()
+    }
+
+    /// Gives back what the device has of a generation that is gone.
+    pub(super) fn forget_retired(&mut self) {
+        self.lanes.forget_other();
     }
 
     /// Gives every flow of the batch its answer, drops those that nobody wants, and gives back for how many the model ran.
@@ -201,10 +218,12 @@ impl Judge {
         } else {
             let core = generation.model.core();
             let (scratch, verdicts) = (&mut self.scratch, &mut self.verdicts);
-            match self.heads.insight() {
+            let judged = match self.heads.insight() {
                 None => core.classify(&items, scratch, verdicts),
                 Some(insight) => core.classify_with(&items, scratch, verdicts, insight),
-            }
+            };
+            shared.device.count(scratch, &shared.counts, judged.is_ok());
+            judged
         };
         self.items = emptied(items);
         result?;

@@ -9,6 +9,7 @@ use trafficllm_traffic::FlowConfig;
 
 use super::EngineMemory;
 use super::counters::{Counts, LatencyCounts};
+use super::device::{Devices, Placement, device_bytes};
 #[cfg(any(test, feature = "faults"))]
 use super::faults::Faults;
 use super::generation::{Generation, Generations, Selection};
@@ -18,7 +19,9 @@ use super::options::EngineOptions;
 use super::queue::{Lane, Queue};
 use crate::error::Error;
 use crate::heads::HeadOptions;
-use crate::limits::{BATCH_SUBJECTS_MAX, BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT};
+use crate::limits::{
+    BATCH_SUBJECTS_MAX, BATCH_TOKENS_DEFAULT, DEVICE_BATCH_TOKENS_DEFAULT, QUEUE_FLOWS_DEFAULT,
+};
 use crate::model::Model;
 
 /// Takes flows.
@@ -37,7 +40,11 @@ pub(super) struct Shared {
     /// The tasks to ask of every model, by name; none means all.
     tasks: Vec<String>,
     flows: FlowConfig,
-    pub(super) batch_tokens: usize,
+    /// Tokens after which a batch is cut that the processor runs.
+    batch_tokens: usize,
+    /// The same for a device.
+    device_batch_tokens: usize,
+    pub(super) device: Devices,
     /// How long a worker waits for more, counted from the submission of the batch's first flow; always shorter than the deadline.
     pub(super) batch_wait: Duration,
     pub(super) deadline: Option<Duration>,
@@ -82,6 +89,7 @@ impl Shared {
         options: &EngineOptions,
     ) -> Result<Self, Error> {
         options.check()?;
+        let device = Devices::new(&options.device)?;
         let or_default = |found: usize, default| if found == 0 { default } else { found };
         let deadline =
             (options.deadline_us > 0).then(|| Duration::from_micros(options.deadline_us));
@@ -95,6 +103,8 @@ impl Shared {
             tasks: options.tasks.clone(),
             flows,
             batch_tokens: or_default(options.batch_tokens, BATCH_TOKENS_DEFAULT),
+            device_batch_tokens: or_default(options.batch_tokens, DEVICE_BATCH_TOKENS_DEFAULT),
+            device,
             batch_wait: deadline.map_or(batch_wait, |deadline| batch_wait.min(deadline / 2)),
             deadline,
             memory_bytes_max: or_default(options.memory_bytes_max, usize::MAX),
@@ -125,6 +135,60 @@ impl Shared {
         };
         shared.lock_making().check_budget("the model", 0)?;
         Ok(shared)
+    }
+
+    /// Opens the device, if one was chosen, and gives it the current model.
+    pub(super) fn start_device(&self) -> Result<(), Error> {
+        if !self.device.is_chosen() {
+            return Ok(());
+        }
+        let _starting = self.device.lock_starting();
+        self.device.open()?;
+        // With the lock: what is installed from now on has a placement.
+        let making = self.lock_making();
+        self.device.set_opened();
+        drop(making);
+        loop {
+            let current = self.generations.current();
+            let is_placed = current.placement().is_some() || self.place(&current)?;
+            let number = current.number;
+            drop(current);
+            self.let_go_and_free(number);
+            if is_placed {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Gives the device the model of a generation; says whether that was still the current one.
+    fn place(&self, current: &Generation) -> Result<bool, Error> {
+        let placement = self.place_model(&current.model)?;
+        let making = self.lock_making();
+        if current.number != self.generations.number() {
+            return Ok(false);
+        }
+        if let Some(placement) = placement {
+            making.check_budget("buffers for a device", placement.host_bytes())?;
+            current.place(placement);
+        }
+        self.device.set_current(current.placement());
+        self.generations.count_bytes();
+        drop(making);
+        Ok(true)
+    }
+
+    fn place_model(&self, model: &Model) -> Result<Option<Placement>, Error> {
+        let workers = (self.batch_sizes(), self.worker_bytes.len());
+        self.device.place(model, &self.generations, workers)
+    }
+
+    /// Tokens after which a batch is cut.
+    pub(super) fn batch_tokens(&self) -> usize {
+        if self.device.is_active() {
+            self.device_batch_tokens
+        } else {
+            self.batch_tokens
+        }
     }
 
     /// Replaces the model for all flows that are submitted from now on, or changes nothing.
@@ -178,11 +242,13 @@ impl Shared {
         let selection = Selection::new(&model, &self.tasks)?;
         let wanted = (&*options, &self.flows, self.worker_bytes.len());
         let heads = HeadSet::load(wanted, (&model, &selection), before.as_deref())?;
+        let placement = self.place_model(&model)?;
         Ok(Successor {
             after,
             model,
             options,
             heads,
+            placement,
         })
     }
 
@@ -197,7 +263,8 @@ impl Shared {
             return Err(Error::Stopped);
         }
         let current = self.generations.current();
-        if current.number != successor.after {
+        let is_unplaced = self.device.is_opened() && successor.placement.is_none();
+        if current.number != successor.after || is_unplaced {
             return Ok(None);
         }
         let mut next = Generation::new(successor.model, &self.tasks, Some(&current))?;
@@ -209,12 +276,17 @@ impl Shared {
         let (number, slot_bytes) = (next.number, next.sizes.bytes());
         let grown = slot_bytes.saturating_sub(self.slot_bytes.load(SeqCst));
         let slots = grown * self.slots.load(SeqCst);
-        let added = self.generations.added_bytes(&next) + slots + buffers;
+        let mut added = self.generations.added_bytes(&next) + slots + buffers;
+        if let Some(placement) = successor.placement {
+            added += placement.host_bytes();
+            next.place(placement);
+        }
         making.check_budget("a second model", added)?;
         self.slot_bytes.fetch_max(slot_bytes, SeqCst);
         // From here on it is held: counted twice it would have flows refused that have room.
         let is_held = || self.making_bytes.store(0, SeqCst);
         let heads = next.heads.clone();
+        self.device.set_current(next.placement());
         self.generations.replace(next, is_held);
         if let Some(heads) = heads {
             heads.forgive();
@@ -228,7 +300,11 @@ impl Shared {
     /// The largest batch of a worker.
     pub(super) fn batch_sizes(&self) -> BatchSizes {
         BatchSizes {
-            tokens: self.batch_tokens,
+            tokens: if self.device.is_chosen() {
+                self.batch_tokens.max(self.device_batch_tokens)
+            } else {
+                self.batch_tokens
+            },
             flows: BATCH_SUBJECTS_MAX,
         }
     }
@@ -467,6 +543,7 @@ impl Shared {
             classifier_bytes: self.classifier_bytes.load(SeqCst),
             queue_bytes: self.queue_bytes(),
             flow_bytes: self.flow_bytes.load(SeqCst),
+            device_bytes: device_bytes(&self.generations),
         }
     }
 }
@@ -479,6 +556,8 @@ pub(super) struct Successor {
     model: Arc<Model>,
     options: Arc<HeadOptions>,
     heads: Option<Arc<HeadSet>>,
+    /// Where its model will run; `None` where no device was opened.
+    placement: Option<Placement>,
 }
 
 /// One thing that counts for the memory budget is made at a time. What it takes has to be counted before this is dropped.

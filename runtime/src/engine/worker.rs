@@ -17,6 +17,9 @@ use crate::limits::BATCH_SUBJECTS_MAX;
 /// What the names of an engine's threads begin with.
 pub const WORKER_NAME: &str = "trafficllm";
 
+/// How long to sleep at once while a replaced generation has buffers on the device.
+const RETIRED_SLEEP: Duration = Duration::from_secs(1);
+
 /// One thread that takes from the queue.
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -52,8 +55,17 @@ impl Worker {
         if self.shared.is_closed() {
             self.send_home();
         }
-        self.shared.generations.release();
+        self.release();
         flows
+    }
+
+    /// Frees generations that nobody uses any more.
+    fn release(&mut self) {
+        let generations = &self.shared.generations;
+        generations.release();
+        if !generations.has_retired() {
+            self.judge.forget_retired();
+        }
     }
 
     pub(super) fn next(&mut self) -> Option<Ticket> {
@@ -76,7 +88,7 @@ impl Worker {
         let batch_generation = generation(&first);
         let mut batch_tokens = tokens(&first);
         self.judge.batch.push(first);
-        while batch_tokens < shared.batch_tokens && self.judge.batch.len() < BATCH_SUBJECTS_MAX {
+        while batch_tokens < shared.batch_tokens() && self.judge.batch.len() < BATCH_SUBJECTS_MAX {
             let next = if is_apart {
                 self.taker.take_alike(&shared.queue)
             } else {
@@ -129,9 +141,8 @@ impl Worker {
 
     /// Takes the buffers for a new model before its first batch comes.
     fn prepare(&mut self) {
-        let generations = &self.shared.generations;
-        if !self.judge.is_ready_for(generations.number()) {
-            let current = generations.current();
+        let current = self.shared.generations.current();
+        if !self.judge.is_ready_for(&current) {
             if let Err(error) = self.judge.prepare(&current) {
                 // The first batch tries again, and fails where that does not help either.
                 tracing::warn!(%error, "no buffers for the new model");
@@ -139,6 +150,9 @@ impl Worker {
             self.judge.start_heads();
             self.tell_bytes();
         }
+        let number = current.number;
+        drop(current);
+        self.shared.let_go_and_free(number);
     }
 
     /// Sends home what was taken and will not be run.
@@ -161,13 +175,16 @@ impl Worker {
             } else {
                 self.prepare();
                 let number = shared.generations.number();
-                self.taker.sleep(&shared.queue, None, || {
+                // What this thread has of a replaced generation on a device goes soon after it.
+                let has_retired = self.judge.has_retired();
+                let until = has_retired.then(|| Instant::now() + RETIRED_SLEEP);
+                self.taker.sleep(&shared.queue, until, || {
                     !shared.is_open()
                         || shared.generations.has_unused()
                         || shared.generations.number() != number
                 });
             }
-            shared.generations.release();
+            self.release();
         }
         self.send_home();
         shared.end_closing();

@@ -1,0 +1,140 @@
+//! The buffers of threads on a device.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use trafficllm_model::{DeviceModel, Lane, ModelError, Scratch};
+
+use super::super::generation::Generation;
+use super::super::judge::BatchSizes;
+use super::Placement;
+use crate::model::Model;
+
+/// A generation's model on a device.
+#[derive(Debug)]
+pub(in super::super) struct OnDevice {
+    pub(super) model: Arc<DeviceModel>,
+    /// One for each worker, until it has taken it.
+    spare: Mutex<Vec<Lane>>,
+    /// Set where the device is of no use any more.
+    lost: Arc<OnceLock<String>>,
+}
+
+impl OnDevice {
+    pub(super) fn new(
+        model: Arc<DeviceModel>,
+        spare: Vec<Lane>,
+        lost: Arc<OnceLock<String>>,
+    ) -> Self {
+        Self {
+            model,
+            spare: Mutex::new(spare),
+            lost,
+        }
+    }
+
+    /// Memory of the host that the spare lanes take.
+    pub(super) fn host_bytes(&self) -> usize {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        spare.iter().map(Lane::host_bytes).sum()
+    }
+
+    /// A worker's lane, or a new one.
+    fn lane(&self, model: &Model, sizes: BatchSizes, is_worker: bool) -> Result<Lane, ModelError> {
+        if is_worker {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(lane) = spare.pop() {
+                return Ok(lane);
+            }
+        }
+        let (tokens, items) = self::sizes(model, sizes);
+        self.model.lane(tokens, items)
+    }
+
+    fn is_of(&self, lane: Option<&Lane>) -> bool {
+        lane.is_some_and(|lane| Arc::ptr_eq(lane.model(), &self.model))
+    }
+}
+
+/// Tokens and items of a lane that takes the largest batch whole.
+pub(super) fn sizes(model: &Model, batch: BatchSizes) -> (usize, usize) {
+    let profile = model.encoder().profile();
+    // The last flow may go beyond.
+    let last = profile.max_tokens as usize + profile.request_tokens as usize;
+    (batch.tokens + last, batch.items())
+}
+
+/// Sees to it that a thread's lane is that of the generation that it runs.
+#[derive(Debug, Default)]
+pub(in super::super) struct Lanes {
+    /// Of the generation before, as long as it has flows to finish: they may come in turn with newer ones.
+    other: Option<Lane>,
+    /// Number of the generation for which there was no memory.
+    refused_for: u64,
+}
+
+impl Lanes {
+    /// Whether [`Self::prepare`] has something to do.
+    pub(in super::super) fn wants(&self, scratch: &Scratch, generation: &Generation) -> bool {
+        let Some(Placement::Device(placed)) = generation.placement() else {
+            return false;
+        };
+        if placed.lost.get().is_some() {
+            return scratch.lane().is_some();
+        }
+        self.refused_for != generation.number && !placed.is_of(scratch.lane())
+    }
+
+    /// Attaches the lane of a generation, and gives back that of a device that is lost.
+    pub(in super::super) fn prepare(
+        &mut self,
+        scratch: &mut Scratch,
+        generation: &Generation,
+        (sizes, is_worker): (BatchSizes, bool),
+    ) {
+        let Some(Placement::Device(placed)) = generation.placement() else {
+            return;
+        };
+        if !self.wants(scratch, generation) {
+            return;
+        }
+        if placed.lost.get().is_some() {
+            drop(scratch.detach());
+            self.other = None;
+            return;
+        }
+        let lane = match self.other.take_if(|lane| placed.is_of(Some(lane))) {
+            Some(lane) => Ok(lane),
+            None => placed.lane(&generation.model, sizes, is_worker),
+        };
+        match lane {
+            Ok(lane) => {
+                let before = scratch.detach();
+                self.other = before.filter(|_| is_worker);
+                scratch.attach(lane);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no buffers on the device: the processor runs the model");
+                self.refused_for = generation.number;
+            }
+        }
+    }
+
+    /// Puts buffers in the place of a thread's; its lane stays.
+    pub(in super::super) fn move_to(&self, buffers: Scratch, scratch: &mut Scratch) {
+        let lane = scratch.detach();
+        *scratch = buffers;
+        if let Some(lane) = lane {
+            scratch.attach(lane);
+        }
+    }
+
+    /// Whether [`Self::forget_other`] has something to do.
+    pub(in super::super) fn has_other(&self) -> bool {
+        self.other.is_some()
+    }
+
+    /// Gives back the lane of a generation that is gone.
+    pub(in super::super) fn forget_other(&mut self) {
+        self.other = None;
+    }
+}
