@@ -14,7 +14,10 @@ const LABELS_SHOWN: usize = 5;
 
 /// Runs the command.
 pub(super) fn run(args: AskArgs) -> Result<Exit, Failure> {
-    let model = Arc::new(open_model(args.model.as_deref())?);
+    let model = Arc::new(open_model(
+        args.model.as_deref(),
+        args.device.unwrap_or_default(),
+    )?);
     let understood = model.understand(&args.question);
     let intention = understood.map_err(|error| model_failure(args.model.as_deref(), &error))?;
     if let Some(message) = refusal(&model, &intention) {
@@ -39,6 +42,7 @@ pub(super) fn run(args: AskArgs) -> Result<Exit, Failure> {
         tasks: intention.answered_by,
         format,
         threads: args.threads,
+        device: args.device,
         max_flows: None,
         heads: super::HeadArgs::default(),
         captures: args.captures,

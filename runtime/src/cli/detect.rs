@@ -1,14 +1,17 @@
 //! `trafficllm detect`.
 
+use std::fmt::Write as _;
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Write, stdout};
+use std::io::{self, BufReader, IsTerminal, Write as _, stdout};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
 
+use trafficllm::limits::DEVICE_WORKERS;
 use trafficllm::{
-    Detection, Engine, EngineOptions, LineError, Model, Outcome, Progress, Sink, Tally,
+    Detection, DeviceChoice, DeviceOptions, DeviceState, DeviceStatus, Engine, EngineCounters,
+    EngineOptions, LineError, Model, Outcome, Progress, Sink, Tally,
 };
 
 use super::console;
@@ -24,14 +27,23 @@ const BAD_LINES_SHOWN: usize = 20;
 
 /// Runs the command.
 pub(super) fn run(args: &DetectArgs) -> Result<Exit, Failure> {
-    let model = Arc::new(open_model(args.model.as_deref())?);
+    let model = Arc::new(open_model(
+        args.model.as_deref(),
+        args.device.unwrap_or_default(),
+    )?);
     judge(args, &model).map(|(exit, _)| exit)
 }
 
 /// Judges the captures with a model that was opened before.
 pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tally), Failure> {
-    let engine = Engine::new(Arc::clone(model), options(args, model))?;
-    engine.start()?;
+    let device = args.device.unwrap_or_default();
+    let mut engine = started(args, model, device)?;
+    let mut judges = engine.device_status();
+    if judges.state == DeviceState::Unavailable {
+        // As many threads as suit the processor.
+        drop(engine);
+        engine = started(args, model, DeviceChoice::Cpu)?;
+    }
     let has_heads = !engine.heads().is_empty();
     let sink = Output::new(args, model, has_heads);
     let mut detection = engine.detect(sink);
@@ -45,6 +57,12 @@ pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tall
     let (tally, mut sink) = detection.finish()?;
     sink.finish();
     console::note(&totals.describe(&tally, sink.is_closed(), sink.bar.elapsed()));
+    if device != DeviceChoice::Cpu {
+        if judges.state != DeviceState::Unavailable {
+            judges = engine.device_status();
+        }
+        console::note(&describe_device(&judges, &engine.counters()));
+    }
     for head in engine.heads() {
         if let Some(text) = super::head::losses(&head) {
             console::note(&text);
@@ -62,9 +80,34 @@ pub(super) fn judge(args: &DetectArgs, model: &Arc<Model>) -> Result<(Exit, Tall
     }
 }
 
-fn options(args: &DetectArgs, model: &Model) -> EngineOptions {
+fn started(args: &DetectArgs, model: &Arc<Model>, device: DeviceChoice) -> Result<Engine, Failure> {
+    let engine = Engine::new(Arc::clone(model), options(args, model, device))?;
+    engine.start()?;
+    Ok(engine)
+}
+
+/// What judged, and what it left undone.
+fn describe_device(device: &DeviceStatus, counters: &EngineCounters) -> String {
+    let mut text = format!("device: {device}");
+    if counters.device_batches + counters.device_failures > 0 {
+        let _infallible = write!(
+            text,
+            ", {} of {} batches",
+            counters.device_batches, counters.batches
+        );
+    }
+    if counters.device_failures > 0 {
+        let _infallible = write!(text, ", {} failed", counters.device_failures);
+    }
+    text
+}
+
+fn options(args: &DetectArgs, model: &Model, device: DeviceChoice) -> EngineOptions {
     let threads = args.threads.map_or_else(
-        || available_parallelism().map_or(1, usize::from),
+        || match device {
+            DeviceChoice::Cpu => available_parallelism().map_or(1, usize::from),
+            DeviceChoice::Auto | DeviceChoice::Cuda(_) => DEVICE_WORKERS,
+        },
         usize::from,
     );
     let mut flows = model.flow_config();
@@ -81,6 +124,10 @@ fn options(args: &DetectArgs, model: &Model) -> EngineOptions {
         tasks: args.tasks.clone(),
         batch_tokens: 0,
         flows: Some(flows),
+        device: DeviceOptions {
+            choice: device,
+            ..DeviceOptions::default()
+        },
         heads: args.heads.options(),
         ..EngineOptions::default()
     }

@@ -15,7 +15,7 @@ pub(super) fn check(
     options: &HeadOptions,
     as_json: bool,
 ) -> Result<Exit, Failure> {
-    let model = super::open_model(model)?;
+    let model = super::open_model(model, trafficllm::DeviceChoice::Cpu)?;
     // A look at a head that keeps what it knows is no leave to keep it.
     let options = HeadOptions {
         allows_state: true,

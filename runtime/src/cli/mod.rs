@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 use trafficllm::limits::{HEAD_FUEL_MAX, HEAD_MEMORY_BYTES_MAX, WORKERS_MAX};
-use trafficllm::{Bundle, Error, HeadFile, HeadOptions, Model};
+use trafficllm::{Bundle, DeviceChoice, Error, HeadFile, HeadOptions, Model};
 
 /// A label, a score or an honest "don't know" for every network flow.
 #[derive(Debug, Parser)]
@@ -31,7 +31,7 @@ enum Command {
     /// Judge the flows of captures
     ///
     /// Exit status: 0 done; 1 an input could not be read to its end, or the output not be written (what was read is reported);
-    /// 2 usage; 3 the model cannot be used.
+    /// 2 usage; 3 the model, or the device that `--device` names by its number, cannot be used.
     Detect(DetectArgs),
     /// Ask about captures in your own words
     ///
@@ -150,9 +150,12 @@ struct DetectArgs {
     /// How verdicts are written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Threads that run the model; verdicts do not depend on it (default: one per processor)
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4 that keep it at work)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     threads: Option<u16>,
+    /// What runs the model: cpu, cuda:N, or auto for a CUDA device if one can be used (default: cpu)
+    #[arg(long, value_name = "DEVICE", value_parser = device_choice)]
+    device: Option<DeviceChoice>,
     /// Most flows open at once; beyond it the least recently active flow is judged early (default: 131072)
     #[arg(long, value_name = "N")]
     max_flows: Option<usize>,
@@ -172,9 +175,12 @@ struct AskArgs {
     /// How verdicts are written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Threads that run the model; verdicts do not depend on it (default: one per processor)
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4 that keep it at work)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     threads: Option<u16>,
+    /// What runs the model: cpu, cuda:N, or auto for a CUDA device if one can be used (default: cpu)
+    #[arg(long, value_name = "DEVICE", value_parser = device_choice)]
+    device: Option<DeviceChoice>,
     /// What you want to know, in any language: "is there a botnet in here?"
     #[arg(value_name = "QUESTION")]
     question: String,
@@ -284,9 +290,19 @@ fn open_bundle(path: Option<&Path>) -> Result<Bundle, Failure> {
     }
 }
 
-fn open_model(path: Option<&Path>) -> Result<Model, Failure> {
+fn open_model(path: Option<&Path>, device: DeviceChoice) -> Result<Model, Failure> {
     let level = Model::level_from_environment()?;
-    Model::load(&open_bundle(path)?, level).map_err(|error| model_failure(path, &error))
+    let bundle = open_bundle(path)?;
+    let loaded = match device {
+        DeviceChoice::Cpu => Model::load(&bundle, level),
+        DeviceChoice::Auto | DeviceChoice::Cuda(_) => Model::load_for_device(&bundle, level),
+    };
+    loaded.map_err(|error| model_failure(path, &error))
+}
+
+fn device_choice(text: &str) -> Result<DeviceChoice, String> {
+    let choice = DeviceChoice::parse(text);
+    choice.ok_or_else(|| format!("expected {}", DeviceChoice::EXPECTED))
 }
 
 fn model_failure(path: Option<&Path>, error: &Error) -> Failure {
@@ -322,6 +338,20 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_device_is_named_or_refused_as_usage() {
+        let parse = |device: &str| {
+            Cli::try_parse_from(["trafficllm", "detect", "--device", device, "a.pcap"])
+        };
+        for good in ["cpu", "auto", "cuda", "cuda:63"] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "gpu", "cuda:64"] {
+            let error = parse(bad).unwrap_err();
+            assert_eq!(error.exit_code(), Exit::Usage as i32, "{bad}");
+        }
     }
 
     #[test]
