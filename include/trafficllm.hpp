@@ -78,6 +78,8 @@ enum class Status : std::int32_t {
     error_text = TLLM_ERR_TEXT,
     error_task = TLLM_ERR_TASK,
     error_unsupported = TLLM_ERR_UNSUPPORTED,
+    error_not_started = TLLM_ERR_NOT_STARTED,
+    error_device = TLLM_ERR_DEVICE,
 };
 
 /** A short text for any status, static. */
@@ -574,6 +576,12 @@ class Engine : public detail::Handle<tllm_engine, tllm_engine_free> {
     std::string metrics() const {
         return detail::read_text([this](char *buffer, std::size_t size, std::size_t *needed) {
             return tllm_engine_metrics(get(), buffer, size, needed);
+        });
+    }
+    /** What runs the model: the device's number and name, or "cpu" with the reason why it is no device, where one was asked for. */
+    std::string device() const {
+        return detail::read_text([this](char *buffer, std::size_t size, std::size_t *needed) {
+            return tllm_engine_device(get(), buffer, size, needed);
         });
     }
     /** Judges all that waits on this thread, in an engine with "engine.workers" 0; gives the number of flows. */

@@ -67,11 +67,15 @@ pub struct tllm_counters {
     pub payload_bytes_cut: u64,
     /// Packets whose time was before that of the packet before.
     pub time_backwards: u64,
+    /// Batches that a device ran.
+    pub device_batches: u64,
+    /// Batches that a device could not run: the processor ran them.
+    pub device_failures: u64,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 2],
 }
 
-/// What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
+/// What an engine holds in memory, in bytes. The sum of the fields but `device_bytes` is what "engine.memory_bytes_max" limits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct tllm_memory {
@@ -89,8 +93,10 @@ pub struct tllm_memory {
     pub flow_bytes: u64,
     /// Code of WebAssembly heads, and all that their memory can grow to, without that on the sessions that judge synchronously.
     pub head_bytes: u64,
+    /// Memory of the device: models and buffers. "engine.device_memory_bytes_max" limits it.
+    pub device_bytes: u64,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 /// How long flows and requests took from submission to their verdicts, since the engine was made.
@@ -304,11 +310,12 @@ pub(crate) fn engine_of(engine: *const tllm_engine) -> Result<Arc<EngineState>, 
         .map_err(|error| Fault::handle(KIND, error))
 }
 
-/// Makes an engine: checks the settings and takes the memory for queue and workers. It starts no thread: that is
+/// Makes an engine: checks the settings and takes the memory for queue and workers. It starts no thread and opens no device: that is
 /// tllm_engine_start. Sessions and flows can be made, and flows submitted, before that. `config` may be NULL. Free it with
 /// tllm_engine_free.
 ///
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE, TLLM_ERR_TASK, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE, TLLM_ERR_TASK, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT,
+/// TLLM_ERR_UNSUPPORTED ("engine.device" names a device, and the library was built without them).
 ///
 /// # Safety
 /// `engine` is NULL or can be written.
@@ -340,9 +347,12 @@ pub unsafe extern "C" fn tllm_engine_new(
 }
 
 /// Starts the workers, in this process: after the host has forked, before or after it has dropped privileges. Their signals are
-/// blocked: the host's handlers never run on them. A second call does nothing.
+/// blocked: the host's handlers never run on them. Where "engine.device" asks for a device, it is opened and given the model here, also
+/// without workers; that can take seconds the first time, since kernels are compiled, and the driver starts threads of its own, whose
+/// signals are blocked too. A second call does nothing.
 ///
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_THREAD, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_THREAD, TLLM_ERR_DEVICE (never with "engine.device" at "auto"), TLLM_ERR_BUDGET,
+/// TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_engine_start(engine: *mut tllm_engine) -> i32 {
     guard(|| {
@@ -371,7 +381,8 @@ pub extern "C" fn tllm_engine_stop(engine: *mut tllm_engine, timeout_us: u64) ->
 /// finish on the model before; every verdict says which model gave it. On an error the model before goes on, and the text says what
 /// was wrong. It takes as long as tllm_model_open: call it beside the packet path.
 ///
-/// Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device has no room for it),
+/// TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `path` is NULL or ends with a NUL.
@@ -385,6 +396,8 @@ pub unsafe extern "C" fn tllm_engine_activate(
         let path = unsafe { text(path, "path") }?;
         let state = engine_of(engine)?;
         let engine = state.get()?;
+        // A device's driver may start threads when it is given a model.
+        let _blocked = SignalsBlocked::block();
         engine.activate_with(|| load(path, &state.settings))?;
         Ok(TLLM_OK)
     })
@@ -392,7 +405,8 @@ pub unsafe extern "C" fn tllm_engine_activate(
 
 /// As tllm_engine_activate, with a model that is open already. Activating the model before again is the way back.
 ///
-/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_DEVICE, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED,
+/// TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_engine_activate_model(
     engine: *mut tllm_engine,
@@ -400,6 +414,7 @@ pub extern "C" fn tllm_engine_activate_model(
 ) -> i32 {
     guard(|| {
         let state = engine_of(engine)?;
+        let _blocked = SignalsBlocked::block();
         state.get()?.activate(model_of(model)?)?;
         Ok(TLLM_OK)
     })
@@ -459,7 +474,9 @@ pub unsafe extern "C" fn tllm_engine_counters(
             packets_beyond_limit: packets.packets_beyond_limit,
             payload_bytes_cut: packets.payload_bytes_cut,
             time_backwards: packets.time_backwards,
-            reserved: [0; 4],
+            device_batches: read.device_batches,
+            device_failures: read.device_failures,
+            reserved: [0; 2],
         };
         // SAFETY: the caller's promise.
         unsafe { write_struct(&described, counters, size, "counters") }?;
@@ -518,7 +535,8 @@ pub unsafe extern "C" fn tllm_engine_memory(
             queue_bytes: read.queue_bytes as u64,
             flow_bytes: read.flow_bytes as u64,
             head_bytes: read.head_bytes as u64,
-            reserved: [0; 3],
+            device_bytes: read.device_bytes,
+            reserved: [0; 2],
         };
         // SAFETY: the caller's promise.
         unsafe { write_struct(&described, memory, size, "memory") }?;
@@ -546,6 +564,27 @@ pub unsafe extern "C" fn tllm_engine_metrics(
         let text = state.get()?.metrics(flows, state.packets.read());
         // SAFETY: the caller's promise.
         unsafe { write_text(&text, buffer, size, needed) }
+    })
+}
+
+/// Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or "cpu" with the reason in brackets why it is no
+/// device, where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
+///
+/// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
+///
+/// # Safety
+/// `buffer` is NULL or has room for `size` bytes; `needed` is NULL or can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tllm_engine_device(
+    engine: *const tllm_engine,
+    buffer: *mut c_char,
+    size: usize,
+    needed: *mut usize,
+) -> i32 {
+    guard(|| {
+        let status = engine_of(engine)?.get()?.device_status();
+        // SAFETY: the caller's promise.
+        unsafe { write_text(&status.to_string(), buffer, size, needed) }
     })
 }
 

@@ -118,6 +118,8 @@ impl From<Error> for Fault {
             Error::MemoryBudget { .. } => TLLM_ERR_BUDGET,
             Error::Memory { .. } | Error::Model(ModelError::Memory { .. }) => TLLM_ERR_MEMORY,
             Error::Model(ModelError::Io { .. }) => TLLM_ERR_IO,
+            Error::Device { .. } => TLLM_ERR_DEVICE,
+            Error::NoDevices { .. } => TLLM_ERR_UNSUPPORTED,
             Error::NotStarted => TLLM_ERR_NOT_STARTED,
             Error::OwnWork => TLLM_ERR_BUSY,
             _ => TLLM_ERR_MODEL,

@@ -93,11 +93,11 @@ pub(crate) fn handle_of(model: Arc<Model>) -> Result<*mut tllm_model, Fault> {
 /// Opens a bundle with settings.
 pub(crate) fn load(path: &str, settings: &Settings) -> Result<Arc<Model>, Error> {
     let bundle = Bundle::open(Path::new(path))?;
-    Model::load(&bundle, settings.level()?).map(Arc::new)
+    settings.load(&bundle).map(Arc::new)
 }
 
 /// Opens the bundle at `path`, a directory or a packed file: checks every hash, loads the weights, runs the self-test. It starts no
-/// thread. `config` (its key "model.cpu") may be NULL. Free the model with tllm_model_free.
+/// thread. `config` (its keys "model.cpu" and "engine.device") may be NULL. Free the model with tllm_model_free.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_MODEL, TLLM_ERR_PLATFORM, TLLM_ERR_MEMORY,
 /// TLLM_ERR_LIMIT.
@@ -141,10 +141,7 @@ pub unsafe extern "C" fn tllm_model_open_default(
 
 #[cfg(feature = "default-bundle")]
 fn open_default(settings: &Settings) -> Result<Arc<Model>, Fault> {
-    Ok(Arc::new(Model::load(
-        &Model::default_bundle()?,
-        settings.level()?,
-    )?))
+    Ok(Arc::new(settings.load(&Model::default_bundle()?)?))
 }
 
 #[cfg(not(feature = "default-bundle"))]
@@ -176,10 +173,7 @@ pub unsafe extern "C" fn tllm_model_open_memory(
         crate::fork::forks();
         let settings = settings_of(config)?;
         let bundle = Bundle::from_bytes(own).map_err(Error::from)?;
-        output.write(handle_of(Arc::new(Model::load(
-            &bundle,
-            settings.level()?,
-        )?))?);
+        output.write(handle_of(Arc::new(settings.load(&bundle)?))?);
         Ok(TLLM_OK)
     })
 }

@@ -82,9 +82,11 @@ pub const TLLM_ERR_UNSUPPORTED: i32 = -24;
 
 /// The engine has workers and was not started: nobody would judge.
 pub const TLLM_ERR_NOT_STARTED: i32 = -25;
+/// The device that "engine.device" names cannot be used; the text says what is missing.
+pub const TLLM_ERR_DEVICE: i32 = -26;
 
 /// All status codes with the texts of [`tllm_status_string`].
-pub(crate) const STATUSES: [(i32, &CStr); 37] = [
+pub(crate) const STATUSES: [(i32, &CStr); 38] = [
     (TLLM_OK, c"done"),
     (TLLM_PENDING, c"nothing has come yet"),
     (TLLM_NEED_MORE, c"the flow needs more packets"),
@@ -131,6 +133,7 @@ pub(crate) const STATUSES: [(i32, &CStr); 37] = [
     (TLLM_ERR_TASK, c"no such task"),
     (TLLM_ERR_UNSUPPORTED, c"the library was built without this"),
     (TLLM_ERR_NOT_STARTED, c"the engine was not started"),
+    (TLLM_ERR_DEVICE, c"the device cannot be used"),
 ];
 
 /// A short text for any status, static and never NULL; "unknown status" for a number that is none.

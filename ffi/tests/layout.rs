@@ -59,10 +59,13 @@ fn structs() -> Vec<Struct> {
         tllm_task_info { name, kind, labels, threshold, reserved0, reserved }
         tllm_counters {
             submitted, done, shed, expired, abandoned, failed, in_flight, waiting, generation, activations, activations_failed,
-            batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards, reserved
+            batches, worker_panics, flows, packets, packets_beyond_limit, payload_bytes_cut, time_backwards,
+            device_batches, device_failures, reserved
         }
         tllm_latency { count, sum_us, median_us, p90_us, p99_us, reserved }
-        tllm_memory { model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, head_bytes, reserved }
+        tllm_memory {
+            model_bytes, retired_bytes, worker_bytes, classifier_bytes, queue_bytes, flow_bytes, head_bytes, device_bytes, reserved
+        }
         tllm_head {
             name, version, source_task, enabled, stateful, labels, reserved0, verdicts, abstained, faults, switched_off,
             without_verdict, log_lines_lost, missing, reserved1, reserved

@@ -75,6 +75,12 @@ static void every_key(void)
             CHECK(option.unit[0] == '\0');
             if (strcmp(option.kind, "list") == 0) {
                 taken(config, option.key, "first_task,second_task");
+            } else if (strcmp(option.key, "engine.device") == 0) {
+                taken(config, option.key, "cuda:63");
+                refused(config, option.key, "cuda:64");
+            } else if (strcmp(option.key, "engine.device_activations") == 0) {
+                taken(config, option.key, "bf16");
+                refused(config, option.key, "portable");
             } else {
                 taken(config, option.key, "portable");
             }

@@ -178,13 +178,47 @@ static void settings(void)
     OK(tllm_model_free(model));
 }
 
+/* The small model is opened without a config, so it has no weights for a device, whatever this machine has. */
+static void device(void)
+{
+    static const char *const number[] = {"engine.workers=0", "engine.device=cuda:63", NULL};
+    static const char *const any[] = {"engine.workers=1", "engine.device=auto", NULL};
+    static const char *const none[] = {"engine.workers=0", NULL};
+    tllm_engine *engine = engine_with(none);
+    char text[512];
+    size_t needed = 0;
+    OK(tllm_engine_start(engine));
+    OK(tllm_engine_device(engine, text, sizeof text, &needed));
+    CHECK(strcmp(text, "cpu") == 0 && needed == 4);
+    OK(tllm_engine_free(engine));
+    engine = engine_with(number);
+    FAILS(TLLM_ERR_DEVICE, "cuda:63", tllm_engine_start(engine));
+    OK(tllm_engine_free(engine));
+    engine = engine_with(any);
+    OK(tllm_engine_device(engine, text, sizeof text, NULL));
+    CHECK(strstr(text, "not started") != NULL);
+    OK(tllm_engine_start(engine));
+    OK(tllm_engine_device(engine, text, sizeof text, NULL));
+    CHECK(strncmp(text, "cpu (", 5) == 0 && strstr(text, "not started") == NULL);
+    tllm_session *session = session_of(engine);
+    tllm_flow *flow = flow_of(engine, 5, 1);
+    OK(tllm_session_submit(session, flow, 1));
+    take_answers(session, 1, NULL, 0);
+    tllm_counters counters = counters_of(engine);
+    CHECK(counters.done == 1 && counters.batches == 1 && counters.device_batches == 0 && counters.device_failures == 0);
+    OK(tllm_flow_free(flow));
+    OK(tllm_session_free(session));
+    OK(tllm_engine_free(engine));
+}
+
 static void memory_and_metrics(void)
 {
     tllm_engine *engine = engine_with(two_workers);
     tllm_memory before, after;
     memset(&before, 0xee, sizeof before);
     OK(tllm_engine_memory(engine, &before, sizeof before));
-    CHECK(before.model_bytes > 0 && before.worker_bytes > 0 && before.reserved[2] == 0 && before.flow_bytes == 0);
+    CHECK(before.model_bytes > 0 && before.worker_bytes > 0 && before.reserved[1] == 0 && before.flow_bytes == 0);
+    CHECK(before.device_bytes == 0);
     tllm_session *session = session_of(engine);
     tllm_flow *flow = flow_of(engine, 20, 1);
     tllm_flow_stats stats;
@@ -288,6 +322,7 @@ int main(int argc, char **argv)
     answers_after_the_end();
     free_in_any_order();
     settings();
+    device();
     memory_and_metrics();
     many_threads();
     return 0;

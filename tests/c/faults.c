@@ -99,6 +99,7 @@ static void every_function(void)
     PANICS(tllm_engine_counters(engine, &counters, sizeof counters));
     PANICS(tllm_engine_memory(engine, &memory, sizeof memory));
     PANICS(tllm_engine_latency(engine, &latency, sizeof latency));
+    PANICS(tllm_engine_device(engine, text, sizeof text, &count));
     PANICS(tllm_engine_metrics(engine, text, sizeof text, &count));
     PANICS(tllm_engine_run_pending(engine, &count));
     PANICS(tllm_engine_free(engine));

@@ -86,6 +86,7 @@ static void in_the_child(tllm_model *model, tllm_config *config, tllm_engine *en
     STATUS(TLLM_ERR_FORKED, tllm_engine_model(engine, &active));
     STATUS(TLLM_ERR_FORKED, tllm_engine_counters(engine, &(tllm_counters){0}, sizeof(tllm_counters)));
     STATUS(TLLM_ERR_FORKED, tllm_engine_memory(engine, &(tllm_memory){0}, sizeof(tllm_memory)));
+    STATUS(TLLM_ERR_FORKED, tllm_engine_device(engine, NULL, 0, &count));
     STATUS(TLLM_ERR_FORKED, tllm_engine_metrics(engine, NULL, 0, &count));
     STATUS(TLLM_ERR_FORKED, tllm_engine_run_pending(engine, &count));
     STATUS(TLLM_ERR_FORKED, tllm_flow_new(engine, &info, &more));

@@ -82,6 +82,7 @@ static int32_t engine_head_enable(void *handle) { return tllm_engine_head_enable
 static int32_t engine_activate_heads(void *handle) { return tllm_engine_activate_heads(handle, NULL); }
 static int32_t engine_latency(void *handle) { return tllm_engine_latency(handle, &(tllm_latency){0}, sizeof(tllm_latency)); }
 static int32_t engine_memory(void *handle) { return tllm_engine_memory(handle, &(tllm_memory){0}, sizeof(tllm_memory)); }
+static int32_t engine_device(void *handle) { return tllm_engine_device(handle, text, sizeof text, &needed); }
 static int32_t engine_metrics(void *handle) { return tllm_engine_metrics(handle, text, sizeof text, &needed); }
 static int32_t engine_run_pending(void *handle) { return tllm_engine_run_pending(handle, &needed); }
 static int32_t engine_free(void *handle) { return tllm_engine_free(handle); }
@@ -174,6 +175,7 @@ static const struct {
     {"engine_head", engine_head, ENGINE, 0},
     {"engine_head_enable", engine_head_enable, ENGINE, 0},
     {"engine_activate_heads", engine_activate_heads, ENGINE, 0},
+    {"engine_device", engine_device, ENGINE, 0},
     {"engine_metrics", engine_metrics, ENGINE, 0},
     {"engine_run_pending", engine_run_pending, ENGINE, 0},
     {"engine_free", engine_free, ENGINE, 1},

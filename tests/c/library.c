@@ -39,7 +39,7 @@ static void status_texts(void)
         TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_BUFFER, TLLM_ERR_KEY, TLLM_ERR_VALUE, TLLM_ERR_IO, TLLM_ERR_MODEL,
         TLLM_ERR_PLATFORM, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT, TLLM_ERR_THREAD, TLLM_ERR_STOPPED,
         TLLM_ERR_FORKED, TLLM_ERR_PANIC, TLLM_ERR_WORKER, TLLM_ERR_REQUEST, TLLM_ERR_CAPTURE, TLLM_ERR_STRUCT,
-        TLLM_ERR_TEXT, TLLM_ERR_TASK, TLLM_ERR_UNSUPPORTED, TLLM_ERR_NOT_STARTED,
+        TLLM_ERR_TEXT, TLLM_ERR_TASK, TLLM_ERR_UNSUPPORTED, TLLM_ERR_NOT_STARTED, TLLM_ERR_DEVICE,
     };
     for (size_t at = 0; at < COUNT(known); at++) {
         const char *text = tllm_status_string(known[at]);
@@ -50,12 +50,12 @@ static void status_texts(void)
             CHECK(strcmp(text, tllm_status_string(known[other])) != 0);
         }
     }
-    static const int32_t unknown[] = {12, -26, 1000, -1000, INT32_MAX, INT32_MIN};
+    static const int32_t unknown[] = {12, -27, 1000, -1000, INT32_MAX, INT32_MIN};
     for (size_t at = 0; at < COUNT(unknown); at++) {
         CHECK(strcmp(tllm_status_string(unknown[at]), "unknown status") == 0);
     }
     /* No number between is without a text: none was forgotten when one was added. */
-    for (int32_t number = TLLM_ERR_NOT_STARTED; number <= TLLM_NOT_APPLICABLE; number++) {
+    for (int32_t number = TLLM_ERR_DEVICE; number <= TLLM_NOT_APPLICABLE; number++) {
         CHECK(strcmp(tllm_status_string(number), "unknown status") != 0);
     }
 }

@@ -120,7 +120,8 @@ structs! {
         queue_bytes: u64,
         flow_bytes: u64,
         head_bytes: u64,
-        reserved: [u64; 3],
+        device_bytes: u64,
+        reserved: [u64; 2],
     }
     /// How long judgements took.
     Latency = "tllm_latency" {
@@ -151,7 +152,9 @@ structs! {
         packets_beyond_limit: u64,
         payload_bytes_cut: u64,
         time_backwards: u64,
-        reserved: [u64; 4],
+        device_batches: u64,
+        device_failures: u64,
+        reserved: [u64; 2],
     }
     /// What is known of a flow before its first packet.
     FlowInfo = "tllm_flow_info" {

@@ -310,6 +310,9 @@ impl World {
                     let status =
                         tllm_engine_metrics(engine, text.as_mut_ptr(), size, &raw mut needed);
                     statuses("engine_metrics", status, &with(&[TLLM_ERR_BUFFER]));
+                    let status =
+                        tllm_engine_device(engine, text.as_mut_ptr(), size, &raw mut needed);
+                    statuses("engine_device", status, &with(&[TLLM_ERR_BUFFER]));
                 }
                 9 => {
                     statuses(
