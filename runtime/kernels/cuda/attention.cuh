@@ -122,11 +122,11 @@ TLLM_DEVICE const uint16_t* next_stage(const AttentionArguments& arguments, cons
     return reinterpret_cast<const uint16_t*>(tllm_shared()) + number % STAGES * STAGE_VALUES;
 }
 
-// One of the two rows of a lane. Scores are in base 2.
+// One of the two rows of a lane.
 struct Row {
     uint32_t number;  // in the tile
     uint32_t last_key;
-    float largest;
+    float largest;  // of the scores so far
     float sum;  // of the weights that this lane has
 };
 
@@ -209,7 +209,7 @@ struct Corrections {
     float of_half[2];
 };
 
-// weights = 2^(scores - largest so far), as fragments. Every row sees the first key of all, so that its largest score is a number from the
+// weights = 2^((scores - largest so far) * factor), as fragments. Every row sees the first key of all, so that its largest score is a number from the
 // first block on, also after a block of which it sees nothing; unless the score is NaN, and then so is all that comes of the row.
 TLLM_DEVICE Corrections weigh(float factor, Row (&rows)[2], const float (&scores)[2 * KEY_STEPS][4], uint32_t (&weights)[KEY_STEPS][4]) {
     Corrections corrections;
@@ -223,15 +223,16 @@ TLLM_DEVICE Corrections weigh(float factor, Row (&rows)[2], const float (&scores
         }
         // The four lanes of a row.
         largest = tllm_max(largest, tllm_shuffle_xor(largest, 1));
-        largest = tllm_max(largest, tllm_shuffle_xor(largest, 2)) * factor;
+        largest = tllm_max(largest, tllm_shuffle_xor(largest, 2));
         largest = tllm_max(largest, row.largest);
-        corrections.of_half[half] = tllm_exp2_near(row.largest - largest);
+        corrections.of_half[half] = tllm_exp2_near((row.largest - largest) * factor);
         row.largest = largest;
         row.sum *= corrections.of_half[half];
         TLLM_UNROLL
         for (uint32_t tile = 0; tile < 2 * KEY_STEPS; ++tile) {
-            const float low = tllm_exp2_near(tllm_fused(scores[tile][2 * half], factor, -largest));
-            const float high = tllm_exp2_near(tllm_fused(scores[tile][2 * half + 1], factor, -largest));
+            // Differences first: the largest weight is 1 whatever the scores are, and fits 16 bits.
+            const float low = tllm_exp2_near((scores[tile][2 * half] - largest) * factor);
+            const float high = tllm_exp2_near((scores[tile][2 * half + 1] - largest) * factor);
             row.sum += low + high;
             weights[tile / 2][tile % 2 * 2 + half] = tllm_f16_pair_unbounded(low, high);
         }
