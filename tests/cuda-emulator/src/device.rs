@@ -1,24 +1,21 @@
 //! The device: memory, streams, graphs, and the faults that a test asks for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use trafficllm_kernels::cuda::{
     Address, Device, DeviceError, DeviceFacts, Handle, KernelSource, Launch,
 };
 
-use crate::compile::{self, Kernel};
-use crate::counts::{Counts, Faults};
-use crate::memory::Guarded;
+use crate::compile;
+use crate::counts::Counts;
+use crate::state::{
+    INVALID_VALUE, LAUNCH_FAILED, LAUNCH_OUT_OF_RESOURCES, State, lock, refused, unknown,
+};
 use crate::stream::{Operation, Stream};
-use crate::work::{Task, Workers};
-
-/// Numbers of errors as the driver has them.
-const INVALID_VALUE: i32 = 1;
-const LAUNCH_OUT_OF_RESOURCES: i32 = 701;
-const LAUNCH_FAILED: i32 = 719;
+use crate::work::Workers;
 
 /// What a device is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,53 +47,14 @@ impl Default for Options {
 /// A device that runs kernels on the processor.
 #[derive(Debug)]
 pub struct EmulatedDevice {
-    facts: DeviceFacts,
-    workers: usize,
-    late: bool,
-    seed: AtomicU64,
+    pub(crate) facts: DeviceFacts,
+    pub(crate) workers: usize,
+    pub(crate) late: bool,
+    pub(crate) seed: AtomicU64,
     handles: AtomicU64,
-    memory: Workers,
-    state: Mutex<State>,
-    streams: Mutex<HashMap<u64, Arc<Mutex<Stream>>>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    counts: Counts,
-    faults: Faults,
-    /// Device memory by its address.
-    allocations: BTreeMap<u64, Allocation>,
-    pinned: BTreeMap<u64, Allocation>,
-    kernels: HashMap<u64, Arc<Kernel>>,
-    graphs: HashMap<u64, Arc<Vec<Operation>>>,
-}
-
-#[derive(Debug)]
-struct Allocation {
-    /// Freed with it.
-    _memory: Guarded,
-    bytes: u64,
-}
-
-/// Whether a range lies within one of the allocations.
-fn holds(allocations: &BTreeMap<u64, Allocation>, first: u64, bytes: u64) -> bool {
-    let before = allocations.range(..=first).next_back();
-    before.is_some_and(|(start, allocation)| {
-        first - start <= allocation.bytes && bytes <= allocation.bytes - (first - start)
-    })
-}
-
-fn refused(call: &'static str, code: i32, reason: impl Into<String>) -> DeviceError {
-    let reason = reason.into();
-    DeviceError::Driver { call, code, reason }
-}
-
-fn unknown(call: &'static str) -> DeviceError {
-    refused(call, INVALID_VALUE, "no such handle")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) memory: Workers,
+    pub(crate) state: Mutex<State>,
+    pub(crate) streams: Mutex<HashMap<u64, Arc<Mutex<Stream>>>>,
 }
 
 impl EmulatedDevice {
@@ -158,7 +116,7 @@ impl EmulatedDevice {
     }
 
     /// The state, unless the device is lost; counts the call.
-    fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>, DeviceError> {
+    pub(crate) fn call(&self, call: &'static str) -> Result<MutexGuard<'_, State>, DeviceError> {
         let mut state = lock(&self.state);
         match &mut state.faults.calls_left {
             Some(0) => {
@@ -176,155 +134,6 @@ impl EmulatedDevice {
             }),
             None => Ok(state),
         }
-    }
-
-    fn stream(
-        &self,
-        call: &'static str,
-        stream: Handle,
-    ) -> Result<Arc<Mutex<Stream>>, DeviceError> {
-        let streams = lock(&self.streams);
-        streams.get(&stream.0).cloned().ok_or_else(|| unknown(call))
-    }
-
-    /// Does it, or keeps it for later.
-    ///
-    /// # Safety
-    /// As that function of [`Device`] that asks for it.
-    unsafe fn ask(
-        &self,
-        call: &'static str,
-        stream: Handle,
-        operation: Operation,
-    ) -> Result<(), DeviceError> {
-        let stream = self.stream(call, stream)?;
-        let mut stream = lock(&stream);
-        if let Some(captured) = &mut stream.captured {
-            captured.push(operation);
-        } else if self.late {
-            stream.waiting.push(operation);
-        } else {
-            // SAFETY: as the caller says.
-            unsafe { self.run(&operation)? };
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// As [`EmulatedDevice::ask`].
-    unsafe fn run(&self, operation: &Operation) -> Result<(), DeviceError> {
-        match operation {
-            Operation::Launch {
-                kernel,
-                launch,
-                arguments,
-            } => {
-                {
-                    let mut state = lock(&self.state);
-                    state.counts.launches += 1;
-                    let name = kernel.name.clone();
-                    *state.counts.kernels.entry(name).or_default() += 1;
-                }
-                let task = Task {
-                    run: kernel.run,
-                    function: kernel.function,
-                    arguments,
-                    launch: *launch,
-                    seed: self.seed.load(Ordering::Relaxed),
-                };
-                // SAFETY: as the caller says.
-                unsafe { self.memory.run(task, self.workers) }.map_err(|text| {
-                    let reason = format!("{}: {text}", kernel.name);
-                    lock(&self.state).faults.lost = Some(reason.clone());
-                    DeviceError::Lost {
-                        call: "a launch",
-                        code: LAUNCH_FAILED,
-                        reason,
-                    }
-                })
-            }
-            Operation::CopyIn { from, to, bytes } => {
-                let from: *const u8 = std::ptr::with_exposed_provenance(*from);
-                let to: *mut u8 = std::ptr::with_exposed_provenance_mut(to.0 as usize);
-                // SAFETY: `check_copy` saw that `to` is of the device; the rest is as the caller says.
-                unsafe { std::ptr::copy_nonoverlapping(from, to, *bytes) };
-                let counts = &mut lock(&self.state).counts;
-                counts.copies_in += 1;
-                counts.bytes_in += *bytes as u64;
-                Ok(())
-            }
-            Operation::CopyOut { from, to, bytes } => {
-                let from: *const u8 = std::ptr::with_exposed_provenance(from.0 as usize);
-                let to: *mut u8 = std::ptr::with_exposed_provenance_mut(*to);
-                // SAFETY: as above, with `from`.
-                unsafe { std::ptr::copy_nonoverlapping(from, to, *bytes) };
-                let counts = &mut lock(&self.state).counts;
-                counts.copies_out += 1;
-                counts.bytes_out += *bytes as u64;
-                Ok(())
-            }
-            Operation::Graph(operations) => {
-                lock(&self.state).counts.graphs += 1;
-                operations.iter().try_for_each(|operation| {
-                    // SAFETY: as the caller says of all that was kept.
-                    unsafe { self.run(operation) }
-                })
-            }
-        }
-    }
-
-    /// Whether a copy's end on the device is one allocation's.
-    fn check_copy(
-        &self,
-        call: &'static str,
-        host: usize,
-        device: Address,
-        bytes: usize,
-    ) -> Result<(), DeviceError> {
-        let mut state = self.call(call)?;
-        if !holds(&state.allocations, device.0, bytes as u64) {
-            let reason = format!("{bytes} bytes at {:#x} are not of the device", device.0);
-            return Err(refused(call, INVALID_VALUE, reason));
-        }
-        if !holds(&state.pinned, host as u64, bytes as u64) {
-            state.counts.pageable_copies += 1;
-        }
-        Ok(())
-    }
-
-    fn check_launch(
-        &self,
-        kernel: &Kernel,
-        launch: Launch,
-        argument_bytes: usize,
-    ) -> Result<(), DeviceError> {
-        let bad = |reason: String| {
-            let reason = format!("{}: {reason}", kernel.name);
-            Err(refused("a launch", INVALID_VALUE, reason))
-        };
-        if argument_bytes != kernel.argument_bytes {
-            let expected = kernel.argument_bytes;
-            return bad(format!(
-                "{argument_bytes} bytes of arguments, it takes {expected}"
-            ));
-        }
-        let [x, y, z] = launch.grid;
-        let blocks = u64::from(x) * u64::from(y) * u64::from(z);
-        if blocks == 0 || blocks > u64::from(u32::MAX) || y > 65_535 || z > 65_535 {
-            return bad(format!("a grid of {x} x {y} x {z} blocks"));
-        }
-        // A device takes other numbers too; the emulator has whole warps only.
-        if launch.threads == 0 || launch.threads > 1024 || launch.threads % 32 != 0 {
-            return bad(format!("blocks of {} threads", launch.threads));
-        }
-        if launch.shared_bytes > self.facts.shared_bytes_max {
-            return bad(format!("{} bytes of shared memory", launch.shared_bytes));
-        }
-        if kernel.threads_max.is_some_and(|most| launch.threads > most) {
-            let reason = format!("{}: blocks of {} threads", kernel.name, launch.threads);
-            return Err(refused("a launch", LAUNCH_OUT_OF_RESOURCES, reason));
-        }
-        Ok(())
     }
 }
 
@@ -345,30 +154,26 @@ unsafe impl Device for EmulatedDevice {
             return Err(refused("allocate", INVALID_VALUE, "0 bytes"));
         }
         let left = self.facts.memory_bytes - state.counts.allocated_bytes;
-        let bytes = bytes as u64;
-        let what = "device memory";
-        let full = DeviceError::Memory { what, bytes, left };
-        if bytes > left {
+        let full = DeviceError::Memory {
+            what: "device memory",
+            bytes: bytes as u64,
+            left,
+        };
+        if bytes as u64 > left {
             return Err(full);
         }
-        let memory = Guarded::new(bytes as usize, 16).map_err(|_| full)?;
-        let address = memory.start().as_ptr().expose_provenance() as u64;
-        let allocation = Allocation {
-            _memory: memory,
-            bytes,
-        };
-        state.allocations.insert(address, allocation);
+        let start = state.allocations.add(bytes).map_err(|_| full)?;
         let counts = &mut state.counts;
         counts.allocations += 1;
-        counts.allocated_bytes += bytes;
+        counts.allocated_bytes += bytes as u64;
         counts.allocated_bytes_max = counts.allocated_bytes_max.max(counts.allocated_bytes);
-        Ok(Address(address))
+        Ok(Address(start.as_ptr().addr() as u64))
     }
 
     unsafe fn free(&self, address: Address) {
         let mut state = lock(&self.state);
-        if let Some(allocation) = state.allocations.remove(&address.0) {
-            state.counts.allocated_bytes -= allocation.bytes;
+        if let Some(bytes) = state.allocations.remove(address.0) {
+            state.counts.allocated_bytes -= bytes;
         }
     }
 
@@ -379,24 +184,16 @@ unsafe impl Device for EmulatedDevice {
             bytes: bytes as u64,
             left: 0,
         };
-        let memory = Guarded::new(bytes, 16).map_err(|_| full)?;
-        let pointer = memory.start();
-        let bytes = bytes as u64;
-        state.counts.pinned_bytes += bytes;
-        let allocation = Allocation {
-            _memory: memory,
-            bytes,
-        };
-        let address = pointer.as_ptr().expose_provenance() as u64;
-        state.pinned.insert(address, allocation);
-        Ok(pointer)
+        let start = state.pinned.add(bytes).map_err(|_| full)?;
+        state.counts.pinned_bytes += bytes as u64;
+        Ok(start)
     }
 
     unsafe fn free_pinned(&self, pointer: NonNull<u8>, _bytes: usize) {
         let mut state = lock(&self.state);
         let address = pointer.as_ptr().addr() as u64;
-        if let Some(allocation) = state.pinned.remove(&address) {
-            state.counts.pinned_bytes -= allocation.bytes;
+        if let Some(bytes) = state.pinned.remove(address) {
+            state.counts.pinned_bytes -= bytes;
         }
     }
 

@@ -12,6 +12,8 @@ mod compile;
 mod counts;
 mod device;
 mod memory;
+mod run;
+mod state;
 mod stream;
 mod work;
 

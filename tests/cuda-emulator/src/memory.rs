@@ -12,7 +12,12 @@ pub(crate) struct Guarded {
     mapping: NonNull<u8>,
     mapping_bytes: usize,
     used_bytes: usize,
+    /// What was asked for: the rest of what is used holds a pattern.
+    bytes: usize,
 }
+
+/// Not a number in f16, bf16 and f32.
+const PATTERN: u8 = 0xff;
 
 // SAFETY: it owns its mapping, and hands out addresses only.
 unsafe impl Send for Guarded {}
@@ -33,10 +38,30 @@ impl Guarded {
             mapping,
             mapping_bytes,
             used_bytes,
+            bytes,
         };
         this.forbid(0, PAGE_BYTES)?;
         this.forbid(mapping_bytes - PAGE_BYTES, PAGE_BYTES)?;
+        // SAFETY: the mapping has `used_bytes` from there on, and nobody else knows of it yet.
+        unsafe {
+            this.start()
+                .add(bytes)
+                .write_bytes(PATTERN, used_bytes - bytes)
+        };
         Ok(this)
+    }
+
+    /// Bytes that were asked for.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing was written between what was asked for and the page that faults.
+    pub(crate) fn is_whole(&self) -> bool {
+        (self.bytes..self.used_bytes).all(|at| {
+            // SAFETY: it is part of what is used; a kernel that writes it meanwhile is one that is to be found.
+            unsafe { self.start().add(at).read_volatile() == PATTERN }
+        })
     }
 
     /// Zeros that start at a multiple of `alignment`, a power of two: `count` times `each` bytes, and the lowest page of each faults.
@@ -47,6 +72,7 @@ impl Guarded {
             mapping,
             mapping_bytes,
             used_bytes: mapping_bytes,
+            bytes: mapping_bytes,
         };
         let first = this.address(0).next_multiple_of(alignment);
         let skipped = first - this.address(0);

@@ -1,128 +1,288 @@
-//! What the emulator finds: if it found nothing, the other tests would say nothing.
+//! What the emulator finds in threads and memory: if it found nothing, the tests of the kernels would say nothing.
 
-use bytemuck::{Pod, Zeroable};
-use trafficllm_kernels::cuda::{Address, DeviceError, KernelSource, Launch};
+use std::process::Command;
 
-use crate::support::{Machine, Random, SEEDS};
+use trafficllm_kernels::cuda::Launch;
 
-/// What all kernels here are given.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Given {
-    from: Address,
-    to: Address,
-    count: u32,
-    step: u32,
-}
+use crate::own::{Given, block, failure, own, run};
+use crate::support::{Machine, SEEDS};
 
-fn kernel(text: &'static str) -> KernelSource {
-    KernelSource::from_text("test.cu", text, "test", &[])
-}
-
-fn block(threads: u32, shared_bytes: u32) -> Launch {
-    Launch {
-        grid: [1, 1, 1],
-        threads,
-        shared_bytes,
-    }
-}
-
-/// Puts the struct before the kernel's body.
-macro_rules! kernel {
-    ($body:expr) => {
-        kernel(concat!(
-            "#include \"device.cuh\"\n",
-            "struct Given { const uint8_t* from; uint8_t* to; uint32_t count; uint32_t step; };\n",
-            "TLLM_KERNEL(test, Given) {\n",
-            $body,
-            "\n}\n"
-        ))
-    };
-}
-
-/// Runs a kernel that writes `count` words, with any seed.
-fn run(
-    source: &KernelSource,
-    seed: u64,
-    threads: u32,
-    count: u32,
-) -> Result<Vec<u32>, DeviceError> {
-    let machine = Machine::emulated(seed);
-    let to = machine.zeros::<u32>(count as usize);
-    let given = Given {
-        from: Address::default(),
-        to,
-        count,
-        step: 0,
-    };
-    machine.try_launch(source, block(threads, 16 * 1024), &given)?;
-    Ok(machine.download(to, count as usize))
-}
+/// The signal of an access to memory that is not there.
+const SIGSEGV: i32 = 11;
 
 #[test]
 fn a_barrier_makes_all_orders_the_same_and_a_missing_one_does_not() {
-    let with = kernel!(
-        "uint32_t* shared = (uint32_t*)tllm_shared();
-         shared[tllm_thread()] = tllm_thread();
+    let with = own!(
+        "shared[thread] = thread;
          tllm_sync_block();
-         ((uint32_t*)arguments.to)[tllm_thread()] = shared[255 - tllm_thread()];"
+         to[thread] = shared[255 - thread];"
     );
-    let without = kernel!(
-        "uint32_t* shared = (uint32_t*)tllm_shared();
-         shared[tllm_thread()] = tllm_thread();
+    let without = own!(
+        "shared[thread] = thread;
          tllm_sync_warp();
-         ((uint32_t*)arguments.to)[tllm_thread()] = shared[255 - tllm_thread()];"
+         to[thread] = shared[255 - thread];"
     );
     let expected: Vec<u32> = (0..256).rev().collect();
     let mut wrong = 0;
     for seed in SEEDS {
-        assert_eq!(run(&with, seed, 256, 256).unwrap(), expected);
-        wrong += usize::from(run(&without, seed, 256, 256).unwrap() != expected);
+        let launch = block(256, 1024);
+        assert_eq!(run(&with, seed, launch, &[], 256).unwrap(), expected);
+        wrong += usize::from(run(&without, seed, launch, &[], 256).unwrap() != expected);
     }
     assert!(wrong > 0);
 }
 
+/// A kernel that needs its lanes in order, and has them so with seed 0 alone.
 #[test]
-fn an_mma_is_its_product() {
-    let source = kernel!(
-        "const uint32_t* a = (const uint32_t*)arguments.from + 4 * tllm_lane();
-         const uint32_t* b = (const uint32_t*)arguments.from + 128 + 2 * tllm_lane();
-         const uint32_t rows[4] = {a[0], a[1], a[2], a[3]};
-         const uint32_t columns[2] = {b[0], b[1]};
-         int32_t sums[4] = {1, 2, 3, 4};
-         for (uint32_t i = 0; i < arguments.count; i++) tllm_mma_s8(sums, rows, columns, sums);
-         for (uint32_t i = 0; i < 4; i++) ((int32_t*)arguments.to)[4 * tllm_thread() + i] = sums[i];"
+fn lanes_of_a_warp_come_in_any_order() {
+    let source = own!(
+        "shared[thread] = thread;
+         to[thread] = shared[(thread + 31) % 32];
+         tllm_sync_warp();"
     );
-    let mut random = Random(1);
-    let bytes = random.bytes(16 * 32 + 32 * 8);
-    let machine = Machine::emulated(1);
-    let from = machine.upload(&bytes);
-    for (threads, count) in [(32, 1), (256, 128)] {
-        let to = machine.zeros::<i32>(128 * 8);
-        let given = Given {
-            from,
-            to,
-            count,
-            step: 0,
-        };
-        let begin = std::time::Instant::now();
-        machine.launch(&source, block(threads, 0), &given);
-        println!("{threads} threads, {count} times: {:?}", begin.elapsed());
-        let sums: Vec<i32> = machine.download(to, 128);
-        for lane in 0..32 {
-            for i in 0..4 {
-                let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
-                // The byte of row and k: of lane 4 (row % 8) + k / 4 % 4, register row / 8 + k / 16 * 2.
-                let sum: i32 = (0..32)
-                    .map(|k| {
-                        let a = 16 * (row % 8 * 4 + k / 4 % 4) + 4 * (row / 8 + k / 16 * 2) + k % 4;
-                        let b = 512 + 8 * (column * 4 + k / 4 % 4) + 4 * (k / 16) + k % 4;
-                        i32::from(bytes[a]) * i32::from(bytes[b])
-                    })
-                    .sum();
-                let expected = i as i32 + 1 + sum * count as i32;
-                assert_eq!(sums[4 * lane + i], expected, "lane {lane} sum {i}");
-            }
+    let found: Vec<Vec<u32>> = SEEDS
+        .into_iter()
+        .map(|seed| run(&source, seed, block(32, 128), &[], 32).unwrap())
+        .collect();
+    assert!(found[1..].iter().any(|other| *other != found[0]));
+    // Two runs with one seed are the same.
+    assert_eq!(
+        run(&source, SEEDS[1], block(32, 128), &[], 32).unwrap(),
+        found[1]
+    );
+}
+
+#[test]
+fn what_nobody_wrote_is_not_a_number() {
+    let source = own!("to[thread] = shared[thread];");
+    for word in run(&source, 0, block(32, 128), &[], 32).unwrap() {
+        assert!(f32::from_bits(word).is_nan());
+        assert!(trafficllm_kernels::half::from_bits(word as u16).is_nan());
+    }
+}
+
+#[test]
+fn threads_that_return_do_not_hold_up_a_barrier() {
+    let source = own!(
+        "if (thread >= 40) return;
+         shared[thread] = thread;
+         tllm_sync_block();
+         to[thread] = shared[39 - thread];"
+    );
+    for seed in SEEDS {
+        let found = run(&source, seed, block(128, 512), &[], 40).unwrap();
+        assert_eq!(found, (0..40).rev().collect::<Vec<u32>>());
+    }
+}
+
+#[test]
+fn a_deadlock_is_told_and_so_are_lanes_that_wait_for_different_things() {
+    let barrier = own!(
+        "if (thread % 32 == 0) tllm_sync_block();
+         to[thread] = tllm_shuffle_xor(thread, 1);"
+    );
+    let text = failure(&barrier, 0, block(64, 0), &[], 64);
+    assert!(text.contains("deadlock"), "{text}");
+    assert!(
+        text.contains("thread 0") || text.contains("threads 0 to 0"),
+        "{text}"
+    );
+    assert!(
+        text.contains("the block's barrier") && text.contains("a shuffle"),
+        "{text}"
+    );
+    let returned = own!("if (thread != 5) to[thread] = tllm_ballot(true);");
+    let text = failure(&returned, 1, block(32, 0), &[], 32);
+    assert!(
+        text.contains("deadlock") && text.contains("threads 5 to 5: returned"),
+        "{text}"
+    );
+    let different = own!("to[thread] = thread < 7 ? tllm_ballot(true) : tllm_shuffle(thread, 0);");
+    let text = failure(&different, 0, block(32, 0), &[], 32);
+    assert!(
+        text.contains("a shuffle") && text.contains("a ballot"),
+        "{text}"
+    );
+}
+
+#[test]
+fn shuffles_and_ballots_take_from_the_right_lanes() {
+    let source = own!(
+        "to[thread] = tllm_shuffle(thread, thread / 32 * 32 + 3);
+         to[64 + thread] = tllm_shuffle_xor(thread, 5);
+         to[128 + thread] = tllm_ballot(thread % 3 == 0);
+         to[192 + thread] = tllm_warp_sum((int32_t)thread);"
+    );
+    for seed in SEEDS {
+        let found = run(&source, seed, block(64, 0), &[], 256).unwrap();
+        for thread in 0..64_u32 {
+            let at = thread as usize;
+            let warp = thread / 32 * 32;
+            assert_eq!(found[at], warp + 3);
+            assert_eq!(found[64 + at], thread ^ 5);
+            let votes = (0..32)
+                .filter(|lane| (warp + lane) % 3 == 0)
+                .map(|lane| 1 << lane);
+            assert_eq!(found[128 + at], votes.sum::<u32>());
+            assert_eq!(found[192 + at], (warp..warp + 32).sum::<u32>());
         }
     }
+}
+
+#[test]
+fn every_block_of_a_grid_runs_once() {
+    let source = own!(
+        "const uint32_t block = tllm_block_x() + tllm_grid_x() * (tllm_block_y() + 5 * tllm_block_z());
+         to[block * tllm_threads() + thread] += block + 1;"
+    );
+    for seed in SEEDS {
+        let machine = Machine::emulated(seed);
+        let to = machine.zeros::<u32>(3 * 5 * 2 * 64);
+        let launch = Launch {
+            grid: [3, 5, 2],
+            threads: 64,
+            shared_bytes: 0,
+        };
+        let given = Given {
+            to,
+            ..Given::default()
+        };
+        machine.launch(&source, launch, &given);
+        let found: Vec<u32> = machine.download(to, 3 * 5 * 2 * 64);
+        let expected = (0..3 * 5 * 2).flat_map(|block| [block + 1; 64]);
+        assert_eq!(found, expected.collect::<Vec<u32>>());
+    }
+}
+
+#[test]
+fn copies_arrive_when_they_are_waited_for() {
+    let source = |wait: bool| {
+        if wait {
+            own!(
+                "tllm_copy_async(shared + 4 * thread, from + 4 * thread, thread != 3);
+                 tllm_copy_async_commit();
+                 tllm_copy_async_wait<0>();
+                 tllm_sync_block();
+                 for (uint32_t i = 0; i < 4; i++) to[4 * thread + i] = shared[4 * (63 - thread) + i];"
+            )
+        } else {
+            own!(
+                "tllm_copy_async(shared + 4 * thread, from + 4 * thread, thread != 3);
+                 tllm_copy_async_commit();
+                 tllm_copy_async_wait<1>();
+                 tllm_sync_block();
+                 for (uint32_t i = 0; i < 4; i++) to[4 * thread + i] = shared[4 * (63 - thread) + i];
+                 tllm_copy_async_wait<0>();"
+            )
+        }
+    };
+    let from: Vec<u32> = (0..256).collect();
+    let mut expected: Vec<u32> = (0..64)
+        .rev()
+        .flat_map(|thread| (4 * thread..4 * thread + 4).collect::<Vec<u32>>())
+        .collect();
+    expected[4 * 60..4 * 61].fill(0);
+    let launch = block(64, 1024);
+    for seed in SEEDS {
+        assert_eq!(
+            run(&source(true), seed, launch, &from, 256).unwrap(),
+            expected
+        );
+        assert_ne!(
+            run(&source(false), seed, launch, &from, 256).unwrap(),
+            expected
+        );
+    }
+}
+
+/// A stage of a pipeline that is filled again while other threads still read it.
+#[test]
+fn a_copy_over_what_others_still_read_spoils_it() {
+    let source = own!(
+        "shared[thread] = thread;
+         tllm_sync_block();
+         if (thread < 16) tllm_copy_async(shared + 4 * thread, from, true);
+         tllm_copy_async_commit();
+         to[thread] = shared[63 - thread];
+         tllm_copy_async_wait<0>();"
+    );
+    let from = [1000_u32; 4];
+    let expected: Vec<u32> = (0..64).rev().collect();
+    let wrong = SEEDS
+        .into_iter()
+        .filter(|&seed| run(&source, seed, block(64, 256), &from, 64).unwrap() != expected);
+    assert!(wrong.count() > 0);
+}
+
+#[test]
+fn copies_that_nobody_waits_for_and_crooked_ones_are_told() {
+    let left = own!("tllm_copy_async(shared + 4 * thread, from, true); tllm_copy_async_commit();");
+    let text = failure(&left, 0, block(32, 512), &[0; 4], 0);
+    assert!(text.contains("before its copies have arrived"), "{text}");
+    let crooked = own!(
+        "tllm_copy_async(shared + 1 + thread, from, true); tllm_copy_async_commit(); tllm_copy_async_wait<0>();"
+    );
+    let text = failure(&crooked, 0, block(32, 512), &[0; 4], 0);
+    assert!(text.contains("no multiple of 16"), "{text}");
+    let past = own!(
+        "tllm_copy_async(shared + 4 * thread, from, true); tllm_copy_async_commit(); tllm_copy_async_wait<0>();"
+    );
+    let text = failure(&past, 0, block(32, 500), &[0; 4], 0);
+    assert!(text.contains("of 500 bytes of shared memory"), "{text}");
+}
+
+#[test]
+fn writes_past_the_end_are_told_where_they_do_not_fault() {
+    let source = own!("shared[thread] = thread;");
+    let text = failure(&source, 0, block(32, 100), &[], 0);
+    assert!(text.contains("writes at 100 of 100 bytes"), "{text}");
+    let source = own!("to[thread] = thread;");
+    let text = failure(&source, 0, block(32, 0), &[], 31);
+    assert!(text.contains("writes past the end of 124 bytes"), "{text}");
+}
+
+/// Runs a test of this program that is left out otherwise, and says whether a fault ended it.
+fn faults(test: &str) -> bool {
+    use std::os::unix::process::ExitStatusExt;
+
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", test])
+        .output()
+        .unwrap();
+    let signal = output.status.signal();
+    assert!(
+        output.status.success() || signal.is_some(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("running 1 test"));
+    signal == Some(SIGSEGV)
+}
+
+#[test]
+fn accesses_past_the_end_fault() {
+    assert!(!faults("device::reads_the_last_word"));
+    assert!(faults("device::reads_past_the_end"));
+    assert!(faults("device::reads_past_the_end_of_shared_memory"));
+}
+
+#[test]
+#[ignore = "another test runs it"]
+fn reads_the_last_word() {
+    let source = own!("to[thread] = from[thread + arguments.count];");
+    run(&source, 0, block(32, 0), &[0; 64], 32).unwrap();
+}
+
+#[test]
+#[ignore = "another test runs it: it ends its process"]
+fn reads_past_the_end() {
+    let source = own!("to[thread] = from[thread + arguments.count + 1];");
+    run(&source, 0, block(32, 0), &[0; 64], 32).unwrap();
+}
+
+#[test]
+#[ignore = "another test runs it: it ends its process"]
+fn reads_past_the_end_of_shared_memory() {
+    let source = own!("to[thread] = shared[thread + 225];");
+    run(&source, 0, block(32, 1024), &[], 32).unwrap();
 }
