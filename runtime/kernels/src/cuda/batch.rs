@@ -372,6 +372,11 @@ impl Batch {
         self.device.address_at(section.start)
     }
 
+    #[cfg(test)]
+    pub(super) fn device_block(&self) -> Buffer<u8> {
+        self.device.clone()
+    }
+
     pub(super) fn allocation(&self) -> &Arc<Allocation> {
         self.device.allocation()
     }

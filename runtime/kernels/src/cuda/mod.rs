@@ -18,6 +18,8 @@ mod product;
 mod source;
 mod stream;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod variants;
 
 pub use arguments::{AttentionTile, KeyRange, LOW_RANK_MAX, LabelNode, RowSet};
