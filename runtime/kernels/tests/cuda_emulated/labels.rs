@@ -2,8 +2,8 @@
 
 use trafficllm_kernels::cuda::{LabelNode, LabelTable};
 
-use crate::support::Random;
 use crate::rig::{Lists, Rig};
+use crate::support::Random;
 
 /// Largest difference of a probability.
 const TOLERANCE: f32 = 1e-6;
@@ -74,7 +74,9 @@ impl Case {
         Self {
             hidden,
             states: random.values(queries * hidden, 2.0),
-            query_node: (0..queries).map(|_| random.below(nodes.len()) as u32).collect(),
+            query_node: (0..queries)
+                .map(|_| random.below(nodes.len()) as u32)
+                .collect(),
             nodes,
             children,
             words,
@@ -86,7 +88,12 @@ impl Case {
         let state = &self.states[query * self.hidden..][..self.hidden];
         self.children[node.first_child as usize..][..node.children as usize]
             .iter()
-            .map(|word| dot(&self.words[*word as usize * self.hidden..][..self.hidden], state))
+            .map(|word| {
+                dot(
+                    &self.words[*word as usize * self.hidden..][..self.hidden],
+                    state,
+                )
+            })
             .collect()
     }
 
@@ -99,9 +106,14 @@ impl Case {
         let capacity = rig.class.queries;
         assert!(capacity > count);
         let words = rig.upload(&self.words);
-        let table =
-            LabelTable::upload(&mut rig.stream, &self.nodes, &self.children, &words, self.hidden)
-                .unwrap();
+        let table = LabelTable::upload(
+            &mut rig.stream,
+            &self.nodes,
+            &self.children,
+            &words,
+            self.hidden,
+        )
+        .unwrap();
         let stride = table.children_max() + 1;
         let mut states = self.states.clone();
         states.resize(capacity * self.hidden, f32::NAN);
@@ -120,13 +132,20 @@ impl Case {
                 continue;
             }
             let logits = self.logits(query);
-            assert_eq!(best[query] as usize, highest(&logits), "query {query}: {logits:?}");
+            assert_eq!(
+                best[query] as usize,
+                highest(&logits),
+                "query {query}: {logits:?}"
+            );
             let node = self.nodes[self.query_node[query] as usize];
             let (found, rest) = found.split_at(logits.len());
             assert!(rest.iter().all(|value| *value == UNTOUCHED));
             for (expected, found) in softmax(&logits, node.temperature).iter().zip(found) {
                 let close = (expected - found).abs() <= TOLERANCE;
-                assert!(close || expected.is_nan() && found.is_nan(), "{found} instead of {expected}");
+                assert!(
+                    close || expected.is_nan() && found.is_nan(),
+                    "{found} instead of {expected}"
+                );
             }
         }
     }
@@ -136,7 +155,11 @@ impl Case {
 fn labels_agree_with_the_cpu() {
     let mut random = Random(31);
     // Fewer children than a warp has lanes, as many, more than a block takes at once; rows that are no multiple of the sums.
-    for (hidden, children_of) in [(64, vec![1, 2, 7]), (20, vec![32, 33]), (256, vec![3, 130, 64])] {
+    for (hidden, children_of) in [
+        (64, vec![1, 2, 7]),
+        (20, vec![32, 33]),
+        (256, vec![3, 130, 64]),
+    ] {
         for seed in [0, 5] {
             Case::random(&mut random, hidden, &children_of, 9).check(seed);
         }

@@ -70,7 +70,9 @@ fn embeddings_are_those_of_the_cpu() {
         let mut int4 = |minimums: usize| Int4Matrix {
             rows: vocabulary,
             columns: hidden,
-            nibbles: (0..vocabulary * hidden / 2).map(|_| random.next() as u8).collect(),
+            nibbles: (0..vocabulary * hidden / 2)
+                .map(|_| random.next() as u8)
+                .collect(),
             scales: random.values(groups, 0.1),
             minimums: random.values(minimums, 0.5),
         };
@@ -99,7 +101,11 @@ fn embeddings_are_those_of_the_cpu() {
                     expected.copy_from_slice(&query_embeddings[index * hidden..][..hidden]);
                 }
             }
-            assert_eq!(bits(&rig.read(&residual)), bits(&expected), "hidden {hidden}");
+            assert_eq!(
+                bits(&rig.read(&residual)),
+                bits(&expected),
+                "hidden {hidden}"
+            );
         }
     }
 }
@@ -156,7 +162,11 @@ fn quantised_rows_are_those_of_the_cpu() {
                 // Rows that are not of the set stay zeros.
                 let others = (0..rows).filter(|row| !rows_of(set, &rig).contains(row));
                 for row in others {
-                    assert!(values[row * padded..][..padded].iter().all(|byte| *byte == 0));
+                    assert!(
+                        values[row * padded..][..padded]
+                            .iter()
+                            .all(|byte| *byte == 0)
+                    );
                     assert_eq!(scales[row], 0.0);
                 }
             }
