@@ -88,6 +88,8 @@ pub struct Config {
     pub head_precompiled: bool,
     /// Level of instructions; empty for the best.
     pub cpu: String,
+    /// What runs the model; empty for the processor.
+    pub device: String,
     /// Which of the library's messages are passed on.
     pub log_level: String,
 }
@@ -196,6 +198,7 @@ impl Config {
             head_payload: block.switch("head-payload")?,
             head_precompiled: block.switch("head-precompiled")?,
             cpu: block.text("cpu")?,
+            device: block.text("device")?,
             log_level: block.choice("log-level")?.to_owned(),
         })
     }

@@ -226,6 +226,7 @@ pub fn settings_of(config: &Config) -> Vec<(&'static str, String)> {
         ("heads.allow_payload", switch(config.head_payload)),
         ("heads.allow_precompiled", switch(config.head_precompiled)),
         ("model.cpu", config.cpu.clone()),
+        ("engine.device", config.device.clone()),
     ]
 }
 

@@ -312,6 +312,11 @@ pub const KEYS: &[Key] = &[
         "Level of the processor's instructions to use, by the library's name; unless set, the best.",
     ),
     key(
+        "device",
+        Kind::Text { default: "" },
+        "What runs the model: cpu, cuda:N, or auto for a CUDA device if one can be used; unless set, the processor.",
+    ),
+    key(
         "log-level",
         Kind::Choice {
             words: &["info", "off", "error", "warning", "debug"],
