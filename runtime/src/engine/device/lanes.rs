@@ -75,8 +75,10 @@ pub(in super::super) struct Lanes {
 impl Lanes {
     /// Whether [`Self::prepare`] has something to do.
     pub(in super::super) fn wants(&self, scratch: &Scratch, generation: &Generation) -> bool {
-        let Some(Placement::Device(placed)) = generation.placement() else {
-            return false;
+        let placed = match generation.placement() {
+            None => return false,
+            Some(Placement::Cpu(_)) => return scratch.lane().is_some(),
+            Some(Placement::Device(placed)) => placed,
         };
         if placed.lost.get().is_some() {
             return scratch.lane().is_some();
@@ -84,19 +86,20 @@ impl Lanes {
         self.refused_for != generation.number && !placed.is_of(scratch.lane())
     }
 
-    /// Attaches the lane of a generation, and gives back that of a device that is lost.
+    /// Attaches the lane of a generation that runs on a device, and gives back that of a device that is lost.
     pub(in super::super) fn prepare(
         &mut self,
         scratch: &mut Scratch,
         generation: &Generation,
         (sizes, is_worker): (BatchSizes, bool),
     ) {
-        let Some(Placement::Device(placed)) = generation.placement() else {
-            return;
-        };
         if !self.wants(scratch, generation) {
             return;
         }
+        let Some(Placement::Device(placed)) = generation.placement() else {
+            self.other = scratch.detach().filter(|_| is_worker);
+            return;
+        };
         if placed.lost.get().is_some() {
             drop(scratch.detach());
             self.other = None;
