@@ -26,8 +26,10 @@ typedef unsigned long long uint64_t;
 
 #define TLLM_DEVICE static __device__ __forceinline__
 #define TLLM_UNROLL _Pragma("unroll")
-// Loops that stay loops: unrolled, they would want more registers than there are.
+// Loops that stay loops, or of which so many steps stand together: unrolled, they would want more registers than there are.
 #define TLLM_NO_UNROLL _Pragma("unroll 1")
+#define TLLM_PRAGMA(text) _Pragma(#text)
+#define TLLM_UNROLL_BY(count) TLLM_PRAGMA(unroll count)
 // A kernel takes one struct, whose name in its body is `arguments`.
 #define TLLM_KERNEL(name, Arguments) extern "C" __global__ void name(const __grid_constant__ Arguments arguments)
 // As many threads at most, and so many blocks at least on a multiprocessor.

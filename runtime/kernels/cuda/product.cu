@@ -11,7 +11,10 @@
 #include "product_int4.cuh"
 #endif
 
-TLLM_KERNEL_BOUNDS(product, ProductArguments, THREADS, 1) {
+// Two blocks of 64 rows fit a multiprocessor, and hide each other's waits, if they are content with half of its registers.
+constexpr uint32_t BLOCKS = TILE_ROWS == 64 ? 2 : 1;
+
+TLLM_KERNEL_BOUNDS(product, ProductArguments, THREADS, BLOCKS) {
     Block block;
     if (!find_block(arguments, block)) {
         return;

@@ -83,29 +83,28 @@ TLLM_DEVICE void add_output(const ProductArguments& arguments, const Place& plac
 // rows of the lane.
 template <uint32_t row_tiles, uint32_t channel_tiles>
 TLLM_DEVICE void add_low_rank(const ProductArguments& arguments, const Place& place, float (&values)[row_tiles][channel_tiles][4]) {
-    const float* factors[2 * row_tiles];
+    int32_t tasks[2 * row_tiles];
     uint32_t ranks[2 * row_tiles];
     uint32_t most = 0;
     const uint32_t first = place.row - arguments.low_rank_first_row;
     TLLM_UNROLL
     for (uint32_t at = 0; at < 2 * row_tiles; at++) {
-        const int32_t task = place.row + 8 * at < place.end_row ? arguments.row_task[first + 8 * at] : -1;
-        factors[at] = task < 0 ? nullptr : arguments.factors[task].b;
-        ranks[at] = task < 0 ? 0 : arguments.factors[task].rank;
+        tasks[at] = place.row + 8 * at < place.end_row ? arguments.row_task[first + 8 * at] : -1;
+        ranks[at] = tasks[at] < 0 ? 0 : arguments.factors[tasks[at]].rank;
         most = ranks[at] > most ? ranks[at] : most;
     }
     const float* coefficients = arguments.coefficients + static_cast<size_t>(first) * LOW_RANK_MAX;
     for (uint32_t rank = 0; rank < most; rank++) {
-        const float* loaded = nullptr;
+        int32_t loaded = -1;
         float b[channel_tiles][2];
         TLLM_UNROLL
         for (uint32_t at = 0; at < 2 * row_tiles; at++) {
             if (rank >= ranks[at]) {
                 continue;
             }
-            if (loaded != factors[at]) {
-                loaded = factors[at];
-                const float* row = loaded + static_cast<size_t>(rank) * arguments.channels;
+            if (loaded != tasks[at]) {
+                loaded = tasks[at];
+                const float* row = arguments.factors[loaded].b + static_cast<size_t>(rank) * arguments.channels;
                 TLLM_UNROLL
                 for (uint32_t n = 0; n < channel_tiles; n++) {
                     const uint32_t channel = place.channel + 8 * n;

@@ -5,6 +5,9 @@
 
 typedef FloatSums Sums;
 
+// Groups whose loads and products the compiler may lay over each other.
+constexpr uint32_t GROUPS_AT_ONCE = TILE_ROWS == 16 ? 4 : 2;
+
 // Nibbles as bytes, low and high. Without minimums a byte is 16 (nibble - 8): turning the nibble's highest bit makes it signed, and in the
 // upper half of the byte it needs no sign to be spread.
 TLLM_DEVICE void nibble_bytes(uint32_t word, uint32_t (&bytes)[2]) {
@@ -25,7 +28,7 @@ constexpr float START = WEIGHTS == WEIGHTS_INT4 ? 786432.0f : 12582912.0f;
 TLLM_DEVICE void add_tile(const Stage& stage, const WarpPlace& warp, Sums& sums) {
     const int32_t start[4] = {static_cast<int32_t>(START_BITS), static_cast<int32_t>(START_BITS), static_cast<int32_t>(START_BITS),
                               static_cast<int32_t>(START_BITS)};
-    TLLM_NO_UNROLL
+    TLLM_UNROLL_BY(GROUPS_AT_ONCE)
     for (uint32_t group = 0; group < TILE_GROUPS; group++) {
         uint32_t words[CHANNEL_TILES];
         uint32_t weights[CHANNEL_TILES][2];

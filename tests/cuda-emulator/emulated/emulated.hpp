@@ -8,6 +8,7 @@
 #define TLLM_DEVICE static inline
 #define TLLM_UNROLL
 #define TLLM_NO_UNROLL
+#define TLLM_UNROLL_BY(count)
 // One thread's way through the kernel, found by its name, and the size of what it is given.
 #define TLLM_KERNEL(name, Arguments)                                                                           \
     static void name(const Arguments& arguments);                                                              \
