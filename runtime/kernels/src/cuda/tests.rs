@@ -6,3 +6,5 @@ mod layout;
 mod memory;
 mod operations;
 mod pack;
+mod products;
+mod rig;

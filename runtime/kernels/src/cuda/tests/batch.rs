@@ -43,6 +43,8 @@ fn tile(first_row: u32, rows: u32, own_first: u32, context: &[KeyRange]) -> Atte
     tile
 }
 
+type Change = fn(&mut Lists);
+
 /// A batch that is right at every limit.
 #[derive(Clone)]
 struct Lists {
@@ -138,7 +140,7 @@ fn a_batch_comes_to_the_device_as_it_is() {
 fn numbers_that_point_outside_are_refused() {
     let (memory, _device) = fake((8, 0), None);
     let batch = Batch::new(&memory, CLASS, BOUNDS).unwrap();
-    let changes: [(&str, fn(&mut Lists)); 19] = [
+    let changes: [(&str, Change); 19] = [
         ("token 3", |lists| lists.row_index[3] = 100),
         ("query embedding 0", |lists| lists.row_index[8] = 10),
         ("position 11", |lists| lists.positions[11] = 20),
@@ -232,7 +234,7 @@ fn too_much_of_anything_is_refused() {
         ..CLASS
     };
     assert!(batch.fill(&lists.rows(), larger).is_err());
-    let changes: [fn(&mut Lists); 4] = [
+    let changes: [Change; 4] = [
         |lists| lists.tokens = 13,
         |lists| lists.positions.truncate(11),
         |lists| lists.row_task.truncate(11),
