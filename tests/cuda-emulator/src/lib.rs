@@ -11,6 +11,7 @@
 mod compile;
 mod counts;
 mod device;
+mod fault;
 mod memory;
 mod run;
 mod state;

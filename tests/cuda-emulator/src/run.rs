@@ -65,6 +65,7 @@ impl EmulatedDevice {
                     arguments,
                     launch: *launch,
                     seed: self.seed.load(Ordering::Relaxed),
+                    name: &kernel.name,
                 };
                 // SAFETY: as the caller says.
                 let result = unsafe { self.memory.run(task, self.workers) };

@@ -7,10 +7,11 @@ use std::sync::{Mutex, PoisonError};
 
 use trafficllm_kernels::cuda::Launch;
 
+use crate::fault::{Running, Told};
 use crate::memory::Guarded;
 
 /// As in `emulated/fibers.hpp`.
-const STACK_BYTES: usize = 128 * 1024;
+pub(crate) const STACK_BYTES: usize = 128 * 1024;
 /// Shared memory starts and ends at multiples of this.
 const SHARED_ALIGNMENT: usize = 1024;
 const SHARED_BYTES_MAX: usize = 256 * 1024;
@@ -75,6 +76,8 @@ pub(crate) struct Task<'a> {
     pub(crate) arguments: &'a [u128],
     pub(crate) launch: Launch,
     pub(crate) seed: u64,
+    /// The kernel's name.
+    pub(crate) name: &'a str,
 }
 
 /// Workers' memory that is not in use.
@@ -150,6 +153,14 @@ impl Workers {
             shared_bytes: task.launch.shared_bytes,
             blocks_count: blocks.len() as u32,
             error_bytes: ERROR_BYTES as u32,
+        };
+        // SAFETY: the task outlives what is told.
+        let _told = unsafe {
+            Told::new(Running {
+                first_stack: memory.first_stack,
+                threads: memory.threads,
+                kernel: task.name,
+            })
         };
         // SAFETY: all memory is as large as the launch needs, and this worker's alone; what the kernel does is as the caller says.
         let failed = unsafe { (task.run)(&mut work) } != 0;

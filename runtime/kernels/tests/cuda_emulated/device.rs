@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use trafficllm_kernels::cuda::Launch;
+use trafficllm_kernels::cuda::{KernelSource, Launch};
 
 use crate::own::{Given, block, failure, own, run};
 use crate::support::{Machine, SEEDS};
@@ -30,6 +30,25 @@ fn a_barrier_makes_all_orders_the_same_and_a_missing_one_does_not() {
         wrong += usize::from(run(&without, seed, launch, &[], 256).unwrap() != expected);
     }
     assert!(wrong > 0);
+}
+
+/// How fibers change places where there is no way written for the processor.
+#[test]
+fn the_other_way_to_change_threads_works_too() {
+    let text = own!(
+        "shared[thread] = thread;
+         tllm_sync_block();
+         to[thread] = shared[255 - thread];
+         tllm_warp_sum(1.0f);"
+    );
+    let source = KernelSource::from_text("test.cu", text.text(), "test", &[("TLLM_UCONTEXT", 1)]);
+    let expected: Vec<u32> = (0..256).rev().collect();
+    for seed in SEEDS {
+        assert_eq!(
+            run(&source, seed, block(256, 1024), &[], 256).unwrap(),
+            expected
+        );
+    }
 }
 
 /// A kernel that needs its lanes in order, and has them so with seed 0 alone.
@@ -241,7 +260,7 @@ fn writes_past_the_end_are_told_where_they_do_not_fault() {
     assert!(text.contains("writes past the end of 124 bytes"), "{text}");
 }
 
-/// Runs a test of this program that is left out otherwise, and says whether a fault ended it.
+/// Runs a test of this program that is left out otherwise, and says whether a fault of the kernel's ended it.
 fn faults(test: &str) -> bool {
     use std::os::unix::process::ExitStatusExt;
 
@@ -256,6 +275,8 @@ fn faults(test: &str) -> bool {
         String::from_utf8_lossy(&output.stdout)
     );
     assert!(String::from_utf8_lossy(&output.stdout).contains("running 1 test"));
+    let told = String::from_utf8_lossy(&output.stderr).contains("kernel test");
+    assert_eq!(told, signal.is_some());
     signal == Some(SIGSEGV)
 }
 

@@ -1,9 +1,17 @@
 //! The CUDA kernels on the emulator, or with TLLM_CUDA_DEVICE on a device that is there; and what the emulator itself finds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
+
 mod attention;
 mod device;
+mod faults;
 mod labels;
 mod low_rank;
+mod matrices;
 mod own;
 mod products;
 mod rig;

@@ -87,8 +87,9 @@ fn numbers_of_16_bits_are_multiplied_as_closely_as_f32_can() {
         let bits = value.to_bits() >> 16;
         (bits as u16, f32::from_bits(bits << 16))
     };
-    let kinds: [(_, &dyn Fn(f32) -> (u16, f32)); 2] =
-        [(of_f16, &narrow_f16), (of_bf16, &narrow_bf16)];
+    /// Bits, and the value that they stand for.
+    type Narrow = fn(f32) -> (u16, f32);
+    let kinds: [(_, Narrow); 2] = [(of_f16, narrow_f16), (of_bf16, narrow_bf16)];
     let mut random = Random(2);
     for (source, narrow) in kinds {
         for whole in [true, false] {
