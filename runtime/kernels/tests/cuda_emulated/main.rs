@@ -1,4 +1,5 @@
-//! The CUDA kernels on the emulator, or with TLLM_CUDA_DEVICE on a device that is there; and what the emulator itself finds.
+//! The CUDA kernels on the emulator, or with TLLM_CUDA_DEVICE on a device that is there; and what the emulator itself finds (`device` and
+//! `faults`: leave these out where kernels run on a device).
 
 #![allow(
     clippy::unwrap_used,

@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use trafficllm_kernels::cuda::{Address, DeviceError, KernelSource, Launch};
 
-use crate::support::Machine;
+use crate::support::{self, Machine};
 
 /// What all of them are given.
 #[derive(Clone, Copy, Default, Pod, Zeroable)]
@@ -45,7 +45,7 @@ pub(crate) fn block(threads: u32, shared_bytes: u32) -> Launch {
     }
 }
 
-/// Runs one block with any seed, and gives what it wrote: as many words as `count` says.
+/// Runs one block on the emulator, and gives what it wrote: as many words as `count` says.
 pub(crate) fn run(
     source: &KernelSource,
     seed: u64,
@@ -53,7 +53,28 @@ pub(crate) fn run(
     from: &[u32],
     count: usize,
 ) -> Result<Vec<u32>, DeviceError> {
-    let machine = Machine::emulated(seed);
+    run_on(&Machine::emulated(seed), source, launch, from, count)
+}
+
+/// The same on the device that kernels are tested on: what the emulator does has to be what devices do.
+pub(crate) fn run_anywhere(
+    source: &KernelSource,
+    seed: u64,
+    launch: Launch,
+    from: &[u32],
+    count: usize,
+) -> Result<Vec<u32>, DeviceError> {
+    let machine = Machine::new(support::device(seed));
+    run_on(&machine, source, launch, from, count)
+}
+
+fn run_on(
+    machine: &Machine,
+    source: &KernelSource,
+    launch: Launch,
+    from: &[u32],
+    count: usize,
+) -> Result<Vec<u32>, DeviceError> {
     let to = machine.zeros::<u32>(count);
     let given = Given {
         from: machine.upload(from),

@@ -64,7 +64,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// `seed` is that of the order in which threads run.
     pub(crate) fn new(seed: u64, lists: Lists) -> Self {
-        let memory = DeviceMemory::new(support::emulated(seed), None);
+        let memory = DeviceMemory::new(support::device(seed), None);
         let mut stream = Stream::new(&memory).unwrap();
         let rows = lists.row_index.len();
         let class = Class {

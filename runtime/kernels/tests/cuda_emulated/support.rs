@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 use trafficllm_cuda_emulator::{EmulatedDevice, Options};
-use trafficllm_kernels::cuda::{Address, Device, DeviceError, Handle, KernelSource, Launch};
+use trafficllm_kernels::cuda::{
+    Address, Device, DeviceError, Handle, KernelSource, Launch, OpenOptions, open,
+};
 
 /// Orders of threads that a kernel's result must not depend on; the first runs them in turn.
 pub(crate) const SEEDS: [u64; 4] = [0, 1, 2, 3];
@@ -15,6 +17,29 @@ pub(crate) fn emulated(seed: u64) -> Arc<EmulatedDevice> {
         seed,
         ..Options::default()
     })
+}
+
+/// Where the variable TLLM_CUDA_DEVICE names a device ("cuda:0"), that one: then kernels run where they are made for.
+fn real() -> Option<Arc<dyn Device>> {
+    let name = std::env::var("TLLM_CUDA_DEVICE").ok()?;
+    let ordinal = name
+        .strip_prefix("cuda:")
+        .and_then(|number| number.parse().ok());
+    let options = OpenOptions {
+        ordinal: Some(ordinal.unwrap_or_else(|| panic!("TLLM_CUDA_DEVICE is {name}"))),
+        ..OpenOptions::default()
+    };
+    Some(open(&options).unwrap())
+}
+
+/// Whether kernels run on a device that is there. It fails otherwise than the emulator, if at all.
+pub(crate) fn is_real() -> bool {
+    std::env::var_os("TLLM_CUDA_DEVICE").is_some()
+}
+
+/// The device that kernels are tested on.
+pub(crate) fn device(seed: u64) -> Arc<dyn Device> {
+    real().unwrap_or_else(|| emulated(seed))
 }
 
 /// A device with a stream, for kernels that are launched one by one. What it allocates stays until it is dropped.
