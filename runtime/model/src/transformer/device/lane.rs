@@ -367,8 +367,10 @@ impl TransformerLane {
                 Ok::<(), DeviceError>(())
             })
         })?;
-        stream.launch_graph(graph)?;
-        stream.synchronize()
+        let launched = stream.launch_graph(graph);
+        // Also after a refusal: until then the memory for copies counts as in use, and no later batch could be filled.
+        let done = stream.synchronize();
+        launched.and(done)
     }
 
     /// Gives the answers of the part that was run last.
