@@ -247,6 +247,36 @@ fn tasks_can_be_chosen_and_an_unknown_one_is_a_usage_error() {
 }
 
 #[test]
+fn what_runs_the_model_is_said_and_a_device_that_is_not_there_is_named() {
+    let model = SmallModel::write();
+    let input = capture("smtp.pcap");
+    let detect = |further: &[&str]| {
+        let first = ["detect", "--model", model.argument(), "--format", "json"];
+        let arguments: Vec<&str> = first.iter().chain(further).copied().collect();
+        run(&[arguments.as_slice(), &[input.as_str()]].concat())
+    };
+    let plain = detect(&[]);
+    assert_eq!(plain.0, 0);
+    assert!(!plain.2.contains("device"), "{}", plain.2);
+    // No machine has so many.
+    let (status, out, error) = detect(&["--device", "cuda:63"]);
+    assert_eq!((status, out.as_str()), (3, ""));
+    assert!(error.contains("device cuda:63: "), "{error}");
+    let auto = detect(&["--device", "auto"]);
+    assert_eq!(auto.0, 0, "{}", auto.2);
+    let said = auto.2.lines().find(|line| line.starts_with("device: "));
+    let said = said.unwrap_or_else(|| panic!("{}", auto.2));
+    // With a device scores may differ in their last places.
+    assert!(
+        said.starts_with("device: cuda:") || auto.1 == plain.1,
+        "{said}"
+    );
+    let (status, out, error) = detect(&["--device", "gpu"]);
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(error.contains("cuda:N"), "{error}");
+}
+
+#[test]
 fn a_task_that_applies_to_nothing_says_so() {
     let model = SmallModel::write();
     let path = capture("ssh.pcap");
