@@ -48,17 +48,16 @@ pub(super) fn exactly(
     })
 }
 
-/// Kernels take that many values at once.
-pub(super) fn multiple(what: &'static str, of: usize, found: usize) -> Result<(), DeviceError> {
-    if found > 0 && found.is_multiple_of(of) {
+/// Kernels take four values at once.
+pub(super) fn fours(what: &'static str, found: usize) -> Result<(), DeviceError> {
+    if found > 0 && found.is_multiple_of(4) {
         return Ok(());
     }
-    let limit = match of {
-        4 => "a multiple of 4",
-        16 => "a multiple of 16",
-        _ => "another multiple",
-    };
-    Err(DeviceError::Unsupported { what, limit, found })
+    Err(DeviceError::Unsupported {
+        what,
+        limit: "a multiple of 4",
+        found,
+    })
 }
 
 /// That all numbers are below a limit.

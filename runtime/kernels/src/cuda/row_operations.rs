@@ -6,7 +6,7 @@ use super::arguments::{
     CoefficientsArguments, EmbedArguments, FORM_BF16, FORM_F32, FORM_INT8, GatherArguments,
     LOW_RANK_MAX, LabelArguments, QuantiseArguments,
 };
-use super::check::{at_least, at_most, exactly, multiple, small};
+use super::check::{at_least, at_most, exactly, fours, small};
 use super::memory::Allocation;
 use super::pack::TILE;
 use super::tables::address_of;
@@ -221,7 +221,7 @@ impl Run<'_> {
         columns: usize,
         to: &Buffer<f32>,
     ) -> Result<(), DeviceError> {
-        multiple("columns of rows", 4, columns)?;
+        fours("columns of rows", columns)?;
         self.check_rows("rows to gather", RowSet::All, columns, from)?;
         self.check_rows("gathered rows", RowSet::Last, columns, to)?;
         let arguments = GatherArguments {
@@ -298,8 +298,8 @@ impl Run<'_> {
         input: Floats<'_>,
         norm: Option<Norm<'_>>,
     ) -> Result<(), DeviceError> {
-        multiple("columns of rows", 4, input.columns)?;
-        multiple("values from row to row", 4, input.stride)?;
+        fours("columns of rows", input.columns)?;
+        fours("values from row to row", input.stride)?;
         at_least("values from row to row", input.columns, input.stride)?;
         self.check_rows("rows", set, input.stride, input.values)?;
         match norm {

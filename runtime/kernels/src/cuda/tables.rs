@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::check::multiple;
+use super::check::fours;
 use super::pack::TILE;
 use super::{
     Address, Buffer, DeviceError, DeviceMemory, PackedWeights, RowKind, Stream, WeightKind,
@@ -104,7 +104,7 @@ impl EmbeddingTable {
     pub fn upload(stream: &mut Stream, matrix: &WeightMatrix) -> Result<Self, DeviceError> {
         const WHAT: &str = "token embeddings";
         matrix.validate()?;
-        multiple("values of a token's embedding", 4, matrix.columns())?;
+        fours("values of a token's embedding", matrix.columns())?;
         let (weights, scales, minimums) = match matrix {
             WeightMatrix::Int8(matrix) => (
                 bytemuck::cast_slice(&matrix.values),

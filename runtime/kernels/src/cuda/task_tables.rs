@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::arguments::{LOW_RANK_MAX, LabelNode, LowRankFactors};
-use super::check::{at_least, exactly, index, multiple};
+use super::check::{at_least, exactly, fours, index};
 use super::memory::Allocation;
 use super::{Buffer, DeviceError, Stream};
 
@@ -40,7 +40,7 @@ impl FactorTable {
         outputs: usize,
         tasks: &[Option<Factors>],
     ) -> Result<Self, DeviceError> {
-        multiple("input channels of low-rank factors", 4, inputs)?;
+        fours("input channels of low-rank factors", inputs)?;
         let mut entries = Vec::with_capacity(tasks.len());
         for factors in tasks {
             let Some(factors) = factors else {
@@ -117,7 +117,7 @@ impl LabelTable {
         label_weight: &Buffer<f32>,
         hidden: usize,
     ) -> Result<Self, DeviceError> {
-        multiple("values of a label word", 4, hidden)?;
+        fours("values of a label word", hidden)?;
         at_least("nodes of label tries", 1, nodes.len())?;
         let words = label_weight.length() / hidden;
         index("row of a label word", children, words)?;
