@@ -7,8 +7,8 @@ use cudarc::driver::sys::{
     CUgraph, CUgraphExec, CUmodule, CUresult, CUstream, CUstreamCaptureMode,
 };
 
-use super::DeviceError;
 use super::library::{self, functions};
+use super::{DeviceError, Missing};
 
 functions! {
     /// Functions of the driver, all of which version 12.0 has.
@@ -70,12 +70,14 @@ impl Driver {
     pub(super) fn load() -> Result<Self, DeviceError> {
         // The plain name is a developer's link, and may be one to a library that has only the names.
         let first = cfg!(target_os = "linux").then_some("libcuda.so.1");
-        let library =
-            library::load(&library::names("cuda", first)).map_err(|reason| DeviceError::Unavailable {
-                reason: format!("NVIDIA's driver is not installed, or its libcuda cannot be loaded: {reason}"),
-            })?;
-        let calls = Calls::find(&library).map_err(|missing| DeviceError::Unavailable {
-            reason: format!("NVIDIA's driver is too old: its libcuda has no {missing}"),
+        let library = library::load(&library::names("cuda", first)).map_err(|reason| {
+            let reason =
+                format!("NVIDIA's driver is not installed, or its libcuda does not load: {reason}");
+            Missing::Driver.because(reason)
+        })?;
+        let calls = Calls::find(&library).map_err(|function| {
+            let reason = format!("NVIDIA's driver is too old: its libcuda has no {function}");
+            Missing::DriverVersion.because(reason)
         })?;
         // SAFETY: functions of these names take a CUresult, which is an enum of C's width, and a place for a text.
         let text = |name: &str| unsafe { library.get::<ErrorText>(name).ok().map(|found| *found) };
@@ -96,11 +98,15 @@ impl Driver {
                 return None;
             }
             // SAFETY: the driver gives a text of its own that ends with a zero and stays.
-            Some(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+            Some(
+                unsafe { CStr::from_ptr(text) }
+                    .to_string_lossy()
+                    .into_owned(),
+            )
         };
         match (say(self.error_name), say(self.error_text)) {
-            (Some(name), Some(text)) => format!("{text} ({name}, {code})"),
-            _ => format!("error {code}"),
+            (Some(name), Some(text)) => format!("{text}, {name}"),
+            _ => "an error that the driver has no words for".to_owned(),
         }
     }
 }

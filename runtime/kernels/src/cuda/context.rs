@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{CUcontext, CUdevice};
 
-use super::DeviceError;
 use super::calls::{Driver, Fault, fault};
+use super::{DeviceError, Missing};
 
 /// An address by which the driver knows something of its own.
 pub(super) struct Raw<T>(pub(super) *mut T);
@@ -24,7 +24,7 @@ pub(super) struct Context {
     /// What the driver does not carry over a fork.
     process: u32,
     /// Why the device is of no use any more.
-    lost: OnceLock<String>,
+    lost: OnceLock<DeviceError>,
 }
 
 /// What a pointer points at: the driver's types are named as pointers.
@@ -50,9 +50,11 @@ impl Context {
         // SAFETY: the driver is started, which gave the device, and there is room for the context.
         let answer = unsafe { (driver.calls.cuDevicePrimaryCtxRetain)(&raw mut context, device) };
         if answer != 0 {
-            return Err(DeviceError::Unavailable {
-                reason: format!("the driver does not give the device: {}", driver.describe(answer)),
-            });
+            let reason = format!(
+                "the driver does not give the device: {}",
+                driver.describe(answer)
+            );
+            return Err(Missing::Context.because(reason));
         }
         Ok(Self {
             driver,
@@ -66,17 +68,13 @@ impl Context {
     /// Makes the context current. What was current, of the process's other users of the driver, is so again afterwards.
     ///
     /// # Errors
-    /// [`DeviceError::Lost`] after a call that told so, and in a process that was forked from the one that opened the device.
+    /// [`DeviceError::Lost`] after a call that told so, [`DeviceError::Forked`].
     pub(super) fn enter(&self) -> Result<Entered<'_>, DeviceError> {
-        if let Some(message) = self.lost.get() {
-            return Err(DeviceError::Lost {
-                message: message.clone(),
-            });
-        }
         if !self.is_own() {
-            return Err(DeviceError::Lost {
-                message: "this process was forked from the one that opened it".to_owned(),
-            });
+            return Err(DeviceError::Forked);
+        }
+        if let Some(error) = self.lost.get() {
+            return Err(error.clone());
         }
         // SAFETY: the context is held.
         let answer = unsafe { (self.driver.calls.cuCtxPushCurrent_v2)(self.context.0) };
@@ -106,20 +104,26 @@ impl Context {
         if answer == 0 {
             return Ok(());
         }
-        let message = self.driver.describe(answer);
+        let reason = self.driver.describe(answer);
         Err(match fault(answer) {
             Fault::Lost => {
-                let message = format!("{call}: {message}");
-                DeviceError::Lost {
-                    message: self.lost.get_or_init(|| message).clone(),
-                }
+                let error = DeviceError::Lost {
+                    call,
+                    code: answer,
+                    reason,
+                };
+                self.lost.get_or_init(|| error).clone()
             }
             Fault::Memory => DeviceError::Memory {
                 what: call,
                 bytes: 0,
                 left: self.free_bytes().unwrap_or(0),
             },
-            Fault::Call => DeviceError::Driver { call, message },
+            Fault::Call => DeviceError::Driver {
+                call,
+                code: answer,
+                reason,
+            },
         })
     }
 
@@ -134,7 +138,8 @@ impl Context {
         // Not by way of `check`, which comes here.
         Err(DeviceError::Driver {
             call: "cuMemGetInfo",
-            message: self.driver.describe(answer),
+            code: answer,
+            reason: self.driver.describe(answer),
         })
     }
 }
@@ -153,5 +158,33 @@ impl Drop for Context {
             // SAFETY: it was retained once, and nothing made in it by this library is left, since all of that holds this.
             unsafe { (self.driver.calls.cuDevicePrimaryCtxRelease_v2)(self.device) };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::driver::recorded;
+    use super::*;
+
+    #[test]
+    fn a_forked_child_is_refused_and_gives_nothing_back() {
+        let mut context = Context::hold(recorded::recorded_driver(), 1).expect("context");
+        assert!(context.enter().is_ok());
+        assert!(context.enter_to_end().is_some());
+        recorded::asked();
+        context.process = context.process.wrapping_add(1);
+        assert_eq!(context.enter().err(), Some(DeviceError::Forked));
+        assert!(context.enter_to_end().is_none());
+        drop(context);
+        assert_eq!(recorded::asked(), [String::new(); 0]);
+    }
+
+    #[test]
+    fn a_context_that_cannot_be_made_current_is_not_taken_off() {
+        let context = Context::hold(recorded::recorded_driver(), 1).expect("context");
+        recorded::fail("cuCtxPushCurrent_v2", 201);
+        assert!(context.enter().is_err_and(|error| error.is_lost()));
+        assert!(context.enter_to_end().is_none());
+        assert_eq!(recorded::asked(), ["cuDevicePrimaryCtxRetain"]);
     }
 }

@@ -80,7 +80,7 @@ impl CudaDevice {
         bytes: usize,
         answer: i32,
     ) -> Result<(), DeviceError> {
-        if fault(answer) == Fault::Memory && answer != 0 {
+        if fault(answer) == Fault::Memory {
             return Err(DeviceError::Memory {
                 what,
                 bytes: bytes as u64,
@@ -139,7 +139,8 @@ unsafe impl Device for CudaDevice {
         self.check_memory("cuMemHostAlloc", "pinned memory", bytes, answer)?;
         let pointer = NonNull::new(pointer.cast::<u8>()).ok_or(DeviceError::Driver {
             call: "cuMemHostAlloc",
-            message: "no address".to_owned(),
+            code: answer,
+            reason: "no address".to_owned(),
         })?;
         // SAFETY: the driver made room for so many bytes of the host's memory, and nothing else knows of it.
         unsafe { pointer.write_bytes(0, room) };
@@ -158,10 +159,7 @@ unsafe impl Device for CudaDevice {
     }
 
     fn end_stream(&self, stream: Handle) {
-        if let Some(stream) = self.streams.remove(stream) {
-            // Nobody is left to be told what went wrong in it; what is for good is told by the next call.
-            let _ = stream.synchronize();
-        }
+        drop(self.streams.remove(stream));
     }
 
     unsafe fn copy_in(
@@ -313,3 +311,8 @@ unsafe impl Device for CudaDevice {
         self.streams.get(stream)?.synchronize()
     }
 }
+
+#[cfg(test)]
+pub(super) mod recorded;
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,11 @@ pub(super) fn load(candidates: &[PathBuf]) -> Result<Loaded, String> {
         // those of the libraries that the process is linked with.
         match unsafe { Library::new(candidate) } {
             Ok(library) => return Ok(ManuallyDrop::new(library)),
-            Err(error) => reasons.push((candidate, error.to_string())),
+            // The system's own words stand behind the error's.
+            Err(error) => {
+                let words = std::error::Error::source(&error).map(ToString::to_string);
+                reasons.push((candidate, words.unwrap_or_else(|| error.to_string())));
+            }
         }
     }
     // Where none is there, the last names are as good as the first; a library that is there but does not load says more.

@@ -86,8 +86,10 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        // Nobody is left to be told what went wrong in it; what is for good is told by the next call.
+        let _ = self.synchronize();
         if let Some(_entered) = self.context.enter_to_end() {
-            // SAFETY: this made it and has it alone. What is left to do in it is done nevertheless, as the driver promises.
+            // SAFETY: this made it and has it alone.
             unsafe { (self.context.driver.calls.cuStreamDestroy_v2)(self.raw.0) };
         }
     }
@@ -111,22 +113,22 @@ impl Kernel {
         image: &Image,
     ) -> Result<Self, DeviceError> {
         let calls = &context.driver.calls;
+        let failed = |log: String| DeviceError::Compile {
+            kernel: source.to_string(),
+            target: image.target().to_string(),
+            log,
+        };
         let refused = |error: DeviceError| match error {
-            DeviceError::Driver { call, message } => DeviceError::Compile {
-                kernel: source.to_string(),
-                log: format!("{call}: {message}"),
-            },
+            DeviceError::Driver { .. } => failed(error.to_string()),
             other => other,
         };
-        let name = CString::new(source.kernel()).map_err(|_| DeviceError::Compile {
-            kernel: source.to_string(),
-            log: "its name has a zero in it".to_owned(),
-        })?;
+        let name = CString::new(source.kernel()).map_err(|error| failed(error.to_string()))?;
         let _entered = context.enter()?;
         let mut module = std::ptr::null_mut();
         // SAFETY: the image is whole, as the compiler gave it (what comes from a cache is checked by its hash), and ends with a zero
         // where it is text; the driver copies it.
-        let answer = unsafe { (calls.cuModuleLoadData)(&raw mut module, image.bytes().as_ptr().cast()) };
+        let answer =
+            unsafe { (calls.cuModuleLoadData)(&raw mut module, image.bytes().as_ptr().cast()) };
         context.check("cuModuleLoadData", answer).map_err(refused)?;
         let mut kernel = Self {
             context: Arc::clone(context),
@@ -135,9 +137,12 @@ impl Kernel {
             is_divided: AtomicBool::new(false),
         };
         // SAFETY: the module is there, the name ends with a zero, and there is room for the function.
-        let answer =
-            unsafe { (calls.cuModuleGetFunction)(&raw mut kernel.function.0, module, name.as_ptr()) };
-        context.check("cuModuleGetFunction", answer).map_err(refused)?;
+        let answer = unsafe {
+            (calls.cuModuleGetFunction)(&raw mut kernel.function.0, module, name.as_ptr())
+        };
+        context
+            .check("cuModuleGetFunction", answer)
+            .map_err(refused)?;
         kernel.allow_shared(facts).map_err(refused)?;
         Ok(kernel)
     }
@@ -148,7 +153,8 @@ impl Kernel {
         let mut fixed = 0;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the function is there while this is, and there is room for the number.
-        let answer = unsafe { (calls.cuFuncGetAttribute)(&raw mut fixed, attribute, self.function.0) };
+        let answer =
+            unsafe { (calls.cuFuncGetAttribute)(&raw mut fixed, attribute, self.function.0) };
         self.context.check("cuFuncGetAttribute", answer)?;
         let most = i32::try_from(facts.shared_bytes_max).unwrap_or(i32::MAX);
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
