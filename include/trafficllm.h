@@ -250,6 +250,11 @@
 #define TLLM_ERR_NOT_STARTED -25
 
 /**
+ * The device that "engine.device" names cannot be used; the text says what is missing.
+ */
+#define TLLM_ERR_DEVICE -26
+
+/**
  * Number of the ABI, raised by hand when something that a program was compiled against changes. A host compares it with
  * tllm_abi_version() before anything else.
  */
@@ -578,9 +583,17 @@ typedef struct tllm_counters {
      */
     uint64_t time_backwards;
     /**
+     * Batches that a device ran.
+     */
+    uint64_t device_batches;
+    /**
+     * Batches that a device could not run: the processor ran them.
+     */
+    uint64_t device_failures;
+    /**
      * Zero.
      */
-    uint64_t reserved[4];
+    uint64_t reserved[2];
 } tllm_counters;
 
 /**
@@ -615,7 +628,7 @@ typedef struct tllm_latency {
 } tllm_latency;
 
 /**
- * What an engine holds in memory, in bytes. The sum of the fields is what "engine.memory_bytes_max" limits.
+ * What an engine holds in memory, in bytes. The sum of the fields but `device_bytes` is what "engine.memory_bytes_max" limits.
  */
 typedef struct tllm_memory {
     /**
@@ -647,9 +660,13 @@ typedef struct tllm_memory {
      */
     uint64_t head_bytes;
     /**
+     * Memory of the device: models and buffers. "engine.device_memory_bytes_max" limits it.
+     */
+    uint64_t device_bytes;
+    /**
      * Zero.
      */
-    uint64_t reserved[3];
+    uint64_t reserved[2];
 } tllm_memory;
 
 /**
@@ -1151,7 +1168,7 @@ int32_t tllm_config_free(struct tllm_config *config);
 
 /**
  * Opens the bundle at `path`, a directory or a packed file: checks every hash, loads the weights, runs the self-test. It starts no
- * thread. `config` (its key "model.cpu") may be NULL. Free the model with tllm_model_free.
+ * thread. `config` (its keys "model.cpu" and "engine.device") may be NULL. Free the model with tllm_model_free.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_TEXT, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_IO, TLLM_ERR_MODEL, TLLM_ERR_PLATFORM, TLLM_ERR_MEMORY,
  * TLLM_ERR_LIMIT.
@@ -1234,11 +1251,12 @@ int32_t tllm_model_label(const struct tllm_model *model,
 int32_t tllm_model_free(struct tllm_model *model);
 
 /**
- * Makes an engine: checks the settings and takes the memory for queue and workers. It starts no thread: that is
+ * Makes an engine: checks the settings and takes the memory for queue and workers. It starts no thread and opens no device: that is
  * tllm_engine_start. Sessions and flows can be made, and flows submitted, before that. `config` may be NULL. Free it with
  * tllm_engine_free.
  *
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE, TLLM_ERR_TASK, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE, TLLM_ERR_TASK, TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_LIMIT,
+ * TLLM_ERR_UNSUPPORTED ("engine.device" names a device, and the library was built without them).
  */
 int32_t tllm_engine_new(const struct tllm_model *model,
                         const struct tllm_config *config,
@@ -1246,9 +1264,12 @@ int32_t tllm_engine_new(const struct tllm_model *model,
 
 /**
  * Starts the workers, in this process: after the host has forked, before or after it has dropped privileges. Their signals are
- * blocked: the host's handlers never run on them. A second call does nothing.
+ * blocked: the host's handlers never run on them. Where "engine.device" asks for a device, it is opened and given the model here, also
+ * without workers; that can take seconds the first time, since kernels are compiled, and the driver starts threads of its own, whose
+ * signals are blocked too. A second call does nothing.
  *
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_THREAD, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_THREAD, TLLM_ERR_DEVICE (never with "engine.device" at "auto"), TLLM_ERR_BUDGET,
+ * TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_start(struct tllm_engine *engine);
 
@@ -1268,7 +1289,8 @@ int32_t tllm_engine_stop(struct tllm_engine *engine,
  * finish on the model before; every verdict says which model gave it. On an error the model before goes on, and the text says what
  * was wrong. It takes as long as tllm_model_open: call it beside the packet path.
  *
- * Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device has no room for it),
+ * TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_activate(struct tllm_engine *engine,
                              const char *path);
@@ -1276,7 +1298,8 @@ int32_t tllm_engine_activate(struct tllm_engine *engine,
 /**
  * As tllm_engine_activate, with a model that is open already. Activating the model before again is the way back.
  *
- * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_TASK, TLLM_ERR_DEVICE, TLLM_ERR_BUDGET, TLLM_ERR_MEMORY, TLLM_ERR_STOPPED,
+ * TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_activate_model(struct tllm_engine *engine,
                                    const struct tllm_model *model);
@@ -1319,6 +1342,17 @@ int32_t tllm_engine_metrics(const struct tllm_engine *engine,
                             char *buffer,
                             size_t size,
                             size_t *needed);
+
+/**
+ * Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or "cpu" with the reason in brackets why it is no
+ * device, where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
+ *
+ * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
+ */
+int32_t tllm_engine_device(const struct tllm_engine *engine,
+                           char *buffer,
+                           size_t size,
+                           size_t *needed);
 
 /**
  * Describes the head with the number `index`, from 0, in the order of their verdicts; returns TLLM_END after the last. `size` is
