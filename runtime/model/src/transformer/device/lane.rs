@@ -268,17 +268,29 @@ impl TransformerLane {
         let class = class_of(&sizes_of(&sequence, &[]), &self.capacity);
         self.plan.fill([sequence].iter(), &[], 0);
         self.batch.fill(&self.plan.rows(), class)?;
+        let asked = self.ask_beginning(&beginning, class);
+        // Also after a refusal, as in `run`.
+        let done = self.stream.synchronize();
+        asked.and(done)?;
+        Ok(beginning)
+    }
+
+    /// Asks for the keys and values of the tokens that the batch was filled with.
+    fn ask_beginning(
+        &mut self,
+        beginning: &DeviceBeginning,
+        class: Class,
+    ) -> Result<(), DeviceError> {
         self.batch.copy_in(&mut self.stream)?;
+        let operations = &self.model.operations;
         let pass = Pass {
-            model: &model,
+            model: &self.model,
             buffers: &self.buffers,
-            run: model.operations.on(&mut self.stream, &self.batch, class)?,
-            purpose: Purpose::Beginning(&beginning),
+            run: operations.on(&mut self.stream, &self.batch, class)?,
+            purpose: Purpose::Beginning(beginning),
             has_lora: false,
         };
-        pass.ask()?;
-        self.stream.synchronize()?;
-        Ok(beginning)
+        pass.ask()
     }
 
     /// As many of the first sequences as fit, their sizes, and those that are left.
