@@ -23,6 +23,8 @@ use trafficllm_cuda_emulator::{EmulatedDevice, Options};
 
 /// How far a score may be from the processor's: attention takes 16-bit floats, which can move an activation by one int8 step.
 const TOLERANCE: f32 = 0.02;
+/// How near the scores of two labels are that are as likely as each other.
+const TIE: f32 = 0.002;
 const LONG: Duration = Duration::from_secs(300);
 /// Few enough for an emulator.
 const FLOWS: usize = 6;
@@ -96,11 +98,9 @@ fn assert_alike(found: &[Verdicts], expected: &[Verdicts]) {
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(expected) {
-            assert_eq!((&found.0, &found.1), (&expected.0, &expected.1));
-            assert!(
-                (found.2 - expected.2).abs() <= TOLERANCE,
-                "{found:?} {expected:?}"
-            );
+            let is_alike = (&found.0, &found.1) == (&expected.0, &expected.1);
+            let is_close = (found.2 - expected.2).abs() <= TOLERANCE;
+            assert!(is_alike && is_close, "{found:?} {expected:?}");
         }
     }
 }
@@ -261,6 +261,58 @@ fn a_failure_of_one_batch_is_counted_and_the_device_goes_on() {
     assert_alike(&judged(&engine, &mut submitter, &flows), &expected);
     let last = engine.counters();
     assert_eq!((last.device_batches, last.device_failures), (2, 1));
+}
+
+#[test]
+fn batches_are_larger_on_a_device() {
+    let model = small_for_device(|_| ());
+    let mut flows = common::recorded_flows(&model);
+    flows.truncate(10);
+    let plain = started(&model, workers(0));
+    let expected = judged_once(&plain, &flows);
+    assert!(plain.counters().batches > 1);
+    let device = emulated();
+    let engine = started(&model, on(&device, FIRST, 0));
+    assert_alike(&judged_once(&engine, &flows), &expected);
+    let counters = engine.counters();
+    assert_eq!((counters.batches, counters.device_batches), (1, 1));
+    // What is set is kept.
+    let options = EngineOptions {
+        batch_tokens: trafficllm::limits::BATCH_TOKENS_DEFAULT,
+        ..on(&device, FIRST, 0)
+    };
+    let engine = started(&model, options);
+    assert_alike(&judged_once(&engine, &flows), &expected);
+    let counters = engine.counters();
+    assert_eq!(counters.batches, plain.counters().batches);
+    assert_eq!(counters.device_batches, counters.batches);
+}
+
+#[test]
+fn the_default_model_gives_the_processors_labels() {
+    let bundle = Model::default_bundle().unwrap();
+    let model = Arc::new(Model::load_for_device(&bundle, Level::detect()).unwrap());
+    let mut flows = some_flows(&model);
+    flows.truncate(2);
+    let expected = judged_once(&started(&model, workers(0)), &flows);
+    let device = emulated();
+    let engine = started(&model, on(&device, FIRST, 0));
+    let found = judged_once(&engine, &flows);
+    let (mut verdicts, mut ties) = (0, 0);
+    for (found, expected) in found.iter().flatten().zip(expected.iter().flatten()) {
+        // Where two labels are as likely as each other, either may come first, and the score is the same.
+        let is_tie = found.1 != expected.1;
+        let tolerance = if is_tie { TIE } else { TOLERANCE };
+        assert_eq!(found.0, expected.0);
+        assert!(
+            (found.2 - expected.2).abs() <= tolerance,
+            "{found:?} {expected:?}"
+        );
+        verdicts += 1;
+        ties += usize::from(is_tie);
+    }
+    assert!(verdicts >= 8 && ties <= 2, "{found:?} {expected:?}");
+    assert_eq!(engine.counters().device_batches, 1);
 }
 
 /// What starting an engine gives that chooses a device by its number.
