@@ -27,7 +27,10 @@ const RUNTIME: [(&str, &str); 6] = [
 ];
 
 /// Products and sums are rounded one by one, as on a device without contraction.
-const OPTIONS: [&str; 8] = [
+const OPTIONS: [&str; 10] = [
+    // A device faults where a vector is read at an address that is no multiple of its size.
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
     "-std=c++20",
     "-O2",
     "-ffp-contract=off",

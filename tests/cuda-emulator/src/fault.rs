@@ -1,4 +1,4 @@
-//! A line that says which kernel touched memory that is not there, before the process ends for it.
+//! A line that says which kernel touched memory that is not there, or at an address that it must not have, before the process ends for it.
 
 use std::cell::Cell;
 use std::ffi::c_int;
@@ -42,19 +42,24 @@ impl Drop for Told {
 
 type Handler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut libc::c_void);
 
-/// What was told of faults before: it ends the process.
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+/// Memory that is not there, and what the compiler puts where an address is no multiple of what it has to be.
+const FAULTS: [c_int; 2] = [libc::SIGSEGV, libc::SIGILL];
+
+/// What was told of each of the faults before: it ends the process.
+static BEFORE: OnceLock<[libc::sigaction; 2]> = OnceLock::new();
 
 fn install() {
     BEFORE.get_or_init(|| {
         // SAFETY: all zeros is a value of it, and no handler.
-        let (mut ours, mut before): (libc::sigaction, libc::sigaction) =
+        let (mut ours, mut before): (libc::sigaction, [libc::sigaction; 2]) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
         ours.sa_sigaction = tell as Handler as usize;
         // The stack of a thread may be what ran out.
         ours.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-        // SAFETY: both are whole, and the handler does only what a handler may do.
-        unsafe { libc::sigaction(libc::SIGSEGV, &ours, &mut before) };
+        for (fault, before) in FAULTS.into_iter().zip(&mut before) {
+            // SAFETY: both are whole, and the handler does only what a handler may do.
+            unsafe { libc::sigaction(fault, &ours, before) };
+        }
         before
     });
 }
@@ -92,16 +97,19 @@ extern "C" fn tell(signal: c_int, info: *mut libc::siginfo_t, context: *mut libc
         let kernel = running.kernel;
         // It holds what fits.
         let _ = match thread {
-            Some(thread) => writeln!(
-                line,
-                "kernel {kernel}, thread {thread}: nothing is at {address:#x}"
-            ),
-            None => writeln!(line, "kernel {kernel}: nothing is at {address:#x}"),
+            Some(thread) => write!(line, "kernel {kernel}, thread {thread}: "),
+            None => write!(line, "kernel {kernel}: "),
+        };
+        let _ = match signal {
+            libc::SIGILL => writeln!(line, "an address is not aligned"),
+            _ => writeln!(line, "nothing is at {address:#x}"),
         };
         // SAFETY: the bytes are there.
         unsafe { libc::write(2, line.bytes.as_ptr().cast(), line.used) };
     }
-    if let Some(before) = BEFORE.get() {
+    let of_signal = FAULTS.iter().position(|fault| *fault == signal);
+    if let Some((all, at)) = BEFORE.get().zip(of_signal) {
+        let before = &all[at];
         // The access is made again, and then it is another's turn.
         // SAFETY: it is what was there before.
         unsafe { libc::sigaction(signal, before, std::ptr::null_mut()) };

@@ -9,6 +9,7 @@ use crate::support::{Machine, SEEDS};
 
 /// The signal of an access to memory that is not there.
 const SIGSEGV: i32 = 11;
+const SIGILL: i32 = 4;
 
 #[test]
 fn a_barrier_makes_all_orders_the_same_and_a_missing_one_does_not() {
@@ -260,8 +261,8 @@ fn writes_past_the_end_are_told_where_they_do_not_fault() {
     assert!(text.contains("writes past the end of 124 bytes"), "{text}");
 }
 
-/// Runs a test of this program that is left out otherwise, and says whether a fault of the kernel's ended it.
-fn faults(test: &str) -> bool {
+/// Runs a test of this program that is left out otherwise, and gives the signal of the kernel's fault that ended it, if one did.
+fn fault_of(test: &str) -> Option<i32> {
     use std::os::unix::process::ExitStatusExt;
 
     let output = Command::new(std::env::current_exe().unwrap())
@@ -277,14 +278,44 @@ fn faults(test: &str) -> bool {
     assert!(String::from_utf8_lossy(&output.stdout).contains("running 1 test"));
     let told = String::from_utf8_lossy(&output.stderr).contains("kernel test");
     assert_eq!(told, signal.is_some());
-    signal == Some(SIGSEGV)
+    signal
 }
 
 #[test]
 fn accesses_past_the_end_fault() {
-    assert!(!faults("device::reads_the_last_word"));
-    assert!(faults("device::reads_past_the_end"));
-    assert!(faults("device::reads_past_the_end_of_shared_memory"));
+    assert_eq!(fault_of("device::reads_the_last_word"), None);
+    let past = [
+        "device::reads_past_the_end",
+        "device::reads_past_the_end_of_shared_memory",
+    ];
+    for test in past {
+        assert_eq!(fault_of(test), Some(SIGSEGV), "{test}");
+    }
+}
+
+#[test]
+fn vectors_at_crooked_addresses_fault() {
+    assert_eq!(fault_of("device::reads_a_vector"), None);
+    assert_eq!(fault_of("device::reads_a_crooked_vector"), Some(SIGILL));
+}
+
+/// Reads 16 bytes at a time, from that word on.
+fn read_vectors(first: u32) {
+    let source = own!("to[thread] = ((const Words4*)(from + arguments.count % 2))->at[0];");
+    // `count` is the number of results.
+    run(&source, 0, block(32, 0), &[0; 64], 32 + first as usize).unwrap();
+}
+
+#[test]
+#[ignore = "another test runs it"]
+fn reads_a_vector() {
+    read_vectors(0);
+}
+
+#[test]
+#[ignore = "another test runs it: it ends its process"]
+fn reads_a_crooked_vector() {
+    read_vectors(1);
 }
 
 #[test]

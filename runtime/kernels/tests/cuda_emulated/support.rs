@@ -11,10 +11,11 @@ use trafficllm_kernels::cuda::{
 /// Orders of threads that a kernel's result must not depend on; the first runs them in turn.
 pub(crate) const SEEDS: [u64; 4] = [0, 1, 2, 3];
 
-/// An emulated device whose threads run in the order of that seed.
+/// An emulated device whose threads run in the order of that seed. Every second one has the capability for which other kernels are taken.
 pub(crate) fn emulated(seed: u64) -> Arc<EmulatedDevice> {
     EmulatedDevice::new(&Options {
         seed,
+        capability: if seed % 2 == 0 { (9, 0) } else { (8, 0) },
         ..Options::default()
     })
 }
