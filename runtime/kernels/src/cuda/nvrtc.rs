@@ -1,7 +1,7 @@
 //! The compiler that runs in the process: NVIDIA's libnvrtc.
 
 use std::ffi::{CStr, CString, NulError, OsString, c_char, c_int};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cudarc::nvrtc::sys::{self, nvrtcProgram};
 
@@ -54,17 +54,21 @@ impl Nvrtc {
     /// [`DeviceError::Unavailable`]: it is not there, or too old.
     pub(super) fn load(place: Option<OsString>) -> Result<Self, DeviceError> {
         let names = library::names("nvrtc", None);
-        let (candidates, at) = match place.map(PathBuf::from) {
-            Some(folder) if folder.is_dir() => {
-                let at = format!(" in {VARIABLE}={}", folder.display());
-                (names.iter().map(|name| folder.join(name)).collect(), at)
+        // An absolute path: for a name without a slash the system would search.
+        let place = place.filter(|place| !place.is_empty()).map(PathBuf::from);
+        let place = place.map(|place| std::path::absolute(&place).unwrap_or(place));
+        let (candidates, folder, at) = match place {
+            Some(place) => {
+                let at = format!(" at {VARIABLE}={}", place.display());
+                if place.is_dir() {
+                    let inside = names.iter().map(|name| place.join(name)).collect();
+                    (inside, Some(place), at)
+                } else {
+                    let folder = place.parent().map(Path::to_owned);
+                    (vec![place], folder, at)
+                }
             }
-            Some(path) => {
-                let at = format!(" at {VARIABLE}={}", path.display());
-                // Without a slash the system would search for it.
-                (vec![std::path::absolute(&path).unwrap_or(path)], at)
-            }
-            None => (names, String::new()),
+            None => (names, None, String::new()),
         };
         let library = library::load(&candidates).map_err(|reason| {
             let reason = format!(
@@ -87,6 +91,12 @@ impl Nvrtc {
                 version.0, version.1, OLDEST.0, OLDEST.1
             );
             return Err(Missing::CompilerVersion.because(reason));
+        }
+        if let Some(folder) = folder {
+            // The library asks the system for this one by name, which finds what is loaded already. Where it is not there, the system may
+            // have it, and else the compiler says so.
+            let builtins = format!("libnvrtc-builtins.so.{}.{}", version.0, version.1);
+            let _ = library::load(&[folder.join(builtins)]);
         }
         Ok(Self { calls, version })
     }
