@@ -2,7 +2,7 @@
 """A llama of random bf16 weights in PyTorch, asked for labels of flows: for each line of standard input, a JSON request
 `{"case": "shared" | "whole", "flows": N}`, it answers with a line `{"seconds": S, "setting": "..."}` or `{"error": "..."}`.
 
-    torch_llama.py SHAPE_JSON [DEVICE]      first line of the answer: {"engine": "...", "device": "..."} or {"error": "..."}
+    torch_llama.py [--device DEVICE] SHAPE_JSON      first line of the answer: {"engine": "...", "device": "..."} or {"error": "..."}
 
 A flow has `tokens` tokens, of which the first `shared_tokens` are the same in all flows. `whole` runs them all; `shared` has the keys and
 values of the shared ones from before, at the front of buffers that each flow's own are written behind. As in the engine that this is
@@ -12,6 +12,7 @@ Attention is `scaled_dot_product_attention`. The layers run as they are and thro
 there is a device, and with the mask given in two ways; the fastest of these is measured, and named.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -31,8 +32,11 @@ def main():
     except ImportError as error:
         print(json.dumps({"error": f"no PyTorch: {error}"}), flush=True)
         return
-    shape = json.loads(sys.argv[1])
-    device = torch.device(sys.argv[2] if len(sys.argv) > 2 else "cuda:0")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("shape", type=json.loads)
+    arguments = parser.parse_args()
+    shape, device = arguments.shape, torch.device(arguments.device)
     has_cuda = device.type == "cuda"
     if has_cuda and not torch.cuda.is_available():
         print(json.dumps({"error": "PyTorch finds no CUDA device"}), flush=True)
