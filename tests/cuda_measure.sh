@@ -110,16 +110,18 @@ kernels() { # NAME COMMAND...
 }
 
 check() {
-    local tool
+    local end=$until tools=2
     kernels "kernels against the processor" env
     measure labels
     if ! command -v compute-sanitizer >/dev/null; then
         fail "compute-sanitizer is not installed: memcheck and racecheck did not run"
         return
     fi
+    local tool
     for tool in memcheck racecheck; do
-        # Each has half of what is left of the part's time.
-        kernels "kernels under $tool" env TLLM_CUDA_SMALL=1 compute-sanitizer --tool "$tool" --error-exitcode 99
+        # What is left of the part's time is shared out.
+        until=$((SECONDS + (end - SECONDS) / tools--))
+        kernels "kernels under $tool" compute-sanitizer --tool "$tool" --error-exitcode 99
     done
 }
 
@@ -157,7 +159,7 @@ emulated() {
     scale=(--tiny --rounds 1)
     for part in labels roofline engine seven; do
         measure "$part"
-        grep -q "^{\"part\":\"$part\",\"name\":\"done\"" "$work/measured.jsonl" || fail "$part: its lines are not whole"
+        grep -qx "{\"name\":\"done\",\"part\":\"$part\"}" "$work/measured.jsonl" || fail "$part: its lines are not whole"
     done
     ! grep -q 'NaN\|null' "$work/measured.jsonl" || fail "figures that are no numbers"
 }
