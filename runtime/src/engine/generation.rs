@@ -399,11 +399,11 @@ impl Generations {
     }
 
     /// Tells of where every generation's model runs that is alive, as far as that is known.
-    pub(super) fn each_placement(&self, mut take: impl FnMut(&Placement)) {
+    pub(super) fn each_placement(&self, take: impl FnMut(&Placement)) {
         let known = lock(&self.known);
         let all = known.retired.iter().chain([&known.current]);
         all.filter_map(|generation| generation.placement())
-            .for_each(|placement| take(placement));
+            .for_each(take);
     }
 
     /// Bytes that model and heads of a generation add to those of [`Self::bytes`].
