@@ -45,7 +45,8 @@ fn bundle() -> Bundle {
     task(0, TASK, ADAPTER, DEEP_PATHS);
     task(1, "second_task", SECOND, FLAT_PATHS);
     manifest["tasks"].as_array_mut().unwrap().truncate(2);
-    manifest["self_test"] = json!([]);
+    let promise = |tokens: &[u32], label: &str, score: f32| json!([{"tokens": tokens, "task": "second_task", "label": label, "score": score}]);
+    manifest["self_test"] = promise(&[1], "second_task-0", 0.5);
     let files = BTreeMap::from([
         ("base.gguf".to_owned(), base_gguf()),
         ("tokenizer.json".to_owned(), b"{}".to_vec()),
@@ -70,9 +71,7 @@ fn bundle() -> Bundle {
     };
     let verdict = classified(&model, &[item], &mut Scratch::default())[0];
     let label = &model.tasks()[1].labels()[verdict.label as usize];
-    manifest["self_test"] = json!([{
-        "tokens": item.tokens, "task": "second_task", "label": label, "score": verdict.score,
-    }]);
+    manifest["self_test"] = promise(item.tokens, label, verdict.score);
     built(&manifest)
 }
 

@@ -162,7 +162,7 @@ impl Lane {
 }
 
 impl Scratch {
-    /// Begins another batch.
+    /// Begins another batch, on the device if there is a lane.
     pub(super) fn begin_batch(&mut self) {
         self.used_device = self.lane.is_some();
     }
@@ -186,8 +186,9 @@ impl Model {
         scratch: &mut Scratch,
         wants_states: bool,
     ) -> Result<bool, ModelError> {
-        let is_own = |lane: &&mut Lane| lane.model.is_of(self);
-        let Some(lane) = scratch.lane.as_mut().filter(is_own) else {
+        // What went wrong once in a batch is not tried again in it.
+        let is_to_run = |lane: &&mut Lane| scratch.used_device && lane.model.is_of(self);
+        let Some(lane) = scratch.lane.as_mut().filter(is_to_run) else {
             scratch.used_device = false;
             return Ok(false);
         };
