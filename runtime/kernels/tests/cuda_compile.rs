@@ -15,6 +15,7 @@ const TARGETS: [Target; 4] = [Target::SM_80, Target::SM_86, Target::SM_89, Targe
 const STATIC_SHARED_BYTES_MAX: u32 = 48 << 10;
 
 /// None where there is no libnvrtc and none is required.
+#[allow(clippy::print_stdout, reason = "says what is skipped")]
 fn compiler(cache: &ImageCache) -> Option<Compiler> {
     match Compiler::open(cache) {
         Ok(compiler) => Some(compiler),

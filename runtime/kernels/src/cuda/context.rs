@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(context.enter().err(), Some(DeviceError::Forked));
         assert!(context.enter_to_end().is_none());
         drop(context);
-        assert_eq!(recorded::asked(), [String::new(); 0]);
+        assert!(recorded::asked().is_empty());
     }
 
     #[test]

@@ -97,8 +97,10 @@ macro_rules! functions {
 pub(super) use functions;
 
 #[cfg(test)]
+pub(super) type Answer = fn(&'static str) -> std::ffi::c_int;
+
+#[cfg(test)]
 thread_local! {
     /// What answers for functions that the tests stand in for.
-    pub(super) static ANSWER: std::cell::Cell<Option<fn(&'static str) -> std::ffi::c_int>> =
-        const { std::cell::Cell::new(None) };
+    pub(super) static ANSWER: std::cell::Cell<Option<Answer>> = const { std::cell::Cell::new(None) };
 }

@@ -123,7 +123,7 @@ fn a_lost_device_stays_lost_and_everything_is_given_back() {
     assert_eq!(device.free_bytes(), Err(lost.clone()));
     assert_eq!(device.begin_capture(stream), Err(lost));
     // The driver was not asked again but for what is given back.
-    assert_eq!(asked(), [String::new(); 0]);
+    assert!(asked().is_empty());
     // SAFETY: allocated above.
     unsafe { device.free(address) };
     drop(device);
@@ -155,7 +155,7 @@ fn kernels_are_compiled_and_loaded_once() {
         ]
     );
     assert_eq!(device.kernel(&source(1)), Ok(first));
-    assert_eq!(asked(), [String::new(); 0]);
+    assert!(asked().is_empty());
     assert_ne!(device.kernel(&source(2)), Ok(first));
     asked();
     // What does not compile or load is told, and the next call tries again.
