@@ -77,7 +77,7 @@ pub(super) struct Tasks {
     pub(super) embeddings: Buffer<f32>,
     pub(super) embedding_rows: usize,
     /// `[layers, prefix rows of all tasks, key size]` 16-bit floats: keys and values.
-    pub(super) prefixes: Option<(Buffer<u16>, Buffer<u16>)>,
+    pub(super) prefixes: Option<Halves>,
     pub(super) prefix_rows: usize,
     /// `[layers]`, empty where no task has factors.
     pub(super) factors: Vec<[FactorTable; 4]>,
@@ -189,13 +189,19 @@ fn check(config: &TransformerConfig, task: &DeviceTask<'_>) -> Result<(), Device
     Ok(())
 }
 
+/// Keys and values, 16-bit floats.
+type Halves = (Buffer<u16>, Buffer<u16>);
+
+/// Both factors of one kind of matrix, of all layers.
+type TwoFactors = (Buffer<f32>, Buffer<f32>);
+
 /// Keys and values of all prefixes, layer by layer.
 fn upload_prefixes(
     stream: &mut Stream,
     config: &TransformerConfig,
     tasks: &[DeviceTask<'_>],
     prefix_rows: usize,
-) -> Result<Option<(Buffer<u16>, Buffer<u16>)>, DeviceError> {
+) -> Result<Option<Halves>, DeviceError> {
     if prefix_rows == 0 {
         return Ok(None);
     }
@@ -246,7 +252,7 @@ fn upload_factors(
     let mut layers = Vec::new();
     for layer in 0..config.layers {
         let mut table = |matrix: usize| {
-            let of_task = |(rank, factors): &(usize, Vec<(Buffer<f32>, Buffer<f32>)>)| {
+            let of_task = |(rank, factors): &(usize, Vec<TwoFactors>)| {
                 let of_layer = factors.get(matrix).map(|(a, b)| {
                     Ok(Factors {
                         rank: *rank,
