@@ -20,9 +20,9 @@ use trafficllm_model::transformer::{
 };
 use trafficllm_model::{Activations, Device, DeviceError, DeviceOptions, LabelTrie, Level};
 
-/// How far a state may be from the processor's, as a share of the largest magnitude of the state. Attention takes 16-bit floats; where a
-/// value then lies on the other side of the middle between two steps of 8 bits, it moves by a whole step, a 127th.
-const TOLERANCE: f32 = 0.03;
+/// How far a state may be from the processor's, as a share of its length. Attention takes 16-bit floats: about one value in twenty then
+/// becomes the next step of 8 bits, which is as much as that quantisation loses by itself. Found: 0.023 at most.
+const TOLERANCE: f32 = 0.04;
 
 const LABELS: usize = 5;
 
@@ -309,18 +309,18 @@ fn lane_states(
     Ok(states)
 }
 
-/// The largest distance of a state from the expected one, as a share of its largest magnitude.
+/// The largest distance of a state from the expected one, as a share of the length of that.
 fn distance(found: &[f32], expected: &[f32], hidden: usize) -> f32 {
     assert_eq!(found.len(), expected.len());
+    let length = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|value| value * value).sum::<f32>().sqrt()
+    };
     let states = found
         .chunks_exact(hidden)
         .zip(expected.chunks_exact(hidden));
     let of_state = |(found, expected): (&[f32], &[f32])| {
-        let largest = expected
-            .iter()
-            .fold(0.0_f32, |most, value| most.max(value.abs()));
-        let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-        differences.fold(0.0_f32, f32::max) / largest
+        let mut differences = found.iter().zip(expected).map(|(a, b)| a - b);
+        length(&mut differences) / length(&mut expected.iter().copied())
     };
     states.map(of_state).fold(0.0, f32::max)
 }
@@ -333,7 +333,7 @@ const SIZES: LaneSizes = LaneSizes {
     beginning_tokens: 20,
 };
 
-fn check(weights: &TransformerWeights, options: DeviceOptions, sizes: &LaneSizes, tolerance: f32) {
+fn check(weights: &TransformerWeights, options: DeviceOptions, sizes: &LaneSizes) {
     let config = &weights.config;
     let tasks = tasks(config);
     let model = on_device(emulated(1), weights, &tasks, options).unwrap();
@@ -342,7 +342,7 @@ fn check(weights: &TransformerWeights, options: DeviceOptions, sizes: &LaneSizes
     let found = lane_states(&mut lane, &tasks, &asked, None).unwrap();
     let expected = on_processor(weights.clone(), &tasks, &asked, &[]);
     let distance = distance(&found, &expected, config.hidden);
-    assert!(distance < tolerance, "{distance}");
+    assert!(distance < TOLERANCE, "{distance}");
 }
 
 #[test]
@@ -391,7 +391,7 @@ fn weights_of_4_bits_work_too() {
     };
     for has_minimums in [false, true] {
         let weights = int4_weights(&config, 5, has_minimums);
-        check(&weights, DeviceOptions::default(), &small, TOLERANCE);
+        check(&weights, DeviceOptions::default(), &small);
     }
 }
 
@@ -401,8 +401,8 @@ fn activations_of_16_bits_are_near_to_those_of_8() {
         activations: Activations::Bf16,
         ..DeviceOptions::default()
     };
-    // What the processor loses by 8 bits is the larger part of the distance.
-    check(&int8_weights(&config(), 1), options, &SIZES, 0.1);
+    // The distance is what the processor loses by 8 bits.
+    check(&int8_weights(&config(), 1), options, &SIZES);
 }
 
 #[test]
