@@ -30,6 +30,8 @@ impl Report {
         };
         let shown: Vec<String> = figures
             .iter()
+            // What the name says already stands in the lines of JSON only.
+            .filter(|(_, value)| value.as_str().is_none_or(|text| !name.contains(text)))
             .map(|(key, value)| match value {
                 Value::Number(number) => format!("{key} {}", short(number.as_f64())),
                 Value::String(text) => format!("{key} {text}"),
@@ -60,7 +62,7 @@ fn short(number: Option<f64>) -> String {
     let Some(number) = number else {
         return "-".to_owned();
     };
-    if number == 0.0 || number.abs() >= 1000.0 {
+    if number.fract() == 0.0 || number.abs() >= 1000.0 {
         return format!("{number:.0}");
     }
     let before_point = number.abs().log10().floor() as i32 + 1;
@@ -83,7 +85,7 @@ mod tests {
         assert_eq!(short(Some(12345.6)), "12346");
         assert_eq!(short(Some(12.3456)), "12.35");
         assert_eq!(short(Some(0.001_234_56)), "0.001235");
-        assert_eq!(short(Some(0.0)), "0");
+        assert_eq!(short(Some(24.0)), "24");
         assert_eq!(short(None), "-");
     }
 }
