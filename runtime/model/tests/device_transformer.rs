@@ -21,7 +21,7 @@ use trafficllm_model::transformer::{
 use trafficllm_model::{Activations, Device, DeviceError, DeviceOptions, LabelTrie, Level};
 
 /// How far a state may be from the processor's, as a share of its length. Attention takes 16-bit floats: about one value in twenty then
-/// becomes the next step of 8 bits, which is as much as that quantisation loses by itself. Found: 0.023 at most.
+/// becomes the next step of 8 bits, which is as much as that quantisation loses by itself. Found: 0.017 with 8 bits a weight, 0.023 with 4.
 const TOLERANCE: f32 = 0.04;
 
 const LABELS: usize = 5;

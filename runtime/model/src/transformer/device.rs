@@ -4,6 +4,7 @@
 //! [`DeviceTransformer`] is what all threads share: weights and tables. A [`TransformerLane`] is one thread's: buffers of their full size
 //! from the start, and graphs of the whole pass for classes of batches.
 
+mod answers;
 mod beginning;
 mod classes;
 mod graphs;
@@ -23,8 +24,9 @@ use super::{LayerWeights, TransformerConfig, TransformerError};
 use tasks::Tasks;
 use weights::{Base, Layer};
 
+pub use answers::Decided;
 pub use beginning::DeviceBeginning;
-pub use lane::{Decided, LaneSizes, TransformerLane};
+pub use lane::{LaneSizes, TransformerLane};
 pub use tasks::DeviceTask;
 pub use weights::DeviceBase;
 

@@ -3,18 +3,15 @@
 use std::sync::Arc;
 
 use trafficllm_kernels::cuda::{
-    Batch, BatchBounds, Buffer, Class, DeviceError, Epilogue, Pinned, QUERY_TILE, Stream,
-    TILE_ROWS, TOKEN_TILE,
+    Batch, BatchBounds, Class, DeviceError, Epilogue, QUERY_TILE, Stream, TILE_ROWS, TOKEN_TILE,
 };
 
+use super::answers::{Answers, Decided};
 use super::classes::{class_of, sum};
 use super::graphs::{GraphKey, Graphs};
 use super::pass::{Buffers, Pass, Purpose};
 use super::plan::{Plan, sizes_of};
 use super::{DeviceBeginning, DeviceSequence, DeviceTransformer};
-
-/// What errors call answers.
-const ANSWERS: &str = "answers of a batch";
 
 /// The largest batch that a lane runs at once; what is larger runs in parts, but a sequence with its queries has to fit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,17 +43,6 @@ impl LaneSizes {
     }
 }
 
-/// The answer to one query.
-#[derive(Debug, Clone, Copy)]
-pub struct Decided<'a> {
-    /// The likeliest child of the query's node: the first of the highest logits.
-    pub best: usize,
-    /// The probabilities of all children of the node.
-    pub probabilities: &'a [f32],
-    /// The final hidden state `[hidden]` of the query's last row; empty unless asked for.
-    pub state: &'a [f32],
-}
-
 /// One thread's stream, buffers and graphs.
 #[derive(Debug)]
 pub struct TransformerLane {
@@ -69,46 +55,8 @@ pub struct TransformerLane {
     buffers: Buffers,
     answers: Answers,
     graphs: Graphs,
-}
-
-/// What comes back from the device.
-#[derive(Debug)]
-struct Answers {
-    /// `[queries]`.
-    best: (Buffer<u32>, Pinned<u32>),
-    /// `[queries, most children of a node]`.
-    probabilities: (Buffer<f32>, Pinned<f32>),
-    stride: usize,
-    /// `[queries, hidden]`.
-    states: Pinned<f32>,
-}
-
-impl Answers {
-    fn new(model: &DeviceTransformer, queries: usize) -> Result<Self, DeviceError> {
-        let memory = &model.memory;
-        let stride = model.tasks.labels.children_max().max(1);
-        let probabilities = queries.saturating_mul(stride);
-        Ok(Self {
-            best: (
-                Buffer::zeroed(memory, ANSWERS, queries)?,
-                Pinned::zeroed(memory, ANSWERS, queries)?,
-            ),
-            probabilities: (
-                Buffer::zeroed(memory, ANSWERS, probabilities)?,
-                Pinned::zeroed(memory, ANSWERS, probabilities)?,
-            ),
-            stride,
-            states: Pinned::zeroed(memory, ANSWERS, queries.saturating_mul(model.config.hidden))?,
-        })
-    }
-
-    fn device_bytes(&self) -> usize {
-        self.best.0.bytes() + self.probabilities.0.bytes()
-    }
-
-    fn host_bytes(&self) -> usize {
-        self.best.1.bytes() + self.probabilities.1.bytes() + self.states.bytes()
-    }
+    /// Something was asked of the stream whose end is not known: until it is, the memory for copies counts as in use.
+    is_unfinished: bool,
 }
 
 impl TransformerLane {
@@ -143,6 +91,7 @@ impl TransformerLane {
             buffers: Buffers::new(model, &capacity)?,
             answers: Answers::new(model, capacity.queries)?,
             graphs: Graphs::default(),
+            is_unfinished: false,
             model: Arc::clone(model),
         };
         lane.prepare()?;
@@ -236,7 +185,8 @@ impl TransformerLane {
             }
             let part = part.iter().filter(|sequence| !sequence.queries.is_empty());
             self.run(part.clone(), &sizes, beginning, wants_states)?;
-            self.hand_out(part, wants_states, &mut take)?;
+            self.answers
+                .hand_out(&self.model, part, wants_states, &mut take)?;
         }
         Ok(())
     }
@@ -266,13 +216,24 @@ impl TransformerLane {
             queries: &[],
         };
         let class = class_of(&sizes_of(&sequence, &[]), &self.capacity);
+        self.settle()?;
         self.plan.fill([sequence].iter(), &[], 0);
         self.batch.fill(&self.plan.rows(), class)?;
+        self.is_unfinished = true;
         let asked = self.ask_beginning(&beginning, class);
-        // Also after a refusal, as in `run`.
-        let done = self.stream.synchronize();
+        // Also after a refusal: part of it may have been asked.
+        let done = self.settle();
         asked.and(done)?;
         Ok(beginning)
+    }
+
+    /// Waits for the end of what was asked, unless it was seen already.
+    fn settle(&mut self) -> Result<(), DeviceError> {
+        if self.is_unfinished {
+            self.stream.synchronize()?;
+            self.is_unfinished = false;
+        }
+        Ok(())
     }
 
     /// Asks for the keys and values of the tokens that the batch was filled with.
@@ -330,6 +291,7 @@ impl TransformerLane {
         beginning: Option<&DeviceBeginning>,
         wants_states: bool,
     ) -> Result<(), DeviceError> {
+        self.settle()?;
         let Self {
             model,
             stream,
@@ -338,6 +300,7 @@ impl TransformerLane {
             buffers,
             answers,
             graphs,
+            is_unfinished,
             ..
         } = self;
         let class = class_of(sizes, &self.capacity);
@@ -361,69 +324,16 @@ impl TransformerLane {
                     has_lora: key.has_lora,
                 };
                 pass.ask()?;
-                let (best, probabilities) = (&answers.best, &answers.probabilities);
-                model.operations.on(stream, batch, class)?.label_scores(
-                    &buffers.states,
-                    &model.tasks.labels,
-                    &best.0,
-                    &probabilities.0,
-                    answers.stride,
-                )?;
-                stream.copy_out(&best.0.part(0..class.queries)?, &best.1)?;
-                let count = class.queries * answers.stride;
-                stream.copy_out(&probabilities.0.part(0..count)?, &probabilities.1)?;
-                if wants_states {
-                    let count = class.queries * model.config.hidden;
-                    stream.copy_out(&buffers.states.part(0..count)?, &answers.states)?;
-                }
-                Ok::<(), DeviceError>(())
+                let run = model.operations.on(stream, batch, class)?;
+                answers.score(model, run, &buffers.states)?;
+                let states = wants_states.then_some(&buffers.states);
+                answers.copy_out(stream, model, class.queries, states)
             })
         })?;
+        *is_unfinished = true;
         let launched = stream.launch_graph(graph);
-        // Also after a refusal: until then the memory for copies counts as in use, and no later batch could be filled.
-        let done = stream.synchronize();
+        // Also after a refusal: part of it may have been asked.
+        let done = self.settle();
         launched.and(done)
-    }
-
-    /// Gives the answers of the part that was run last.
-    fn hand_out<'s>(
-        &self,
-        sequences: impl Iterator<Item = &'s DeviceSequence<'s>>,
-        wants_states: bool,
-        take: &mut impl FnMut(Decided<'_>),
-    ) -> Result<(), DeviceError> {
-        let (answers, tasks) = (&self.answers, &self.model.tasks);
-        let hidden = self.model.config.hidden;
-        let queries = sequences.flat_map(|sequence| sequence.queries);
-        let each = |best: &[u32], probabilities: &[f32], states: &[f32]| {
-            for (at, query) in queries.enumerate() {
-                let first = tasks.rows.get(query.task).map_or(0, |task| task.first_node);
-                let children = tasks.node_children.get(first as usize + query.node);
-                let children = children.copied().unwrap_or(0) as usize;
-                let best = best.get(at).map_or(0, |best| *best as usize);
-                if best >= children {
-                    return Err(DeviceError::Index {
-                        what: "label word of query",
-                        at,
-                        limit: children,
-                        found: best,
-                    });
-                }
-                let state = at * hidden..(at + 1) * hidden;
-                take(Decided {
-                    best,
-                    probabilities: &probabilities[at * answers.stride..][..children],
-                    state: if wants_states { &states[state] } else { &[] },
-                });
-            }
-            Ok(())
-        };
-        let (best, probabilities) = (&answers.best.1, &answers.probabilities.1);
-        best.with(|best| {
-            probabilities.with(|probabilities| {
-                let states = &answers.states;
-                states.with(|states| each(best, probabilities, states))
-            })
-        })???
     }
 }
