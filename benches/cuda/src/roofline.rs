@@ -7,13 +7,13 @@ use std::sync::Arc;
 use serde_json::json;
 use trafficllm_kernels::RotaryTable;
 use trafficllm_kernels::cuda::{
-    Activations, AttentionTile, Batch, BatchBounds, BatchRows, Buffer, Class, Device, DeviceMatrix,
-    DeviceMemory, EmbeddingTable, Epilogue, Floats, KeyRange, KeySources, LabelNode, LabelTable,
-    Norm, Operations, PackedWeights, Rotary, Rotated, RowKind, RowSet, Stream, TOKEN_TILE, Then,
-    Tiles,
+    Activations, Buffer, Class, Device, DeviceMatrix, DeviceMemory, EmbeddingTable, Epilogue,
+    Floats, KeySources, LabelNode, LabelTable, Norm, Operations, PackedWeights, Rotary, Rotated,
+    RowKind, RowSet, Stream, Then, Tiles,
 };
 
 use crate::ceilings::Ceilings;
+use crate::lists::{PREFIX_ROWS, Rows, fill, rows};
 use crate::random::{Format, Random};
 use crate::report::Report;
 use crate::shapes::Shape;
@@ -23,8 +23,6 @@ use crate::{Failure, Scale};
 /// Copies of weights are at least as many as make this, so that each comes from memory and not from a cache.
 const ROTATED_BYTES: usize = 256 << 20;
 const COPIES_MAX: usize = 16;
-/// Rows of keys of a task's prefix.
-const PREFIX_ROWS: usize = 16;
 const EPSILON: f32 = 1e-5;
 
 /// What is known of a kernel's work.
@@ -40,12 +38,6 @@ struct Work {
 struct Measured {
     work: Work,
     timed: Timed,
-}
-
-/// The lists of one number of tokens, and their class.
-struct Rows {
-    batch: Batch,
-    class: Class,
 }
 
 struct Bench<'a> {
@@ -130,101 +122,6 @@ pub(crate) fn measure(
         )?;
     }
     Ok(())
-}
-
-/// Random floats on the device, a block of them over and over.
-fn fill(stream: &mut Stream, random: &mut Random, count: usize) -> Result<Buffer<f32>, Failure> {
-    let block = random.floats(count.min(1 << 20));
-    let values: Vec<f32> = block.iter().copied().cycle().take(count).collect();
-    Ok(Buffer::uploaded(stream, "rows", &values)?)
-}
-
-/// Sequences of the shape's own tokens and a query row each, behind what they share.
-fn rows(
-    memory: &Arc<DeviceMemory>,
-    stream: &mut Stream,
-    shape: &Shape,
-    tokens: usize,
-) -> Result<Rows, Failure> {
-    let own = shape.tokens - shape.shared_tokens;
-    let starts: Vec<usize> = (0..tokens).step_by(own).collect();
-    let queries = starts.len();
-    let shared = KeyRange {
-        source: 2,
-        count: shape.shared_tokens as u32,
-        ..KeyRange::default()
-    };
-    let (mut token_tiles, mut query_tiles, mut positions) = (Vec::new(), Vec::new(), Vec::new());
-    for &start in &starts {
-        let end = (start + own).min(tokens);
-        positions.extend((0..end - start).map(|at| (shape.shared_tokens + at) as u32));
-        for first in (start..end).step_by(TOKEN_TILE as usize) {
-            token_tiles.push(AttentionTile {
-                first_row: first as u32,
-                rows: (end - first).min(TOKEN_TILE as usize) as u32,
-                own_first: start as u32,
-                ranges: 1,
-                context: [shared, KeyRange::default(), KeyRange::default()],
-            });
-        }
-    }
-    for (query, &start) in starts.iter().enumerate() {
-        let end = (start + own).min(tokens);
-        let row = (tokens + query) as u32;
-        positions.push((shape.shared_tokens + end - start) as u32);
-        let prefix = KeyRange {
-            source: 1,
-            count: PREFIX_ROWS as u32,
-            ..KeyRange::default()
-        };
-        let sequence = KeyRange {
-            source: 0,
-            first: start as u32,
-            count: (end - start) as u32,
-            reserved: 0,
-        };
-        query_tiles.push(AttentionTile {
-            first_row: row,
-            rows: 1,
-            own_first: row,
-            ranges: 3,
-            context: [prefix, shared, sequence],
-        });
-    }
-    let class = Class {
-        tokens,
-        query_rows: queries,
-        queries,
-        token_tiles: token_tiles.len(),
-        query_tiles: query_tiles.len(),
-    };
-    let bounds = BatchBounds {
-        vocabulary: shape.vocabulary,
-        query_embeddings: 1,
-        positions: shape.tokens + 1,
-        tasks: 0,
-        nodes: 1,
-        prefix_rows: PREFIX_ROWS,
-        beginning_rows: shape.shared_tokens,
-    };
-    let mut row_index = Random::new(3).below(tokens, shape.vocabulary);
-    row_index.extend(vec![0; queries]);
-    let last_rows: Vec<u32> = (tokens..tokens + queries).map(|row| row as u32).collect();
-    let batch = Batch::new(memory, class, bounds)?;
-    let lists = BatchRows {
-        tokens,
-        row_index: &row_index,
-        positions: &positions,
-        row_task: &vec![-1; tokens + queries],
-        last_rows: &last_rows,
-        query_node: &vec![0; queries],
-        token_tiles: &token_tiles,
-        query_tiles: &query_tiles,
-    };
-    batch.fill(&lists, class)?;
-    batch.copy_in(stream)?;
-    stream.synchronize()?;
-    Ok(Rows { batch, class })
 }
 
 impl Bench<'_> {
