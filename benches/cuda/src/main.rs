@@ -11,6 +11,7 @@ mod ceilings;
 mod engine;
 mod flows;
 mod labels;
+mod lists;
 mod random;
 mod report;
 mod roofline;

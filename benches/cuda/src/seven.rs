@@ -172,11 +172,7 @@ pub(crate) fn measure(
     } else {
         Shape::llama_7b()
     };
-    let counts: &[usize] = if is_tiny {
-        &[1, 2]
-    } else {
-        &[1, 8, 32, 64, 128]
-    };
+    let counts: &[usize] = if is_tiny { &[1, 2] } else { &[1, 32, 128] };
     let flows_max = counts.iter().copied().max().unwrap_or(1);
     let mut contenders = Vec::new();
     for format in Format::ALL {
