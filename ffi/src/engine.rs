@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use trafficllm::{Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
+use trafficllm::{DeviceChoice, Engine, FlowConfig, FlowRecorder, RecorderCounters, Settings};
 
 use crate::boundary::{Output, fill_name, growing, guard, text, write_struct, write_text};
 use crate::config::{settings_of, tllm_config};
@@ -377,12 +377,19 @@ pub extern "C" fn tllm_engine_stop(engine: *mut tllm_engine, timeout_us: u64) ->
     guard(|| engine_of(engine)?.stop(Duration::from_micros(timeout_us)))
 }
 
+/// Where a device was chosen: its driver may start threads when it is given a model.
+fn blocked_for_device(settings: &Settings) -> Option<SignalsBlocked> {
+    let is_chosen = settings.device_options().choice != DeviceChoice::Cpu;
+    is_chosen.then(SignalsBlocked::block)
+}
+
 /// Changes the model while the engine works: opens and verifies the bundle at `path`, runs its self-test, and swaps. Flows under way
-/// finish on the model before; every verdict says which model gave it. On an error the model before goes on, and the text says what
+/// finish on the model before; every verdict says which model gave it. A device keeps that model until synchronous sessions that used it
+/// judge again or are freed. On an error the model before goes on, and the text says what
 /// was wrong. It takes as long as tllm_model_open: call it beside the packet path.
 ///
-/// Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device has no room for it),
-/// TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device that was chosen
+/// by number has no room for it or cannot run it), TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 ///
 /// # Safety
 /// `path` is NULL or ends with a NUL.
@@ -396,9 +403,13 @@ pub unsafe extern "C" fn tllm_engine_activate(
         let path = unsafe { text(path, "path") }?;
         let state = engine_of(engine)?;
         let engine = state.get()?;
-        // A device's driver may start threads when it is given a model.
-        let _blocked = SignalsBlocked::block();
-        engine.activate_with(|| load(path, &state.settings))?;
+        let mut blocked = None;
+        engine.activate_with(|| {
+            let model = load(path, &state.settings)?;
+            blocked = blocked_for_device(&state.settings);
+            Ok(model)
+        })?;
+        drop(blocked);
         Ok(TLLM_OK)
     })
 }
@@ -414,7 +425,7 @@ pub extern "C" fn tllm_engine_activate_model(
 ) -> i32 {
     guard(|| {
         let state = engine_of(engine)?;
-        let _blocked = SignalsBlocked::block();
+        let _blocked = blocked_for_device(&state.settings);
         state.get()?.activate(model_of(model)?)?;
         Ok(TLLM_OK)
     })
@@ -567,8 +578,8 @@ pub unsafe extern "C" fn tllm_engine_metrics(
     })
 }
 
-/// Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or "cpu" with the reason in brackets why it is no
-/// device, where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
+/// Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or a text that begins with "cpu" where no device
+/// runs it, and says why where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
 ///
@@ -663,7 +674,7 @@ pub unsafe extern "C" fn tllm_engine_head_enable(
 /// the packet path: modules are compiled. On an error the heads before go on.
 ///
 /// Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),
-/// TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+/// TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_DEVICE (as the start that failed), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn tllm_engine_activate_heads(
     engine: *mut tllm_engine,
@@ -672,6 +683,7 @@ pub extern "C" fn tllm_engine_activate_heads(
     guard(|| {
         let state = engine_of(engine)?;
         let options = settings_of(config)?.head_options();
+        let _blocked = blocked_for_device(&state.settings);
         state.get()?.set_heads(&options)?;
         Ok(TLLM_OK)
     })

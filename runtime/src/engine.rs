@@ -118,7 +118,7 @@ impl Engine {
     /// [`Engine::device_status`] says what is the matter.
     ///
     /// # Errors
-    /// [`Error::Stopped`]; [`Error::Device`] and [`Error::MemoryBudget`], and no worker is started then; a thread that the system does not
+    /// [`Error::Stopped`]; [`Error::Device`] and [`Error::MemoryBudget`], neither with `Auto`, and no worker is started then; a thread that the system does not
     /// give: those before it run, and another call starts the others.
     pub fn start(&self) -> Result<(), Error> {
         if self.shared.is_open() {
@@ -189,10 +189,12 @@ impl Engine {
     /// Lets another model judge what is submitted from now on, and gives back its number; the first model is 1. Flows that are under
     /// way, and detections, end with the model that they began with. It is freed when the last of them is done: by a worker or, where none
     /// runs, by the next [`Engine::run_pending`], `activate`, [`Engine::stop`] or the engine's end, and never by a [`Submitter`].
+    /// On a device it stays longer where a [`Classifier`] has judged with it and is idle now: until that one's next call, or its end.
     ///
     /// # Errors
     /// [`Error::UnknownTask`] where the model lacks a task of [`EngineOptions::tasks`], [`Error::MemoryBudget`] where both models do not
-    /// fit, [`Error::Device`] where both do not fit the device that was chosen by number, [`Error::Memory`], [`Error::Stopped`]. Nothing
+    /// fit, [`Error::Device`] where the device that was chosen by number cannot run it (both do not fit, it was
+    /// opened without what a device needs, its self-test differs there), [`Error::Memory`], [`Error::Stopped`]. Nothing
     /// changes then, and [`EngineCounters::swaps_failed`] counts it.
     pub fn activate(&self, model: Arc<Model>) -> Result<u64, Error> {
         self.activate_with(|| Ok(model))
@@ -248,7 +250,8 @@ impl Engine {
     /// number of the generation.
     ///
     /// # Errors
-    /// [`Error::Setting`], [`Error::Head`], [`Error::MemoryBudget`], [`Error::Memory`], [`Error::Stopped`]; nothing changes then.
+    /// [`Error::Setting`], [`Error::Head`], [`Error::MemoryBudget`], [`Error::Memory`], [`Error::Stopped`], [`Error::Device`] where the start
+    /// has failed for that; nothing changes then.
     pub fn set_heads(&self, options: &HeadOptions) -> Result<u64, Error> {
         let activated = self.shared.activate_heads(options);
         match &activated {

@@ -24,11 +24,15 @@ pub const BATCH_SUBJECTS_MAX: usize = 1_024;
 pub const DETECTION_FLOWS_PER_WORKER: usize = 64;
 /// Flows that a detection may have under way beside those of [`DETECTION_FLOWS_PER_WORKER`].
 pub const DETECTION_FLOWS: usize = 256;
-/// Tokens after which a batch is cut where a device runs it, unless configured: it takes so many rows to keep all of it at work.
+/// Tokens after which a batch is cut where a device runs it, unless configured. Chosen, not measured: some tiles of 128 rows for each of a device's
+/// hundred and more processors.
 pub const DEVICE_BATCH_TOKENS_DEFAULT: usize = 16_384;
+/// Tokens for which a thread has room on a device, unless one flow has more: larger batches run in parts.
+pub const DEVICE_LANE_TOKENS_MAX: usize = 1 << 16;
 /// Flows that a detection may have under way for each worker where a device runs the model: one batch that runs and one that is gathered.
 pub const DEVICE_DETECTION_FLOWS_PER_WORKER: usize = 2 * BATCH_SUBJECTS_MAX;
-/// Workers that keep a device busy: one copies while another's batch runs. More only take memory of the device.
+/// Workers of a command that runs its model on a device, unless set: one can gather or copy while another's batch runs, and each takes
+/// memory of the device. Chosen, not measured.
 pub const DEVICE_WORKERS: usize = 4;
 /// The highest number of a CUDA device.
 pub const CUDA_ORDINAL_MAX: usize = 63;

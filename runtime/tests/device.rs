@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{capture, flows_of, small_bundle, started, workers};
+use trafficllm::limits::{BATCH_TOKENS_MAX, DEVICE_LANE_TOKENS_MAX};
 use trafficllm::{
-    DeviceChoice, DeviceOptions, DeviceState, Engine, EngineOptions, Error, Flow, Judgement, Level,
-    Manifest, Model, Outcome, Sink, Submitter,
+    Answer, DeviceChoice, DeviceOptions, DeviceState, Engine, EngineOptions, Error, Flow,
+    Judgement, Level, Manifest, Model, Outcome, Sink, Submitter,
 };
 use trafficllm_cuda_emulator::{EmulatedDevice, Options};
 
@@ -61,6 +62,22 @@ fn some_flows(model: &Model) -> Vec<Flow> {
     flows
 }
 
+fn verdicts_of(answer: &Answer<'_>) -> Verdicts {
+    let Judgement::Verdicts(verdicts) = &answer.judgement else {
+        panic!("{:?}", answer.judgement);
+    };
+    verdicts
+        .iter()
+        .map(|verdict| {
+            (
+                verdict.task.to_owned(),
+                verdict.label.to_owned(),
+                verdict.score,
+            )
+        })
+        .collect()
+}
+
 /// Submits all flows at once and waits for their verdicts, which are in the order of the flows.
 fn judged(engine: &Engine, submitter: &mut Submitter, flows: &[Flow]) -> Vec<Verdicts> {
     let mut all = vec![Verdicts::new(); flows.len()];
@@ -71,19 +88,7 @@ fn judged(engine: &Engine, submitter: &mut Submitter, flows: &[Flow]) -> Vec<Ver
     while left > 0 {
         engine.run_pending();
         left -= submitter.wait(LONG, |answer| {
-            let Judgement::Verdicts(verdicts) = &answer.judgement else {
-                panic!("{:?}", answer.judgement);
-            };
-            all[answer.id as usize] = verdicts
-                .iter()
-                .map(|verdict| {
-                    (
-                        verdict.task.to_owned(),
-                        verdict.label.to_owned(),
-                        verdict.score,
-                    )
-                })
-                .collect();
+            all[answer.id as usize] = verdicts_of(answer);
         });
     }
     all
@@ -175,23 +180,7 @@ fn nothing_runs_on_a_device_before_the_start() {
     let mut submitter = engine.submitter().unwrap();
     let mut both = || {
         let (mut answers, all) = (Vec::new(), flows.iter().collect::<Vec<_>>());
-        let take = |_, answer: &trafficllm::Answer<'_>| {
-            let Judgement::Verdicts(verdicts) = &answer.judgement else {
-                panic!("{:?}", answer.judgement);
-            };
-            answers.push(
-                verdicts
-                    .iter()
-                    .map(|verdict| {
-                        (
-                            verdict.task.to_owned(),
-                            verdict.label.to_owned(),
-                            verdict.score,
-                        )
-                    })
-                    .collect::<Verdicts>(),
-            );
-        };
+        let take = |_, answer: &Answer<'_>| answers.push(verdicts_of(answer));
         classifier.classify(&all, take).unwrap();
         (answers, judged(&engine, &mut submitter, &flows))
     };
@@ -285,6 +274,101 @@ fn batches_are_larger_on_a_device() {
     assert_alike(&judged_once(&engine, &flows), &expected);
     let counters = engine.counters();
     assert_eq!(counters.batches, plain.counters().batches);
+    assert_eq!(counters.device_batches, counters.batches);
+}
+
+#[test]
+fn the_largest_batches_run_in_parts() {
+    let model = small_for_device(|_| ());
+    let flows = some_flows(&model);
+    let expected = judged_once(&started(&model, workers(0)), &flows);
+    let bytes = |batch_tokens, memory_bytes_max| {
+        let device = emulated();
+        let mut options = on(&device, FIRST, 0);
+        options.batch_tokens = batch_tokens;
+        options.device.memory_bytes_max = memory_bytes_max;
+        let engine = started(&model, options);
+        assert_alike(&judged_once(&engine, &flows), &expected);
+        let counters = engine.counters();
+        assert_eq!((counters.batches, counters.device_batches), (1, 1));
+        engine.memory().device_bytes
+    };
+    // From here on a lane is as large as it gets.
+    let most = bytes(DEVICE_LANE_TOKENS_MAX, 0);
+    assert_eq!(bytes(BATCH_TOKENS_MAX, most), most);
+}
+
+/// What a classifier says, which asks for its buffers on the device as soon as it is made.
+fn classified(engine: &Engine, flows: &[Flow]) -> Vec<Verdicts> {
+    let mut classifier = engine.classifier().unwrap();
+    let mut answers = Vec::new();
+    let take = |_, answer: &Answer<'_>| answers.push(verdicts_of(answer));
+    let flows: Vec<&Flow> = flows.iter().collect();
+    classifier.classify(&flows, take).unwrap();
+    answers
+}
+
+#[test]
+fn a_device_that_is_lost_while_buffers_are_made_is_left() {
+    let model = small_for_device(|_| ());
+    let flows = some_flows(&model);
+    let expected = classified(&started(&model, workers(0)), &flows);
+    let device = emulated();
+    let engine = started(&model, on(&device, FIRST, 0));
+    assert_eq!(engine.device_status().state, DeviceState::Active);
+    device.fail_after(0);
+    assert_eq!(classified(&engine, &flows), expected);
+    assert_eq!(engine.device_status().state, DeviceState::Lost);
+    let counters = engine.counters();
+    assert_eq!((counters.device_batches, counters.device_failures), (0, 1));
+    assert_eq!(classified(&engine, &flows), expected);
+    assert_eq!(engine.counters().device_failures, 1);
+}
+
+#[test]
+fn a_short_budget_of_the_host_leaves_the_model_to_the_processor() {
+    let model = small_for_device(|_| ());
+    let device = emulated();
+    let needed = started(&model, on(&device, FIRST, 1))
+        .memory()
+        .total_bytes();
+    let with = |memory_bytes_max, choice| EngineOptions {
+        memory_bytes_max,
+        ..on(&device, choice, 1)
+    };
+    let engine = started(&model, with(needed, FIRST));
+    assert_eq!(engine.device_status().state, DeviceState::Active);
+    drop(engine);
+    let engine = Engine::new(Arc::clone(&model), with(needed - 1, FIRST)).unwrap();
+    let error = engine.start().unwrap_err();
+    assert!(matches!(error, Error::MemoryBudget { .. }), "{error}");
+    drop(engine);
+    let engine = started(&model, with(needed - 1, DeviceChoice::Auto));
+    let status = engine.device_status();
+    assert_eq!(
+        (status.state, status.reason),
+        (DeviceState::Unavailable, error.to_string())
+    );
+    assert_eq!(device.counts().allocated_bytes, 0);
+}
+
+#[test]
+fn without_workers_the_model_before_goes_with_the_next_flows() {
+    let first = small_for_device(|_| ());
+    let second = small_for_device(|manifest| manifest.id = "small-2".to_owned());
+    let flows = some_flows(&first);
+    let device = emulated();
+    let engine = started(&first, on(&device, FIRST, 0));
+    judged_once(&engine, &flows);
+    engine.activate(second).unwrap();
+    // It has a lane of the model before, and nothing to judge.
+    engine.run_pending();
+    assert_eq!(
+        device.counts().allocated_bytes,
+        engine.memory().device_bytes
+    );
+    judged_once(&engine, &flows);
+    let counters = engine.counters();
     assert_eq!(counters.device_batches, counters.batches);
 }
 

@@ -37,6 +37,11 @@ trafficllm::Config make_config(const Settings& settings) {
     return config;
 }
 
+std::string device_of(const std::map<std::string, std::string>& values) {
+    auto found = values.find("engine.device");
+    return found == values.end() ? std::string() : found->second;
+}
+
 } // namespace
 
 Detector::Generation::Generation(const trafficllm::Model& model, const trafficllm::Config& config, Count arg_count)
@@ -109,7 +114,9 @@ Detector::GenerationPtr Detector::Make(const Settings& settings, const Generatio
         throw std::runtime_error(std::to_string(*count) + " engines have not ended yet");
 
     auto config = make_config(settings);
-    auto model = before && before->bundle == settings.bundle ? before->engine.model() : open(settings.bundle, config);
+    // A model is opened for the device that is to run it.
+    auto is_open = before && before->bundle == settings.bundle && device_of(before->values) == device_of(settings.values);
+    auto model = is_open ? before->engine.model() : open(settings.bundle, config);
     auto made = std::make_shared<Generation>(model, config, count);
     made->values = settings.values;
     made->engine.start();

@@ -150,7 +150,7 @@ struct DetectArgs {
     /// How verdicts are written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4 that keep it at work)
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     threads: Option<u16>,
     /// What runs the model: cpu, cuda:N, or auto for a CUDA device if one can be used (default: cpu)
@@ -175,7 +175,7 @@ struct AskArgs {
     /// How verdicts are written to standard output
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
-    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4 that keep it at work)
+    /// Threads that run the model; verdicts do not depend on it (default: one per processor; with a device, 4)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=WORKERS_MAX as i64))]
     threads: Option<u16>,
     /// What runs the model: cpu, cuda:N, or auto for a CUDA device if one can be used (default: cpu)

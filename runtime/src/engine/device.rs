@@ -247,10 +247,38 @@ impl Devices {
         }
     }
 
-    /// Counts what the device did of a batch, and leaves it where it is of no use any more.
-    pub(super) fn count(&self, scratch: &mut Scratch, counts: &Counts, is_done: bool) {
+    /// A placement whose buffers the host's budget allows; else the error, or the processor for this reason.
+    pub(super) fn unless_short(
+        &self,
+        placement: Placement,
+        checked: Result<(), Error>,
+    ) -> Result<Placement, Error> {
+        match checked {
+            Ok(()) => Ok(placement),
+            Err(error) if self.options.choice == DeviceChoice::Auto => {
+                self.refuse(error.to_string()).map(Placement::Cpu)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts what the device did of a batch or refused to a thread, and leaves it where it is of no use any more.
+    pub(super) fn count(
+        &self,
+        (scratch, lanes): (&mut Scratch, &mut Lanes),
+        counts: &Counts,
+        is_done: bool,
+    ) {
         if is_done && scratch.used_device() {
             Counts::add(&counts.device_batches, 1);
+        }
+        if let Some(refusal) = lanes.take_refusal() {
+            Counts::add(&counts.device_failures, 1);
+            if let ModelError::Device(error) = &refusal
+                && error.is_lost()
+            {
+                self.lose(error);
+            }
         }
         if let Some(error) = scratch.take_device_error() {
             let failures = counts.device_failures.fetch_add(1, SeqCst) + 1;

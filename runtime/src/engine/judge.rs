@@ -148,6 +148,16 @@ impl Judge {
         self.lanes.forget_other();
     }
 
+    /// Whether [`Self::forget_replaced`] may have something to do, where a generation is the only one that is left.
+    pub(super) fn has_replaced(&self, left: u64) -> bool {
+        Lanes::has_attached(&self.scratch) && self.ready_for != left
+    }
+
+    /// As [`Self::forget_retired`], of the buffers that the last batch ran on.
+    pub(super) fn forget_replaced(&mut self, left: &Generation) {
+        Lanes::forget_attached(&mut self.scratch, left);
+    }
+
     /// Gives every flow of the batch its answer, drops those that nobody wants, and gives back for how many the model ran.
     pub(super) fn run(&mut self, shared: &Shared) -> usize {
         let now = Instant::now();
@@ -222,7 +232,8 @@ impl Judge {
                 None => core.classify(&items, scratch, verdicts),
                 Some(insight) => core.classify_with(&items, scratch, verdicts, insight),
             };
-            shared.device.count(scratch, &shared.counts, judged.is_ok());
+            let used = (scratch, &mut self.lanes);
+            shared.device.count(used, &shared.counts, judged.is_ok());
             judged
         };
         self.items = emptied(items);

@@ -88,7 +88,21 @@ impl Devices {
         self.status.clone()
     }
 
-    pub(super) fn count(&self, _scratch: &mut Scratch, _counts: &Counts, _is_done: bool) {}
+    pub(super) fn unless_short(
+        &self,
+        placement: Placement,
+        _checked: Result<(), Error>,
+    ) -> Result<Placement, Error> {
+        match placement {}
+    }
+
+    pub(super) fn count(
+        &self,
+        _used: (&mut Scratch, &mut Lanes),
+        _counts: &Counts,
+        _is_done: bool,
+    ) {
+    }
 }
 
 pub(super) fn device_bytes(generations: &Generations) -> u64 {
@@ -115,6 +129,12 @@ impl Lanes {
     pub(super) fn move_to(&self, buffers: Scratch, scratch: &mut Scratch) {
         *scratch = buffers;
     }
+
+    pub(super) fn has_attached(_scratch: &Scratch) -> bool {
+        false
+    }
+
+    pub(super) fn forget_attached(_scratch: &mut Scratch, _left: &Generation) {}
 
     pub(super) fn has_other(&self) -> bool {
         false

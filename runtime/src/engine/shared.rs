@@ -150,11 +150,14 @@ impl Shared {
         drop(making);
         loop {
             let current = self.generations.current();
-            let is_placed = current.placement().is_some() || self.place(&current)?;
+            let placed = match current.placement() {
+                Some(_) => Ok(true),
+                None => self.place(&current),
+            };
             let number = current.number;
             drop(current);
             self.let_go_and_free(number);
-            if is_placed {
+            if placed? {
                 return Ok(());
             }
         }
@@ -168,8 +171,8 @@ impl Shared {
             return Ok(false);
         }
         if let Some(placement) = placement {
-            making.check_budget("buffers for a device", placement.host_bytes())?;
-            current.place(placement);
+            let checked = making.check_budget("buffers for a device", placement.host_bytes());
+            current.place(self.device.unless_short(placement, checked)?);
         }
         self.device.set_current(current.placement());
         self.generations.count_bytes();
@@ -278,6 +281,9 @@ impl Shared {
         let slots = grown * self.slots.load(SeqCst);
         let mut added = self.generations.added_bytes(&next) + slots + buffers;
         if let Some(placement) = successor.placement {
+            let with_buffers = added + placement.host_bytes();
+            let checked = making.check_budget("a second model", with_buffers);
+            let placement = self.device.unless_short(placement, checked)?;
             added += placement.host_bytes();
             next.place(placement);
         }

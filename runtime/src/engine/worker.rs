@@ -63,8 +63,17 @@ impl Worker {
     fn release(&mut self) {
         let generations = &self.shared.generations;
         generations.release();
-        if !generations.has_retired() {
-            self.judge.forget_retired();
+        if generations.has_retired() {
+            return;
+        }
+        self.judge.forget_retired();
+        if self.judge.has_replaced(generations.number()) {
+            let current = generations.current();
+            self.judge.forget_replaced(&current);
+            let number = current.number;
+            drop(current);
+            self.shared.let_go_and_free(number);
+            self.tell_bytes();
         }
     }
 

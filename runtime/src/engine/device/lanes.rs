@@ -7,6 +7,7 @@ use trafficllm_model::{DeviceModel, Lane, ModelError, Scratch};
 use super::super::generation::Generation;
 use super::super::judge::BatchSizes;
 use super::Placement;
+use crate::limits::DEVICE_LANE_TOKENS_MAX;
 use crate::model::Model;
 
 /// A generation's model on a device.
@@ -55,12 +56,13 @@ impl OnDevice {
     }
 }
 
-/// Tokens and items of a lane that takes the largest batch whole.
+/// Tokens and items of a lane that takes the largest batch whole, or in parts where that would be too much.
 pub(super) fn sizes(model: &Model, batch: BatchSizes) -> (usize, usize) {
     let profile = model.encoder().profile();
     // The last flow may go beyond.
     let last = profile.max_tokens as usize + profile.request_tokens as usize;
-    (batch.tokens + last, batch.items())
+    let tokens = (batch.tokens + last).min(DEVICE_LANE_TOKENS_MAX.max(last));
+    (tokens, batch.items())
 }
 
 /// Sees to it that a thread's lane is that of the generation that it runs.
@@ -70,6 +72,8 @@ pub(in super::super) struct Lanes {
     other: Option<Lane>,
     /// Number of the generation for which there was no memory.
     refused_for: u64,
+    /// Why, until it is counted.
+    refusal: Option<ModelError>,
 }
 
 impl Lanes {
@@ -105,9 +109,13 @@ impl Lanes {
             self.other = None;
             return;
         }
-        let lane = match self.other.take_if(|lane| placed.is_of(Some(lane))) {
-            Some(lane) => Ok(lane),
-            None => placed.lane(&generation.model, sizes, is_worker),
+        let lane = match self.other.take() {
+            Some(lane) if placed.is_of(Some(&lane)) => Ok(lane),
+            other => {
+                // Its memory may be what the new one lacks.
+                drop(other);
+                placed.lane(&generation.model, sizes, is_worker)
+            }
         };
         match lane {
             Ok(lane) => {
@@ -118,6 +126,7 @@ impl Lanes {
             Err(error) => {
                 tracing::warn!(%error, "no buffers on the device: the processor runs the model");
                 self.refused_for = generation.number;
+                self.refusal = Some(error);
             }
         }
     }
@@ -128,6 +137,24 @@ impl Lanes {
         *scratch = buffers;
         if let Some(lane) = lane {
             scratch.attach(lane);
+        }
+    }
+
+    /// Why there was no lane, once.
+    pub(super) fn take_refusal(&mut self) -> Option<ModelError> {
+        self.refusal.take()
+    }
+
+    /// Whether there is a lane that [`Self::forget_attached`] could give back.
+    pub(in super::super) fn has_attached(scratch: &Scratch) -> bool {
+        scratch.lane().is_some()
+    }
+
+    /// Gives back the attached lane, unless a generation, the only one that is left, runs on it.
+    pub(in super::super) fn forget_attached(scratch: &mut Scratch, left: &Generation) {
+        let is_left = matches!(left.placement(), Some(Placement::Device(placed)) if placed.is_of(scratch.lane()));
+        if !is_left {
+            drop(scratch.detach());
         }
     }
 
