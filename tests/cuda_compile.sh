@@ -7,12 +7,13 @@
 # nvidia-cuda-nvrtc, which is installed into a folder of its own (230 MiB) and kept there for the next run.
 #
 # Where it cannot be had, says so and succeeds; with TLLM_REQUIRE_NVRTC=1 it fails instead.
-#   TLLM_NVRTC_TOOLS=FOLDER   where the package is kept (~/.cache/trafficllm-nvrtc-13.0)
+#   TLLM_NVRTC_TOOLS=FOLDER   in which the package has its folder, trafficllm-nvrtc-13.0 (~/.cache)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 version=13.0
-tools=${TLLM_NVRTC_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}/trafficllm-nvrtc-$version}
+# A folder of this name alone is ever removed.
+tools=${TLLM_NVRTC_TOOLS:-${XDG_CACHE_HOME:-$HOME/.cache}}/trafficllm-nvrtc-$version
 
 cannot() { # WHY
     if [ "${TLLM_REQUIRE_NVRTC:-}" = 1 ]; then

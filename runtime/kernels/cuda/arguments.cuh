@@ -113,8 +113,6 @@ struct ProductArguments {
     uint32_t key_size;
     uint32_t head_dim;
     uint32_t row_set;
-    uint32_t low_rank_first_row;   // the first row of `coefficients` and of `row_task` stands for this row of the batch (0 in all uses now)
-    uint32_t reserved;
 };
 
 // Attention of tiles of rows; the results replace nothing: f32 [rows, heads * head_dim].

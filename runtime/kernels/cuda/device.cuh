@@ -137,7 +137,6 @@ TLLM_DEVICE float tllm_fused(float a, float b, float c) { return __fmaf_rn(a, b,
 TLLM_DEVICE float tllm_divide(float a, float b) { return __fdiv_rn(a, b); }
 TLLM_DEVICE float tllm_square_root(float value) { return __fsqrt_rn(value); }
 TLLM_DEVICE float tllm_floor(float value) { return floorf(value); }
-TLLM_DEVICE float tllm_magnitude(float value) { return fabsf(value); }
 // To an integer: the nearest, ties to even; towards 0. Saturates; NaN becomes 0.
 TLLM_DEVICE int32_t tllm_round(float value) { return __float2int_rn(value); }
 TLLM_DEVICE int32_t tllm_truncate(float value) { return __float2int_rz(value); }
@@ -176,10 +175,6 @@ TLLM_DEVICE uint32_t tllm_bf16_pair_fused(uint32_t a, uint32_t b, uint32_t c) {
 
 // Byte i of the result is byte (selector >> 4 i) & 7 of the eight bytes low, high.
 TLLM_DEVICE uint32_t tllm_permute(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector); }
-// Four products of signed bytes, added to `sum`.
-TLLM_DEVICE int32_t tllm_dot4(uint32_t a, uint32_t b, int32_t sum) {
-    return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
-}
 
 // What the thread wrote to shared memory (also with copies that it waited for) is seen by wgmma, after a barrier.
 TLLM_DEVICE void tllm_fence_async() {
@@ -267,13 +262,6 @@ TLLM_DEVICE int32_t tllm_warp_sum(int32_t value) {
     }
     return value;
 }
-TLLM_DEVICE float tllm_warp_max(float value) {
-    TLLM_UNROLL
-    for (uint32_t half = 16; half > 0; half /= 2) {
-        value = tllm_max(value, tllm_shuffle_xor(value, half));
-    }
-    return value;
-}
 TLLM_DEVICE uint32_t tllm_warp_max(uint32_t value) {
     TLLM_UNROLL
     for (uint32_t half = 16; half > 0; half /= 2) {
@@ -298,9 +286,6 @@ TLLM_DEVICE float tllm_f16_bounded(float value) {
 TLLM_DEVICE uint32_t tllm_f16_pair(float low, float high) {
     return tllm_f16_pair_unbounded(tllm_f16_bounded(low), tllm_f16_bounded(high));
 }
-TLLM_DEVICE uint16_t tllm_f16_of_f32(float value) { return static_cast<uint16_t>(tllm_f16_pair(value, 0.0f)); }
-TLLM_DEVICE uint16_t tllm_bf16_of_f32(float value) { return static_cast<uint16_t>(tllm_bf16_pair(value, 0.0f)); }
-TLLM_DEVICE float tllm_f32_of_bf16(uint16_t value) { return tllm_float_of_bits(static_cast<uint32_t>(value) << 16); }
 
 // 2^value in the reference's own steps: vector.rs has the coefficients, portable.rs the steps. 0 or infinite where that is what f32 has.
 TLLM_DEVICE float tllm_exp2(float value) {

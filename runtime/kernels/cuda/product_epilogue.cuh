@@ -86,14 +86,13 @@ TLLM_DEVICE void add_low_rank(const ProductArguments& arguments, const Place& pl
     int32_t tasks[2 * row_tiles];
     uint32_t ranks[2 * row_tiles];
     uint32_t most = 0;
-    const uint32_t first = place.row - arguments.low_rank_first_row;
     TLLM_UNROLL
     for (uint32_t at = 0; at < 2 * row_tiles; at++) {
-        tasks[at] = place.row + 8 * at < place.end_row ? arguments.row_task[first + 8 * at] : -1;
+        tasks[at] = place.row + 8 * at < place.end_row ? arguments.row_task[place.row + 8 * at] : -1;
         ranks[at] = tasks[at] < 0 ? 0 : arguments.factors[tasks[at]].rank;
         most = ranks[at] > most ? ranks[at] : most;
     }
-    const float* coefficients = arguments.coefficients + static_cast<size_t>(first) * LOW_RANK_MAX;
+    const float* coefficients = arguments.coefficients + static_cast<size_t>(place.row) * LOW_RANK_MAX;
     for (uint32_t rank = 0; rank < most; rank++) {
         int32_t loaded = -1;
         float b[channel_tiles][2];

@@ -80,6 +80,13 @@ fn usages(log: &str) -> BTreeMap<String, Usage> {
     usages
 }
 
+/// Whether the compiler warns. That it runs one matrix instruction after the other, it tells as a mere information.
+fn is_bad(log: &str) -> bool {
+    ["warning", "Potential Performance Loss"]
+        .iter()
+        .any(|word| log.contains(word))
+}
+
 struct Compiled {
     kernel: String,
     target: Target,
@@ -101,7 +108,7 @@ fn compile(compiler: &Compiler, source: &KernelSource, target: Target) -> Result
     let Some(usage) = usages(log).get(source.kernel()).copied() else {
         return failed(&format!("the compiler says nothing of the kernel:\n{log}"));
     };
-    if log.contains("warning") {
+    if is_bad(log) {
         return failed(log);
     }
     if usage.spill_bytes > 0 || usage.stack_bytes > 0 {
@@ -274,6 +281,11 @@ fn spills_are_read() {
         ptxas info    : Compiling entry function 'b' for 'sm_80'\n\
         ptxas info    : Function properties for b\n    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
         ptxas info    : Used 8 registers, 360 bytes cmem[0]\n";
+    assert!(!is_bad(log));
+    let serialised = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to";
+    for told in ["ptxas warning : Stack size", serialised] {
+        assert!(is_bad(&format!("{log}{told}\n")), "{told}");
+    }
     let usages = usages(log);
     let a = Usage {
         registers: 255,

@@ -115,7 +115,6 @@ TLLM_DEVICE float tllm_fused(float a, float b, float c) { return fmaf(a, b, c); 
 TLLM_DEVICE float tllm_divide(float a, float b) { return a / b; }
 TLLM_DEVICE float tllm_square_root(float value) { return sqrtf(value); }
 TLLM_DEVICE float tllm_floor(float value) { return floorf(value); }
-TLLM_DEVICE float tllm_magnitude(float value) { return fabsf(value); }
 TLLM_DEVICE int32_t tllm_round(float value) { return emulated::saturated(nearbyintf(value)); }
 TLLM_DEVICE int32_t tllm_truncate(float value) { return emulated::saturated(value); }
 TLLM_DEVICE float tllm_max(float a, float b) { return fmaxf(a, b); }
@@ -144,12 +143,6 @@ TLLM_DEVICE uint32_t tllm_permute(uint32_t low, uint32_t high, uint32_t selector
         result |= (uint32_t)(bytes >> (selector >> 4 * i & 7) * 8 & 0xff) << 8 * i;
     }
     return result;
-}
-TLLM_DEVICE int32_t tllm_dot4(uint32_t a, uint32_t b, int32_t sum) {
-    for (uint32_t i = 0; i < 4; ++i) {
-        sum += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i);
-    }
-    return sum;
 }
 
 TLLM_DEVICE void tllm_fence_async() { emulated::fence_async(); }

@@ -149,8 +149,6 @@ pub(super) struct ProductArguments {
     pub(super) key_size: u32,
     pub(super) head_dim: u32,
     pub(super) row_set: u32,
-    pub(super) low_rank_first_row: u32,
-    pub(super) reserved: u32,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]

@@ -103,6 +103,7 @@ impl Run<'_> {
         let shared = attention_shared_bytes(head_dim, tiles.rows());
         let source = attention(head_dim, tiles.rows());
         // SAFETY: sizes are checked above against rows of the batch's capacity, and what tiles see against its bounds.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch(&source, grid, shared, &arguments, &memory) }
     }
 }

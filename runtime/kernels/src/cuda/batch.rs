@@ -269,7 +269,8 @@ impl Batch {
         })
     }
 
-    /// Asks for the copy to the device.
+    /// Asks for the copy to the device. A batch is used on one stream alone: on another one, kernels may read some lists of one copy and some
+    /// of the next.
     ///
     /// # Errors
     /// What the driver says.

@@ -150,6 +150,27 @@ const LOST: [CUresult; 24] = [
     CUresult::CUDA_ERROR_UNKNOWN,
 ];
 
+/// What a wait answers that says nothing of the device: it could not be waited for as it was asked.
+const NOT_WAITED: [CUresult; 7] = [
+    CUresult::CUDA_ERROR_INVALID_VALUE,
+    CUresult::CUDA_ERROR_INVALID_HANDLE,
+    CUresult::CUDA_ERROR_NOT_READY,
+    CUresult::CUDA_ERROR_NOT_SUPPORTED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+    CUresult::CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,
+];
+
+/// What an answer other than 0 to a wait means. Most of them tell what went wrong in the work before, also numbers that are newer than this
+/// list: after those nothing is known of what still runs.
+pub(super) fn fault_of_wait(code: c_int) -> Fault {
+    match fault(code) {
+        Fault::Call if NOT_WAITED.iter().any(|known| *known as c_int == code) => Fault::Call,
+        Fault::Memory => Fault::Memory,
+        Fault::Call | Fault::Lost => Fault::Lost,
+    }
+}
+
 /// What an answer other than 0 means.
 pub(super) fn fault(code: c_int) -> Fault {
     if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY as c_int {
@@ -181,6 +202,14 @@ mod tests {
             1, 200, 209, 218, 222, 400, 500, 600, 701, 801, 900, 901, 905, 908, 3999, -1,
         ] {
             assert_eq!(fault(call), Fault::Call, "{call}");
+        }
+        // Of waits, what is not known is for good.
+        assert_eq!(fault_of_wait(2), Fault::Memory);
+        for lost in [700, 719, 999, 701, 722, 3999, -1] {
+            assert_eq!(fault_of_wait(lost), Fault::Lost, "{lost}");
+        }
+        for call in [1, 400, 600, 801, 900, 901, 906] {
+            assert_eq!(fault_of_wait(call), Fault::Call, "{call}");
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{CUcontext, CUdevice};
 
-use super::calls::{Driver, Fault, fault};
-use super::{DeviceError, Missing};
+use super::calls::{Driver, Fault, fault, fault_of_wait};
+use super::{DeviceError, Missing, process};
 
 /// An address by which the driver knows something of its own.
 pub(super) struct Raw<T>(pub(super) *mut T);
@@ -60,7 +60,7 @@ impl Context {
             driver,
             device,
             context: Raw(context),
-            process: std::process::id(),
+            process: process::id(),
             lost: OnceLock::new(),
         })
     }
@@ -70,9 +70,7 @@ impl Context {
     /// # Errors
     /// [`DeviceError::Lost`] after a call that told so, [`DeviceError::Forked`].
     pub(super) fn enter(&self) -> Result<Entered<'_>, DeviceError> {
-        if !self.is_own() {
-            return Err(DeviceError::Forked);
-        }
+        self.check_own()?;
         if let Some(error) = self.lost.get() {
             return Err(error.clone());
         }
@@ -92,8 +90,21 @@ impl Context {
         (answer == 0).then_some(Entered(self))
     }
 
-    fn is_own(&self) -> bool {
-        std::process::id() == self.process
+    /// Whether this is the process that opened the device. What is behind a lock is asked for after this: in a child after a fork the lock
+    /// stays taken where another thread of the parent had it.
+    pub(super) fn is_own(&self) -> bool {
+        process::id() == self.process
+    }
+
+    /// As [`Context::is_own`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Forked`].
+    pub(super) fn check_own(&self) -> Result<(), DeviceError> {
+        if self.is_own() {
+            return Ok(());
+        }
+        Err(DeviceError::Forked)
     }
 
     /// What an answer of the driver is as a result; remembers what is for good.
@@ -101,6 +112,23 @@ impl Context {
     /// # Errors
     /// All answers but 0.
     pub(super) fn check(&self, call: &'static str, answer: c_int) -> Result<(), DeviceError> {
+        self.check_as(fault, call, answer)
+    }
+
+    /// As [`Context::check`], for calls that wait for work.
+    ///
+    /// # Errors
+    /// All answers but 0.
+    pub(super) fn check_wait(&self, call: &'static str, answer: c_int) -> Result<(), DeviceError> {
+        self.check_as(fault_of_wait, call, answer)
+    }
+
+    fn check_as(
+        &self,
+        fault: fn(c_int) -> Fault,
+        call: &'static str,
+        answer: c_int,
+    ) -> Result<(), DeviceError> {
         if answer == 0 {
             return Ok(());
         }
@@ -168,11 +196,11 @@ mod tests {
 
     #[test]
     fn a_forked_child_is_refused_and_gives_nothing_back() {
-        let mut context = Context::hold(recorded::recorded_driver(), 1).expect("context");
+        let context = Context::hold(recorded::recorded_driver(), 1).expect("context");
         assert!(context.enter().is_ok());
         assert!(context.enter_to_end().is_some());
         recorded::asked();
-        context.process = context.process.wrapping_add(1);
+        process::fork();
         assert_eq!(context.enter().err(), Some(DeviceError::Forked));
         assert!(context.enter_to_end().is_none());
         drop(context);

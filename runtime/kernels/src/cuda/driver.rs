@@ -31,7 +31,7 @@ pub(super) struct CudaDevice {
     kernels: Table<Kernel>,
     /// The number of each kernel that was compiled. Two threads that ask for one at a time compile it once.
     compiled: Mutex<HashMap<KernelSource, Arc<Mutex<Option<Handle>>>>>,
-    compiler: Compiler,
+    compiler: Arc<Compiler>,
     target: Target,
     facts: DeviceFacts,
     context: Arc<Context>,
@@ -55,7 +55,7 @@ impl CudaDevice {
     pub(super) fn new(
         context: Context,
         facts: DeviceFacts,
-        compiler: Compiler,
+        compiler: Arc<Compiler>,
         target: Target,
     ) -> Result<Self, DeviceError> {
         let context = Arc::new(context);
@@ -159,7 +159,9 @@ unsafe impl Device for CudaDevice {
     }
 
     fn end_stream(&self, stream: Handle) {
-        drop(self.streams.remove(stream));
+        if self.context.is_own() {
+            drop(self.streams.remove(stream));
+        }
     }
 
     unsafe fn copy_in(
@@ -169,8 +171,8 @@ unsafe impl Device for CudaDevice {
         to: Address,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        let stream = self.streams.get(stream)?;
         let _entered = self.context.enter()?;
+        let stream = self.streams.get(stream)?;
         if bytes == 0 {
             return Ok(());
         }
@@ -187,8 +189,8 @@ unsafe impl Device for CudaDevice {
         to: *mut u8,
         bytes: usize,
     ) -> Result<(), DeviceError> {
-        let stream = self.streams.get(stream)?;
         let _entered = self.context.enter()?;
+        let stream = self.streams.get(stream)?;
         if bytes == 0 {
             return Ok(());
         }
@@ -221,6 +223,7 @@ unsafe impl Device for CudaDevice {
         launch: Launch,
         arguments: &[u8],
     ) -> Result<(), DeviceError> {
+        let _entered = self.context.enter()?;
         let stream = self.streams.get(stream)?;
         let kernel = self.kernels.get(kernel)?;
         let mut room = Arguments([0; ARGUMENT_BYTES_MAX]);
@@ -232,7 +235,6 @@ unsafe impl Device for CudaDevice {
                 found: arguments.len(),
             })?
             .copy_from_slice(arguments);
-        let _entered = self.context.enter()?;
         if launch.shared_bytes > 0 {
             kernel.divide();
         }
@@ -260,8 +262,8 @@ unsafe impl Device for CudaDevice {
     }
 
     fn begin_capture(&self, stream: Handle) -> Result<(), DeviceError> {
-        let stream = self.streams.get(stream)?;
         let _entered = self.context.enter()?;
+        let stream = self.streams.get(stream)?;
         // Relaxed: this thread or another may make room, or load a kernel, meanwhile. None of that touches the stream.
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is there while its count is held.
@@ -271,8 +273,8 @@ unsafe impl Device for CudaDevice {
     }
 
     fn end_capture(&self, stream: Handle) -> Result<Handle, DeviceError> {
-        let stream = self.streams.get(stream)?;
         let _entered = self.context.enter()?;
+        let stream = self.streams.get(stream)?;
         let mut captured = std::ptr::null_mut();
         let call = self.context.driver.calls.cuStreamEndCapture;
         // SAFETY: the stream is there while its count is held, and there is room for the graph.
@@ -289,25 +291,24 @@ unsafe impl Device for CudaDevice {
     }
 
     unsafe fn launch_graph(&self, stream: Handle, graph: Handle) -> Result<(), DeviceError> {
+        let _entered = self.context.enter()?;
         let stream = self.streams.get(stream)?;
         let graph = self.graphs.get(graph)?;
-        let _entered = self.context.enter()?;
-        // Held over the call, so that the last in here is the last that runs.
-        let mut last = lock(&graph.last);
         let call = self.context.driver.calls.cuGraphLaunch;
-        // SAFETY: both are there while their counts are held, the graph until its last run is done; what it runs, the caller says is right.
+        // SAFETY: both are there while their counts are held, and the driver keeps a graph until its last run is done; what it runs, the
+        // caller says is right.
         let answer = unsafe { call(graph.raw.0, stream.raw.0) };
-        let former = last.replace(stream);
-        drop(last);
-        drop(former);
         self.context.check("cuGraphLaunch", answer)
     }
 
     fn end_graph(&self, graph: Handle) {
-        drop(self.graphs.remove(graph));
+        if self.context.is_own() {
+            drop(self.graphs.remove(graph));
+        }
     }
 
     fn synchronize(&self, stream: Handle) -> Result<(), DeviceError> {
+        self.context.check_own()?;
         self.streams.get(stream)?.synchronize()
     }
 }

@@ -80,7 +80,7 @@ impl Stream {
         let _entered = self.context.enter()?;
         // SAFETY: the stream is there while this is.
         let answer = unsafe { (self.context.driver.calls.cuStreamSynchronize)(self.raw.0) };
-        self.context.check("cuStreamSynchronize", answer)
+        self.context.check_wait("cuStreamSynchronize", answer)
     }
 }
 
@@ -197,8 +197,6 @@ impl Drop for Kernel {
 pub(super) struct Graph {
     context: Arc<Context>,
     pub(super) raw: Raw<CUgraphExec_st>,
-    /// Where it was run last. It never runs twice at a time: when that run is done, all are.
-    pub(super) last: Mutex<Option<Arc<Stream>>>,
 }
 
 impl Graph {
@@ -220,19 +218,15 @@ impl Graph {
         Ok(Self {
             context: Arc::clone(context),
             raw: Raw(graph),
-            last: Mutex::default(),
         })
     }
 }
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        if let Some(stream) = lock(&self.last).take() {
-            // A device that is lost does nothing any more: either way the graph is not running afterwards.
-            let _ = stream.synchronize();
-        }
+        // Not waited for: its stream may be in a capture by now, which a wait would break off.
         if let Some(_entered) = self.context.enter_to_end() {
-            // SAFETY: this made it and has it alone, and it is not running.
+            // SAFETY: this made it and has it alone; the driver frees one that still runs when it is done.
             unsafe { (self.context.driver.calls.cuGraphExecDestroy)(self.raw.0) };
         }
     }

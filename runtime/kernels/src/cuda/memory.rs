@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 
-use super::{Address, Device, DeviceError, DeviceFacts};
+use super::{Address, Device, DeviceError, DeviceFacts, process};
 
 /// Kernels read and write this many bytes at once: what they are given starts at a multiple of it.
 pub(super) const ALIGNMENT_BYTES: usize = 16;
@@ -16,6 +16,8 @@ pub struct DeviceMemory {
     budget_bytes: Option<u64>,
     used_bytes: AtomicU64,
     pinned_bytes: AtomicU64,
+    /// What the driver does not carry over a fork.
+    process: u32,
 }
 
 impl DeviceMemory {
@@ -27,7 +29,16 @@ impl DeviceMemory {
             budget_bytes,
             used_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
+            process: process::id(),
         })
+    }
+
+    /// A child after a fork may have the same pages of memory for copies as its parent, and its own count of who uses them.
+    fn check_process(&self) -> Result<(), DeviceError> {
+        if process::id() == self.process {
+            return Ok(());
+        }
+        Err(DeviceError::Forked)
     }
 
     /// The device.
@@ -133,8 +144,8 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: the address is the device's, and whatever uses it holds on to `self`: streams until they have been waited for, graphs as
-        // long as they can be launched.
+        // SAFETY: the address is the device's, and whatever uses it holds on to `self`: streams until they have been waited for without an
+        // error, graphs as long as they can be launched.
         unsafe { self.memory.device.free(self.address) };
         let bytes = self.bytes as u64;
         self.memory.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -169,7 +180,7 @@ impl PinnedAllocation {
     /// The bytes, while nobody else has them.
     ///
     /// # Errors
-    /// [`DeviceError::Order`].
+    /// [`DeviceError::Order`], [`DeviceError::Forked`].
     pub(super) fn with<R>(&self, then: impl FnOnce(&mut [u8]) -> R) -> Result<R, DeviceError> {
         struct Back<'a>(&'a AtomicIsize);
         impl Drop for Back<'_> {
@@ -177,6 +188,7 @@ impl PinnedAllocation {
                 self.0.store(0, Ordering::Release);
             }
         }
+        self.memory.check_process()?;
         let taken = self
             .uses
             .compare_exchange(0, -1, Ordering::Acquire, Ordering::Relaxed);
@@ -186,7 +198,8 @@ impl PinnedAllocation {
             });
         }
         let _back = Back(&self.uses);
-        // SAFETY: the device gave this many initialised bytes, and `uses` keeps everybody else from them until `_back` is dropped.
+        // SAFETY: the device gave this many initialised bytes to this process, and `uses` keeps everybody else in it from them until `_back`
+        // is dropped.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.pointer.as_ptr(), self.bytes) };
         Ok(then(bytes))
     }
@@ -194,7 +207,8 @@ impl PinnedAllocation {
 
 impl Drop for PinnedAllocation {
     fn drop(&mut self) {
-        // SAFETY: the pointer is the device's with that size, and copies hold on to `self` until they are done.
+        // SAFETY: the pointer is the device's with that size, and copies hold on to `self` until their stream was waited for without an
+        // error.
         unsafe { self.memory.device.free_pinned(self.pointer, self.bytes) };
         let bytes = self.bytes as u64;
         self.memory.pinned_bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -207,6 +221,7 @@ pub(super) struct PinnedUse(Arc<PinnedAllocation>);
 
 impl PinnedUse {
     pub(super) fn begin(pinned: &Arc<PinnedAllocation>) -> Result<Self, DeviceError> {
+        pinned.memory.check_process()?;
         let more = |uses: isize| (uses >= 0).then_some(uses + 1);
         let begun = pinned
             .uses

@@ -24,6 +24,7 @@ mod nvrtc;
 mod open;
 mod operations;
 mod pack;
+mod process;
 mod product;
 mod row_operations;
 mod source;

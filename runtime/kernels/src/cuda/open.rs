@@ -56,16 +56,19 @@ fn open_with(
 ) -> Result<Arc<dyn Device>, DeviceError> {
     let version = start(&driver)?;
     let candidates = candidates(&driver, ordinal)?;
-    let compiler = compiler()?;
+    let compiler = Arc::new(compiler()?);
     let mut refusal = None;
     for candidate in candidates {
-        let held = check_versions(version, compiler.version(), candidate.target)
-            .and_then(|()| Context::hold(driver, candidate.device));
-        match held {
-            Ok(context) => {
-                let Candidate { facts, target, .. } = candidate;
-                return Ok(Arc::new(CudaDevice::new(context, facts, compiler, target)?));
-            }
+        let Candidate {
+            device,
+            facts,
+            target,
+        } = candidate;
+        let opened = check_versions(version, compiler.version(), target)
+            .and_then(|()| Context::hold(driver, device))
+            .and_then(|context| CudaDevice::new(context, facts, Arc::clone(&compiler), target));
+        match opened {
+            Ok(device) => return Ok(Arc::new(device)),
             Err(error) => refusal = refusal.or(Some(error)),
         }
     }

@@ -162,6 +162,7 @@ impl Run<'_> {
         };
         // SAFETY: sizes are checked above against rows of the batch's capacity, positions and tasks of rows against the tables; weights are
         // as long as `pack.rs` makes them.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch_sized(&variant.source(), launch, &arguments, &memory) }
     }
 

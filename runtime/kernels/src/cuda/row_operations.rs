@@ -19,6 +19,7 @@ use super::{
 const BLOCK_ROWS: usize = 4;
 /// Shared memory of a block of `low_rank_coefficients`: the factors of its rows' norms.
 const NORM_BYTES: u32 = 16;
+
 /// Rows of f32 values.
 #[derive(Debug, Clone, Copy)]
 pub struct Floats<'a> {
@@ -81,6 +82,7 @@ impl Run<'_> {
         memory.extend(table.minimums.as_ref().map(Buffer::allocation));
         let grid = self.row_grid(RowSet::All);
         // SAFETY: sizes are checked above against rows of the batch's capacity, and numbers in its lists against what is indexed.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch(&KernelSource::rows("embed"), grid, 0, &arguments, &memory) }
     }
 
@@ -160,6 +162,7 @@ impl Run<'_> {
         memory.extend(norm.map(|norm| norm.weight.allocation()));
         let grid = self.row_grid(set);
         // SAFETY: sizes are checked here and by the callers against rows of the batch's capacity.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe {
             self.launch(
                 &KernelSource::rows("quantise"),
@@ -208,6 +211,7 @@ impl Run<'_> {
         memory.extend(table.allocations());
         let (grid, source) = (self.row_grid(set), KernelSource::low_rank_coefficients());
         // SAFETY: sizes are checked above against rows of the batch's capacity, and tasks of rows against the table.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch(&source, grid, NORM_BYTES, &arguments, &memory) }
     }
 
@@ -235,6 +239,7 @@ impl Run<'_> {
         let memory = [from.allocation(), to.allocation()];
         let grid = self.row_grid(RowSet::Last);
         // SAFETY: sizes are checked above against the batch's capacity, and last rows against its rows.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch(&KernelSource::rows("gather"), grid, 0, &arguments, &memory) }
     }
 
@@ -289,6 +294,7 @@ impl Run<'_> {
         let grid = [small("queries", self.class.queries)?, 1, 1];
         let source = KernelSource::label_scores();
         // SAFETY: sizes are checked above against the batch's capacity, nodes against its bounds, children by the table.
+        // The lists that were checked are those which are read, as long as the batch is used on one stream: see `Batch::copy_in`.
         unsafe { self.launch(&source, grid, 0, &arguments, &memory) }
     }
 

@@ -191,8 +191,9 @@ impl Stream {
     pub fn synchronize(&mut self) -> Result<(), DeviceError> {
         self.not_capturing()?;
         let done = self.memory.device().synchronize(self.handle);
-        // A device that is lost does nothing any more. After other errors what was asked for may still run.
-        if done.as_ref().map_or_else(DeviceError::is_lost, |()| true) {
+        // After an error what was asked for may still run, also after one of a device that is lost: this stream may not have been waited
+        // for at all.
+        if done.is_ok() {
             self.running.clear();
         }
         done
@@ -216,7 +217,7 @@ impl Stream {
             self.hold(allocation)?;
         }
         let device = self.memory.device();
-        // SAFETY: the caller's promise, and the memory is held until the stream has been waited for.
+        // SAFETY: the caller's promise, and the memory is held until the stream has been waited for without an error.
         unsafe { device.launch(self.handle, kernel, launch, arguments) }
     }
 

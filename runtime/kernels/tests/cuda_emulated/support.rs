@@ -15,7 +15,11 @@ pub(crate) const SEEDS: [u64; 4] = [0, 1, 2, 3];
 pub(crate) fn emulated(seed: u64) -> Arc<EmulatedDevice> {
     EmulatedDevice::new(&Options {
         seed,
-        capability: if seed % 2 == 0 { (9, 0) } else { (8, 0) },
+        capability: if seed.is_multiple_of(2) {
+            (9, 0)
+        } else {
+            (8, 0)
+        },
         ..Options::default()
     })
 }

@@ -124,6 +124,12 @@ fn what_the_driver_lacks_is_told() {
         open_changed(None, |_| {}).expect("device").facts().ordinal,
         2
     );
+    // So it is where its memory is full.
+    recorded::fail_once("cuStreamCreate", 2);
+    assert_eq!(
+        open_changed(None, |_| {}).expect("device").facts().ordinal,
+        2
+    );
 }
 
 #[test]

@@ -63,6 +63,13 @@ pub(super) fn fake(capability: (u32, u32), budget: Option<u64>) -> (Arc<DeviceMe
     (DeviceMemory::new(device.clone(), budget), device)
 }
 
+impl State {
+    /// Copies that were asked for and are not done.
+    pub(super) fn copies(&self) -> usize {
+        self.work.len()
+    }
+}
+
 impl Fake {
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()

@@ -66,8 +66,7 @@ fn structs() -> String {
         }
         ProductArguments {
             header, rows, row_scales, group_sums, weights, scales, minimums, output, queries, keys, values, rotary, positions,
-            coefficients, row_task, factors, columns, channels, first_channel, output_stride, query_size, key_size, head_dim, row_set,
-            low_rank_first_row, reserved
+            coefficients, row_task, factors, columns, channels, first_channel, output_stride, query_size, key_size, head_dim, row_set
         }
         AttentionArguments { header, tiles, queries, keys, values, output, score_factor, heads, kv_heads, reserved }
         GatherArguments { header, last_rows, from, to, stride, reserved }

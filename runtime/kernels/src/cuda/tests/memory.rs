@@ -1,4 +1,5 @@
 use super::fake::fake;
+use crate::cuda::process::fork;
 use crate::cuda::{Buffer, DeviceError, Graph, Pinned, Stream};
 
 #[test]
@@ -105,7 +106,7 @@ fn what_may_still_run_is_never_given_back() {
     device.state().failure = Some(failure(2));
     drop(stream);
     assert_eq!(device.live(), 2, "leaked rather than freed");
-    // A lost device does nothing any more.
+    // Nor when the device is lost: another stream's call may have told so.
     let mut stream = Stream::new(&memory).unwrap();
     let buffer = Buffer::<u32>::zeroed(&memory, "buffer", 4).unwrap();
     let host = Pinned::<u32>::zeroed(&memory, "host", 4).unwrap();
@@ -119,8 +120,27 @@ fn what_may_still_run_is_never_given_back() {
     device.state().failure = Some(lost.clone());
     let error = stream.synchronize().unwrap_err();
     assert!(error.is_lost() && error == lost);
-    assert_eq!(device.live(), 3);
-    assert!(host.with(|_values| ()).is_ok());
+    assert_eq!(device.live(), 4);
+    assert!(host.with(|_values| ()).is_err());
+    device.state().failure = Some(lost);
+    drop(stream);
+    assert_eq!(device.live(), 4, "leaked rather than freed");
+}
+
+#[test]
+fn a_forked_child_does_not_touch_memory_for_copies() {
+    let (memory, device) = fake((8, 0), None);
+    let mut stream = Stream::new(&memory).unwrap();
+    let host = Pinned::<u32>::zeroed(&memory, "host", 4).unwrap();
+    let buffer = Buffer::<u32>::zeroed(&memory, "buffer", 4).unwrap();
+    let graph = stream.capture(|stream| stream.copy_in(&host, &buffer));
+    let graph = graph.unwrap();
+    fork();
+    let written = host.with(|_values| panic!("the parent's memory"));
+    assert_eq!(written, Err(DeviceError::Forked));
+    assert_eq!(stream.copy_in(&host, &buffer), Err(DeviceError::Forked));
+    assert_eq!(stream.launch_graph(&graph), Err(DeviceError::Forked));
+    assert_eq!(device.state().copies(), 0, "none was asked for");
 }
 
 #[test]
