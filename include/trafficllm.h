@@ -1286,11 +1286,12 @@ int32_t tllm_engine_stop(struct tllm_engine *engine,
 
 /**
  * Changes the model while the engine works: opens and verifies the bundle at `path`, runs its self-test, and swaps. Flows under way
- * finish on the model before; every verdict says which model gave it. On an error the model before goes on, and the text says what
+ * finish on the model before; every verdict says which model gave it. A device keeps that model until synchronous sessions that used it
+ * judge again or are freed. On an error the model before goes on, and the text says what
  * was wrong. It takes as long as tllm_model_open: call it beside the packet path.
  *
- * Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device has no room for it),
- * TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * Errors: as tllm_model_open; TLLM_ERR_TASK (a chosen task is not in the new model), TLLM_ERR_DEVICE (the device that was chosen
+ * by number has no room for it or cannot run it), TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_activate(struct tllm_engine *engine,
                              const char *path);
@@ -1344,8 +1345,8 @@ int32_t tllm_engine_metrics(const struct tllm_engine *engine,
                             size_t *needed);
 
 /**
- * Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or "cpu" with the reason in brackets why it is no
- * device, where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
+ * Says what runs the model: the device's number and name, as "cuda:0 NVIDIA H200", or a text that begins with "cpu" where no device
+ * runs it, and says why where "engine.device" asks for one. For `buffer`, `size` and `needed` see "Texts that come out" above.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUFFER, TLLM_ERR_FORKED.
  */
@@ -1382,7 +1383,7 @@ int32_t tllm_engine_head_enable(struct tllm_engine *engine,
  * the packet path: modules are compiled. On an error the heads before go on.
  *
  * Errors: TLLM_ERR_NULL, TLLM_ERR_HANDLE, TLLM_ERR_BUSY, TLLM_ERR_VALUE (a head cannot be used: the text says which and why),
- * TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
+ * TLLM_ERR_MEMORY, TLLM_ERR_BUDGET, TLLM_ERR_DEVICE (as the start that failed), TLLM_ERR_STOPPED, TLLM_ERR_FORKED.
  */
 int32_t tllm_engine_activate_heads(struct tllm_engine *engine,
                                    const struct tllm_config *config);
