@@ -335,10 +335,10 @@ impl Model {
     /// [`ModelError::SelfTest`] for the first that differs, [`ModelError::Input`] for one that
     /// cannot be run.
     pub fn self_test(&self) -> Result<(), ModelError> {
-        self.self_test_with(&mut Scratch::default(), SELF_TEST_TOLERANCE)
+        self.self_test_with(&mut Scratch::default())
     }
 
-    fn self_test_with(&self, scratch: &mut Scratch, tolerance: f32) -> Result<(), ModelError> {
+    fn self_test_with(&self, scratch: &mut Scratch) -> Result<(), ModelError> {
         let mut verdicts = Vec::new();
         for (index, test) in self.self_tests.iter().enumerate() {
             // The manifest has been checked: the task is there.
@@ -355,14 +355,14 @@ impl Model {
             self.classify(&[item], scratch, &mut verdicts)?;
             let Some(verdict) = verdicts.first() else {
                 let found = "no verdict".to_owned();
-                return Err(self_test_error(index, test, tolerance, found));
+                return Err(self_test_error(index, test, found));
             };
             let label = &self.tasks[verdict.task].labels[verdict.label as usize];
             // Written so that a score that is not a number fails.
-            let close = (verdict.score - test.score).abs() <= tolerance;
+            let close = (verdict.score - test.score).abs() <= SELF_TEST_TOLERANCE;
             if *label != test.label || !close {
                 let found = format!("{label} with score {}", verdict.score);
-                return Err(self_test_error(index, test, tolerance, found));
+                return Err(self_test_error(index, test, found));
             }
         }
         Ok(())
@@ -380,12 +380,12 @@ fn weights_error(file: &str, error: &TransformerError) -> ModelError {
         .unwrap_or_else(|| ModelError::invalid(file, "weights", "weights that make a model", error))
 }
 
-fn self_test_error(index: usize, test: &SelfTest, tolerance: f32, found: String) -> ModelError {
+fn self_test_error(index: usize, test: &SelfTest, found: String) -> ModelError {
     ModelError::SelfTest {
         index,
         task: test.task.clone(),
         expected: format!(
-            "{} with score {} (within {tolerance})",
+            "{} with score {} (within {SELF_TEST_TOLERANCE})",
             test.label, test.score
         ),
         found,

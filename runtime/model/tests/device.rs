@@ -16,8 +16,8 @@ use common::{ADAPTER, Numbers, Parts, TASK, base_gguf, random_adapter, shape};
 use serde_json::json;
 use trafficllm_cuda_emulator::{EmulatedDevice, Options};
 use trafficllm_model::{
-    Bundle, DeviceError, DeviceModel, DeviceOptions, Insight, Item, Lane, Level, Model, ModelError,
-    SELF_TEST_TOLERANCE, Scratch, TaskVerdict,
+    Activations, Bundle, DeviceError, DeviceModel, DeviceOptions, Insight, Item, Lane, Level,
+    Model, ModelError, SELF_TEST_TOLERANCE, Scratch, TaskVerdict,
 };
 
 /// How far a score may be from the processor's: attention takes 16-bit floats, and where a value then becomes another step of 8 bits, that
@@ -362,4 +362,21 @@ fn a_kernel_that_cannot_be_compiled_is_an_error() {
         matches!(error, ModelError::Device(DeviceError::Compile { .. })),
         "{error}"
     );
+}
+
+/// The default model's self-tests, whose scores were made with rows of bytes.
+#[test]
+fn the_default_model_passes_its_self_tests_with_both_kinds_of_rows() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../bundle/default.tllm");
+    let bundle = Bundle::open(std::path::Path::new(path)).unwrap();
+    let model = Model::load_for_device(&bundle, Level::detect()).unwrap();
+    for activations in [Activations::Int8, Activations::Bf16] {
+        let options = DeviceOptions {
+            activations,
+            ..DeviceOptions::default()
+        };
+        let on_device = DeviceModel::new(&model, emulated(), options).unwrap();
+        let lane = Arc::new(on_device).lane(256, 1).unwrap();
+        DeviceModel::self_test(&model, lane).unwrap();
+    }
 }

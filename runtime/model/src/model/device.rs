@@ -6,19 +6,16 @@ use trafficllm_kernels::cuda::{Device, DeviceError, DeviceFacts};
 
 use super::asked::{Asked, sequences_of};
 use super::scratch::{BUFFERS, Scratch, emptied};
-use super::{Item, Model, SELF_TEST_TOLERANCE, Task};
+use super::{Item, Model, Task};
 use crate::error::ModelError;
 use crate::memory::try_hold;
 use crate::transformer::{
-    Activations, DeviceBase, DeviceOptions, DeviceQuery, DeviceSequence, DeviceTask,
-    DeviceTransformer, LaneSizes, TransformerError, TransformerLane,
+    DeviceBase, DeviceOptions, DeviceQuery, DeviceSequence, DeviceTask, DeviceTransformer,
+    LaneSizes, TransformerError, TransformerLane,
 };
 
 /// Query rows for which a lane has room in any case: batches with more of them than tokens run in parts.
 const QUERY_ROWS_MIN: usize = 1_024;
-
-/// [`SELF_TEST_TOLERANCE`] where rows are not quantised: the manifest's scores were made with rows of bytes.
-const SELF_TEST_TOLERANCE_BF16: f32 = 0.02;
 
 /// What a device holds of one model: weights, adapters and label tries; shared by the lanes of all threads.
 #[derive(Debug)]
@@ -26,8 +23,6 @@ pub struct DeviceModel {
     /// [`Model::identity`] of the model that it was made from.
     identity: Arc<()>,
     transformer: Arc<DeviceTransformer>,
-    /// How far the scores of self-tests may be from those of the manifest.
-    self_test_tolerance: f32,
     /// Sizes of all tasks together.
     tasks: usize,
     rows_max: usize,
@@ -59,10 +54,6 @@ impl DeviceModel {
         Ok(Self {
             identity: Arc::clone(&model.identity),
             transformer: Arc::new(transformer.map_err(device_error)?),
-            self_test_tolerance: match options.activations {
-                Activations::Int8 => SELF_TEST_TOLERANCE,
-                Activations::Bf16 => SELF_TEST_TOLERANCE_BF16,
-            },
             tasks: model.tasks.len(),
             rows_max: model.tasks.iter().map(Task::rows_max).sum(),
         })
@@ -121,9 +112,8 @@ impl DeviceModel {
             return Err(ModelError::Device(MISSED));
         }
         let mut scratch = Scratch::default();
-        let tolerance = lane.model.self_test_tolerance;
         scratch.attach(lane);
-        let tested = model.self_test_with(&mut scratch, tolerance);
+        let tested = model.self_test_with(&mut scratch);
         if let Some(error) = scratch.take_device_error() {
             return Err(ModelError::Device(error));
         }
