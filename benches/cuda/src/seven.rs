@@ -138,7 +138,7 @@ impl Case {
 }
 
 enum Contender {
-    Own(Own),
+    Own(Box<Own>),
     Other(Worker),
 }
 
@@ -176,9 +176,8 @@ pub(crate) fn measure(
     let flows_max = counts.iter().copied().max().unwrap_or(1);
     let mut contenders = Vec::new();
     for format in Format::ALL {
-        contenders.push(Contender::Own(Own::load(
-            device, &shape, format, flows_max,
-        )?));
+        let own = Own::load(device, &shape, format, flows_max)?;
+        contenders.push(Contender::Own(Box::new(own)));
     }
     for command in workers {
         match Worker::start(command, &shape) {
