@@ -75,7 +75,7 @@ fn the_crates_depend_on_each_other_one_way() {
             ],
         ),
         ("trafficllm-tests", vec![]),
-        // Only tests use it.
+        // Only tests use it, and the measuring program to try itself.
         ("trafficllm-cuda-emulator", vec!["trafficllm-kernels"]),
         // The plugin reaches the library through its C ABI, at run time.
         ("trafficllm-suricata", vec![]),
@@ -268,6 +268,7 @@ fn the_members_of_the_workspace_are_those_of_the_design() {
         "trafficllm",
         "trafficllm-benches",
         "trafficllm-cuda-emulator",
+        "trafficllm-cuda-measure",
         "trafficllm-ffi",
         "trafficllm-head-linear",
         "trafficllm-head-sdk",
